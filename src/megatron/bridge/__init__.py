@@ -1,0 +1,27 @@
+"""Megatron Bridge: Hugging Face models in Megatron-Core and back, on any parallel layout, with proof.
+
+Importing the package imports neither torch nor megatron-core; names are loaded when first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatron.bridge.errors import BridgeError
+    from megatron.bridge.models.conversion.auto_bridge import AutoBridge
+
+__all__ = ["AutoBridge", "BridgeError", "__version__"]
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "AutoBridge": "megatron.bridge.models.conversion.auto_bridge",
+    "BridgeError": "megatron.bridge.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)

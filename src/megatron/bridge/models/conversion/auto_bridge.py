@@ -1,0 +1,413 @@
+"""`AutoBridge`: one object for everything between a Hugging Face model and its Megatron form."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from megatron.bridge.errors import BridgeError, CheckpointError, UnsupportedModelError
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge, find_bridge, registered_bridges
+from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
+from megatron.bridge.models.hf_pretrained.config import load_config
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+    from megatron.bridge.models.conversion.plan import WeightConversionTask
+    from megatron.bridge.models.conversion.weight_stream import HFWeightTuple
+
+
+class _ConfigOnly:
+    """An HF model of which only the config exists."""
+
+    has_weights = False
+
+    def __init__(self, config: "PretrainedConfig"):
+        self.config = config
+        self.model_name_or_path = getattr(config, "name_or_path", "") or type(config).__name__
+
+    def save_artifacts(self, folder: str | Path) -> list[str]:
+        from megatron.bridge.models.hf_pretrained.artifacts import save_config
+
+        save_config(self.config, folder)
+        return ["config.json"]
+
+
+class AutoBridge:
+    """Converts one Hugging Face model to Megatron-Core and back.
+
+    Use `from_hf_pretrained` or `from_hf_config`.
+
+    Attributes:
+        hf_pretrained: the HF model: config, weights (memory-mapped), tokenizer and other files.
+        export_weight_dtype: dtype name that exports are meant to have, for clients that ask.
+    """
+
+    def __init__(self, hf_pretrained: "PreTrainedCausalLM | PretrainedConfig"):
+        from transformers import PretrainedConfig
+
+        self.hf_pretrained: Any = (
+            _ConfigOnly(hf_pretrained) if isinstance(hf_pretrained, PretrainedConfig) else hf_pretrained
+        )
+        find_bridge(self.hf_pretrained.config)
+        self.export_weight_dtype = "bf16"
+
+    # Construction
+
+    @classmethod
+    def from_hf_pretrained(cls, path: str | Path, **kwargs: Any) -> Self:
+        """A bridge for a local folder or a hub id. Weights are read when something needs them.
+
+        Args:
+            path: folder or hub id.
+            kwargs: of `PreTrainedCausalLM.from_pretrained`: `trust_remote_code`, `revision`, `dtype`, and overrides of
+                config fields.
+
+        Raises:
+            UnsupportedModelError: no bridge for the architecture.
+            CheckpointError, HubError: the model cannot be found or read.
+        """
+        return cls(PreTrainedCausalLM.from_pretrained(path, **kwargs))
+
+    @classmethod
+    def from_hf_config(cls, config: "PretrainedConfig") -> Self:
+        """A bridge for a config in memory: providers and export work, there are no weights to load."""
+        return cls(config)
+
+    @classmethod
+    def from_auto_config(cls, megatron_path: str | Path, hf_model_id: str | Path, trust_remote_code: bool = False) -> Self:
+        """A bridge for a Megatron checkpoint, with the HF model that it came from."""
+        from megatron.bridge.training.model_load_save import iteration_folder
+
+        iteration_folder(megatron_path)
+        return cls.from_hf_pretrained(hf_model_id, trust_remote_code=trust_remote_code)
+
+    @staticmethod
+    def list_supported_models() -> list[str]:
+        """The HF architectures that have a bridge."""
+        return sorted(registered_bridges())
+
+    @staticmethod
+    def supports(config: Any) -> bool:
+        """Whether a config names an architecture that has a bridge."""
+        return any(name in registered_bridges() for name in getattr(config, "architectures", None) or ())
+
+    @classmethod
+    def can_handle(cls, path: str | Path, trust_remote_code: bool = False) -> bool:
+        """Whether a folder or hub id can be opened by `from_hf_pretrained`."""
+        from megatron.bridge.models.hf_pretrained import hub
+
+        try:
+            return cls.supports(load_config(hub.resolve(path, weights=False), trust_remote_code=trust_remote_code))
+        except BridgeError:
+            return False
+
+    @property
+    def _model_bridge(self) -> MegatronModelBridge:
+        """A fresh bridge for the present config; the architecture is read again each time."""
+        bridge = find_bridge(self.hf_pretrained.config).bridge_class()
+        bridge.hf_config = self.hf_pretrained.config
+        return bridge
+
+    @property
+    def transformer_config(self) -> Any:
+        """The finalised provider, which is a TransformerConfig."""
+        provider = self.to_megatron_provider(load_weights=False)
+        provider.finalize()
+        return provider
+
+    # Megatron models
+
+    def to_megatron_provider(self, load_weights: bool = True, hf_path: str | Path | None = None) -> Any:
+        """The provider: a mutable config that builds the Megatron model.
+
+        Args:
+            load_weights: register a hook that loads the HF weights when the model is built, before any other hook.
+            hf_path: load the weights of this folder or hub id instead.
+        """
+        from megatron.bridge import runtime
+
+        runtime.enter()
+        provider = self._model_bridge.provider_bridge(self.hf_pretrained)
+        if load_weights:
+            if not self._source(hf_path).has_weights:
+                raise CheckpointError(
+                    f"{self.hf_pretrained.model_name_or_path}: there are no weights to load; pass load_weights=False"
+                )
+            provider.perform_initialization = False
+            provider.register_pre_wrap_hook(lambda chunks: self.load_hf_weights(chunks, hf_path), prepend=True)
+        return provider
+
+    def to_megatron_model(
+        self, load_weights: bool = True, hf_path: str | Path | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """The Megatron model, with the HF weights, for the process groups of this run.
+
+        Args:
+            kwargs: of `provide_distributed_model`.
+        """
+        return self.to_megatron_provider(load_weights, hf_path).provide_distributed_model(**kwargs)
+
+    def load_hf_weights(
+        self,
+        model: Any,
+        hf_path: str | Path | None = None,
+        allowed_mismatched_params: Sequence[str] | None = None,
+        show_progress: bool = False,
+    ) -> Any:
+        """Loads the HF weights into a live model, in place; returns the model.
+
+        Each rank reads only its own slices, and no rank talks to another.
+
+        Args:
+            model: a chunk or the list of chunks, bare or wrapped (DDP, Float16Module).
+            hf_path: load this folder or hub id instead.
+            allowed_mismatched_params: Megatron parameter names that may keep their values.
+
+        Raises:
+            PlanError: model and checkpoint do not match; nothing was changed.
+        """
+        from megatron.bridge.models.conversion import weight_stream
+
+        source = self._source(hf_path)
+        weight_stream.load(self._model_bridge, source, model, allowed_mismatched_params or (), show_progress)
+        return model
+
+    def get_conversion_tasks(self, model: Any, hf_path: str | Path | None = None) -> "list[WeightConversionTask]":
+        """One task per weight of the whole model, in the same order on every rank (collective)."""
+        return self._model_bridge.build_conversion_tasks(self._source(hf_path), model)
+
+    def export_hf_weights(
+        self,
+        model: Any,
+        cpu: bool = False,
+        show_progress: bool = False,
+        conversion_tasks: "Iterable[WeightConversionTask | None] | None" = None,
+        merge_adapter_weights: bool = True,
+        weight_dtype: "torch.dtype | None" = None,
+    ) -> "Iterator[HFWeightTuple]":
+        """Streams the whole model's HF tensors, as (name, tensor), on every rank (collective, lazy).
+
+        Args:
+            cpu: give CPU tensors.
+            conversion_tasks: export these only (from `get_conversion_tasks`); iterated once.
+            merge_adapter_weights: accepted for clients that pass it; a model without adapters has none to merge.
+            weight_dtype: convert floating-point tensors.
+
+        Raises:
+            PlanError: a weight without a mapping, or tasks that give only a part of an HF tensor.
+        """
+        from megatron.bridge.models.conversion import weight_stream
+
+        return weight_stream.export(
+            self._model_bridge,
+            self.hf_pretrained,
+            model,
+            cpu=cpu,
+            show_progress=show_progress,
+            conversion_tasks=conversion_tasks,
+            weight_dtype=weight_dtype,
+        )
+
+    # Hugging Face folders
+
+    def save_hf_weights(
+        self,
+        model: Any,
+        path: str | Path,
+        show_progress: bool = False,
+        strict: bool = True,
+        merge_adapter_weights: bool = True,
+        distributed_save: bool = False,
+        save_every_n_ranks: int = 1,
+        weight_dtype: "torch.dtype | None" = None,
+    ) -> None:
+        """Writes a live model's weights as safetensors, in the source's files and order (collective).
+
+        Args:
+            strict: the tensors must be exactly those of the source.
+            distributed_save, save_every_n_ranks: accepted for clients that pass them; rank 0 writes.
+
+        Raises:
+            PlanError: tensors of one side are missing on the other; nothing is written.
+        """
+        from megatron.bridge.models.conversion import live_save
+
+        live_save.save(
+            self._model_bridge,
+            self.hf_pretrained,
+            model,
+            Path(path),
+            show_progress=show_progress,
+            strict=strict,
+            weight_dtype=weight_dtype,
+        )
+
+    def save_hf_pretrained(
+        self,
+        model: Any,
+        path: str | Path,
+        show_progress: bool = False,
+        source_path: str | Path | None = None,
+        strict: bool = True,
+        merge_adapter_weights: bool = True,
+        distributed_save: bool = False,
+        save_every_n_ranks: int = 1,
+        weight_dtype: "torch.dtype | None" = None,
+    ) -> None:
+        """Writes a live model as an HF folder: weights, config, tokenizer and the other files (collective).
+
+        Args:
+            source_path: take config, tokenizer and other files from this folder or hub id.
+        """
+        from megatron.bridge.transport import process_groups
+
+        self.save_hf_weights(
+            model, path, show_progress=show_progress, strict=strict, weight_dtype=weight_dtype,
+        )
+        if process_groups.rank() == 0:
+            self._source(source_path).save_artifacts(Path(path))
+        process_groups.barrier()
+
+    # Megatron checkpoints
+
+    @classmethod
+    def import_ckpt(
+        cls,
+        hf_model_id: str | Path,
+        megatron_path: str | Path,
+        *,
+        low_memory_save: bool = False,
+        torch_dtype: "torch.dtype | None" = None,
+        show_progress: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Converts an HF model into a Megatron checkpoint, streamed: the model is never in memory.
+
+        Args:
+            hf_model_id: folder or hub id.
+            megatron_path: a new folder.
+            low_memory_save: accepted for clients that pass it; memory is always low.
+            torch_dtype: convert the weights; default: as stored.
+            kwargs: of `from_hf_pretrained`.
+
+        Raises:
+            PlanError: the checkpoint and the model do not match; nothing is written.
+        """
+        cls.from_hf_pretrained(hf_model_id, **kwargs).write_megatron_checkpoint(megatron_path, torch_dtype, show_progress)
+
+    def write_megatron_checkpoint(
+        self, path: str | Path, torch_dtype: "torch.dtype | None" = None, show_progress: bool = False
+    ) -> None:
+        """`import_ckpt` for a bridge that exists already. Under torchrun rank 0 writes and the others wait."""
+        from megatron.bridge import runtime
+
+        runtime.enter()
+        from megatron.bridge.models.conversion import offline
+        from megatron.bridge.models.gpt_provider import set_dtype
+        from megatron.bridge.transport import process_groups
+
+        provider = self.to_megatron_provider(load_weights=False)
+        if torch_dtype is not None:
+            set_dtype(provider, torch_dtype)
+        offline.ensure_unsharded()
+        if process_groups.rank() == 0:
+            offline.import_checkpoint(
+                self._model_bridge, self.hf_pretrained, provider, Path(path), dtype=torch_dtype, show_progress=show_progress
+            )
+        process_groups.barrier()
+
+    def export_ckpt(
+        self,
+        megatron_path: str | Path,
+        hf_path: str | Path,
+        show_progress: bool = False,
+        strict: bool = True,
+        source_path: str | Path | None = None,
+        torch_dtype: "torch.dtype | None" = None,
+    ) -> None:
+        """Converts a Megatron checkpoint, saved from any parallel layout, into an HF folder, streamed.
+
+        Args:
+            megatron_path: the checkpoint, or one of its iterations.
+            hf_path: the output folder.
+            strict: the tensors must be exactly those of the source model, if it has weights.
+            source_path: take config, tokenizer and shard layout from this folder or hub id.
+            torch_dtype: convert the weights; default: as stored.
+        """
+        from megatron.bridge import runtime
+
+        runtime.enter()
+        from megatron.bridge.models.conversion import offline
+        from megatron.bridge.training.model_load_save import iteration_folder, load_model_config
+        from megatron.bridge.transport import process_groups
+
+        folder = iteration_folder(megatron_path)
+        provider, _ = load_model_config(folder)
+        offline.ensure_unsharded()
+        if process_groups.rank() == 0:
+            offline.export_checkpoint(
+                self._model_bridge,
+                self._source(source_path),
+                provider,
+                folder,
+                Path(hf_path),
+                dtype=torch_dtype,
+                strict=strict,
+                show_progress=show_progress,
+            )
+        process_groups.barrier()
+
+    def save_megatron_model(
+        self,
+        model: list[Any],
+        path: str | Path,
+        hf_tokenizer_path: str | Path | None = None,
+        low_memory_save: bool = False,
+        hf_tokenizer_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Saves a live model as a Megatron checkpoint (collective).
+
+        Args:
+            hf_tokenizer_path: take the tokenizer from this folder or hub id; default: the source model.
+            low_memory_save: accepted for clients that pass it.
+        """
+        from megatron.bridge.training import model_load_save
+        from megatron.bridge.transport import process_groups
+
+        folder = model_load_save.save_megatron_model(model, path, self.hf_pretrained.model_name_or_path)
+        if process_groups.rank() == 0:
+            self._source(hf_tokenizer_path).save_artifacts(folder / model_load_save.TOKENIZER_FOLDER)
+        process_groups.barrier()
+
+    def load_megatron_model(
+        self, path: str | Path, *, mp_overrides: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """Builds a Megatron checkpoint's model over this run's ranks and loads its weights (collective).
+
+        Args:
+            mp_overrides: parallel sizes or other provider fields; sizes are 1 by default.
+            kwargs: accepted for clients that pass more.
+        """
+        from megatron.bridge.training.model_load_save import load_megatron_model
+
+        return load_megatron_model(path, mp_overrides)
+
+    @staticmethod
+    def get_hf_model_id_from_checkpoint(path: str | Path) -> str | None:
+        """The hub id or folder that a Megatron checkpoint came from, or `None` if it does not say."""
+        from megatron.bridge.training.model_load_save import iteration_folder
+        from megatron.bridge.training.run_config import read_run_config
+
+        return (read_run_config(iteration_folder(path)).get("checkpoint") or {}).get("hf_model_id")
+
+    def _source(self, path: str | Path | None) -> Any:
+        """The HF model to read from: this bridge's own, or another of the same kind."""
+        if path is None:
+            return self.hf_pretrained
+        return PreTrainedCausalLM.from_pretrained(
+            path, trust_remote_code=getattr(self.hf_pretrained, "trust_remote_code", False)
+        )
+
+    def __repr__(self) -> str:
+        return f"AutoBridge({self.hf_pretrained!r})"

@@ -1,0 +1,83 @@
+"""Shared blocks: the mappings of a usual layer's parts. The only place where their weight names are typed.
+
+A block is a function of a few choices (read from the HF config by the family) that returns mappings. `hf` is the
+HF name of the module, with `*` for the layer number; Megatron names are those of the Transformer Engine spec.
+"""
+
+from megatron.bridge.models.conversion.param_mapping import (
+    AutoMapping,
+    Dropped,
+    GatedMLPMapping,
+    MegatronParamMapping,
+    QKVMapping,
+    Tied,
+)
+
+Mappings = list[MegatronParamMapping | Dropped]
+
+LAYER = "decoder.layers.*"
+
+
+def embeddings(*, tied: bool, hf: str = "model", lm_head: str = "lm_head") -> Mappings:
+    """Word embedding, final norm and output layer; with tied weights the output layer has none of its own."""
+    mappings: Mappings = [
+        AutoMapping("embedding.word_embeddings.weight", f"{hf}.embed_tokens.weight"),
+        AutoMapping("decoder.final_layernorm.weight", f"{hf}.norm.weight"),
+    ]
+    if tied:
+        mappings.append(Tied(f"{lm_head}.weight", same_as=f"{hf}.embed_tokens.weight"))
+    else:
+        mappings.append(AutoMapping("output_layer.weight", f"{lm_head}.weight"))
+    return mappings
+
+
+def pre_norms(
+    *,
+    hf: str = "model.layers.*",
+    attention: str = "input_layernorm",
+    mlp: str = "post_attention_layernorm",
+) -> Mappings:
+    """The norms in front of attention and MLP."""
+    return [
+        AutoMapping(f"{LAYER}.self_attention.linear_qkv.layer_norm_weight", f"{hf}.{attention}.weight"),
+        AutoMapping(f"{LAYER}.mlp.linear_fc1.layer_norm_weight", f"{hf}.{mlp}.weight"),
+    ]
+
+
+def attention(
+    *,
+    hf: str = "model.layers.*.self_attn",
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+    qk_norm: bool = False,
+) -> Mappings:
+    """Self-attention with separate q, k, v and output projections.
+
+    Args:
+        qkv_bias, output_bias: whether the projections have biases.
+        qk_norm: norms of q and k over each head.
+    """
+    megatron = f"{LAYER}.self_attention"
+    mappings: Mappings = []
+    for kind in ("weight", "bias") if qkv_bias else ("weight",):
+        names = {role: f"{hf}.{role}_proj.{kind}" for role in ("q", "k", "v")}
+        mappings.append(QKVMapping(f"{megatron}.linear_qkv.{kind}", **names))
+    for kind in ("weight", "bias") if output_bias else ("weight",):
+        mappings.append(AutoMapping(f"{megatron}.linear_proj.{kind}", f"{hf}.o_proj.{kind}"))
+    if qk_norm:
+        for role in ("q", "k"):
+            mappings.append(AutoMapping(f"{megatron}.{role}_layernorm.weight", f"{hf}.{role}_norm.weight"))
+    # Checkpoints made by old versions of transformers carry the rotary frequencies.
+    mappings.append(Dropped(f"{hf}.rotary_emb.inv_freq", "rotary frequencies are computed from the config"))
+    return mappings
+
+
+def gated_mlp(*, hf: str = "model.layers.*.mlp", bias: bool = False) -> Mappings:
+    """MLP with gate, up and down projections."""
+    megatron = f"{LAYER}.mlp"
+    mappings: Mappings = []
+    for kind in ("weight", "bias") if bias else ("weight",):
+        gate, up = (f"{hf}.{name}_proj.{kind}" for name in ("gate", "up"))
+        mappings.append(GatedMLPMapping(f"{megatron}.linear_fc1.{kind}", gate=gate, up=up))
+        mappings.append(AutoMapping(f"{megatron}.linear_fc2.{kind}", f"{hf}.down_proj.{kind}"))
+    return mappings

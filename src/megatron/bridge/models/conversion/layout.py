@@ -1,0 +1,201 @@
+"""Layout: which element of which Hugging Face tensor stands where in one Megatron weight.
+
+A layout is data: a tuple of `Piece`s, each of which says that a box of the (whole, unsharded) Megatron weight is a
+box of one HF tensor, perhaps with permuted axes. Pieces never overlap and together cover the weight, so one
+description serves every direction and every cut: building the weight, taking it apart, reading only the slice that
+a rank holds, counting bytes, and proving that nothing is lost. Nothing here knows process groups, files or configs.
+
+Letters in shapes: H hidden, D head dimension, A attention heads, G query groups, F feed-forward, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+Box = tuple[tuple[int, int], ...]  # (start, stop) per axis
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`megatron[megatron_box] == hf[hf_index].permute(permute)`.
+
+    Attributes:
+        role: which HF tensor of the mapping ("weight", "q", "gate", ...); `None` marks padding, which is zero on the
+            Megatron side and absent on the HF side.
+        hf_index: per HF axis a slice with explicit start, stop and step, or an int for an axis that the Megatron
+            weight does not have (the expert axis of a fused expert tensor).
+        megatron_box: the box of the whole Megatron weight.
+        permute: Megatron axis `i` is axis `permute[i]` of the indexed HF tensor; `None` keeps the order.
+    """
+
+    role: str | None
+    hf_index: tuple[slice | int, ...]
+    megatron_box: Box
+    permute: tuple[int, ...] | None = None
+
+    @property
+    def num_elements(self) -> int:
+        return prod(stop - start for start, stop in self.megatron_box)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The pieces of one Megatron weight, and the shape that each HF tensor must have for them."""
+
+    pieces: tuple[Piece, ...]
+    hf_shapes: Mapping[str, Shape]
+
+
+def whole(shape: Shape) -> Box:
+    """The box that covers a tensor of `shape`."""
+    return tuple((0, size) for size in shape)
+
+
+def slices(box: Box) -> tuple[slice, ...]:
+    """The index that takes `box` out of a tensor."""
+    return tuple(slice(start, stop) for start, stop in box)
+
+
+def shifted(box: Box, origin: Box) -> Box:
+    """`box` in the coordinates of a tensor that begins at the start of `origin`."""
+    return tuple((start - begin, stop - begin) for (start, stop), (begin, _) in zip(box, origin, strict=True))
+
+
+def clip(piece: Piece, box: Box) -> Piece | None:
+    """The part of `piece` inside `box` (both in coordinates of the whole weight), or `None` if they do not meet."""
+    common = tuple(
+        (max(a, c), min(b, d)) for (a, b), (c, d) in zip(piece.megatron_box, box, strict=True)
+    )
+    if any(start >= stop for start, stop in common):
+        return None
+    if common == piece.megatron_box:
+        return piece
+    index = list(piece.hf_index)
+    kept_axes = [axis for axis, entry in enumerate(index) if isinstance(entry, slice)]
+    for axis, ((start, stop), (begin, _)) in enumerate(zip(common, piece.megatron_box, strict=True)):
+        if piece.role is None:
+            break
+        hf_axis = kept_axes[piece.permute[axis] if piece.permute else axis]
+        entry = index[hf_axis]
+        assert isinstance(entry, slice)
+        first = entry.start + (start - begin) * entry.step
+        index[hf_axis] = slice(first, first + (stop - start - 1) * entry.step + 1, entry.step)
+    return Piece(piece.role, tuple(index), common, piece.permute)
+
+
+def take(tensor: "Tensor", piece: Piece) -> "Tensor":
+    """The view of an HF tensor that `piece` describes, in Megatron's axis order. Never copies."""
+    view = tensor[piece.hf_index]
+    return view.permute(piece.permute) if piece.permute else view
+
+
+def assemble(layout: Layout, hf_tensors: Mapping[str, "Tensor"], out: "Tensor", box: Box | None = None) -> None:
+    """Writes the Megatron weight, or the part of it in `box`, into `out` (converting to its dtype).
+
+    Args:
+        layout: of the whole weight.
+        hf_tensors: by role, each of its whole HF shape.
+        out: of the shape of `box`.
+        box: default: the whole weight.
+    """
+    box = whole(tuple(out.shape)) if box is None else box
+    for piece in layout.pieces:
+        part = clip(piece, box)
+        if part is None:
+            continue
+        target = out[slices(shifted(part.megatron_box, box))]
+        if part.role is None:
+            target.zero_()
+        else:
+            target.copy_(take(hf_tensors[part.role], part))
+
+
+def disassemble(layout: Layout, part: "Tensor", box: Box, hf_tensors: Mapping[str, "Tensor"]) -> dict[str, int]:
+    """The inverse of `assemble`: writes what `part` (the `box` of the weight) holds into the HF tensors.
+
+    Returns:
+        The number of elements written, by role.
+    """
+    written: dict[str, int] = {}
+    for piece in layout.pieces:
+        common = clip(piece, box)
+        if common is None or common.role is None:
+            continue
+        source = part[slices(shifted(common.megatron_box, box))]
+        take(hf_tensors[common.role], common).copy_(source)
+        written[common.role] = written.get(common.role, 0) + common.num_elements
+    return written
+
+
+def fuse(layout: Layout, hf_tensors: Mapping[str, "Tensor"]) -> "Tensor":
+    """The whole Megatron weight of `layout`, in the dtype of the first HF tensor."""
+    ends = (piece.megatron_box for piece in layout.pieces)
+    shape = tuple(max(stops) for stops in zip(*([stop for _, stop in box] for box in ends), strict=True))
+    out = next(iter(hf_tensors.values())).new_empty(shape)
+    assemble(layout, hf_tensors, out)
+    return out
+
+
+def split(layout: Layout, weight: "Tensor") -> dict[str, "Tensor"]:
+    """The HF tensors, by role, of a whole Megatron weight."""
+    hf_tensors = {role: weight.new_empty(shape) for role, shape in layout.hf_shapes.items()}
+    disassemble(layout, weight, whole(tuple(weight.shape)), hf_tensors)
+    return hf_tensors
+
+
+def _index(shape: Shape, first_row: int = 0, num_rows: int | None = None) -> tuple[slice, ...]:
+    stop = shape[0] if num_rows is None else first_row + num_rows
+    return (slice(first_row, stop, 1), *(slice(0, size, 1) for size in shape[1:]))
+
+
+def _rows(shape: Shape, start: int, stop: int) -> Box:
+    return ((start, stop), *whole(shape[1:]))
+
+
+def identity(shape: Shape, permute: tuple[int, ...] | None = None) -> Layout:
+    """One HF tensor is the Megatron weight, with its axes in another order if `permute` is given."""
+    hf_shape = shape
+    if permute:
+        hf_shape = tuple(shape[permute.index(axis)] for axis in range(len(shape)))
+    return Layout((Piece("weight", _index(hf_shape), whole(shape), permute),), {"weight": hf_shape})
+
+
+def padded_rows(shape: Shape, num_rows: int) -> Layout:
+    """The HF tensor is the first `num_rows` rows; the rest (vocabulary padding) is zero. `shape`: `[V_padded, ...]`."""
+    hf_shape = (num_rows, *shape[1:])
+    pieces = [Piece("weight", _index(hf_shape), _rows(shape, 0, num_rows))]
+    if shape[0] > num_rows:
+        pieces.append(Piece(None, (), _rows(shape, num_rows, shape[0])))
+    return Layout(tuple(pieces), {"weight": hf_shape})
+
+
+def concatenated_rows(shape: Shape, roles: Mapping[str, int]) -> Layout:
+    """HF tensors of `roles[role]` rows each, one after the other: `[sum(rows), ...]` (gate and up: `[2F, H]`)."""
+    pieces, hf_shapes, start = [], {}, 0
+    for role, num_rows in roles.items():
+        hf_shapes[role] = (num_rows, *shape[1:])
+        pieces.append(Piece(role, _index(hf_shapes[role]), _rows(shape, start, start + num_rows)))
+        start += num_rows
+    return Layout(tuple(pieces), hf_shapes)
+
+
+def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Layout:
+    """Row blocks interleaved by group: group `g` is rows `g` of each role in turn.
+
+    With `roles = {"q": A // G * D, "k": D, "v": D}` this is Megatron's fused QKV, `[G * (A // G + 2) * D, ...]`
+    (megatron-core 0.19, `SelfAttention.get_query_key_value_tensors`).
+    """
+    pieces, hf_shapes, start = [], {}, 0
+    for role, num_rows in roles.items():
+        hf_shapes[role] = (num_groups * num_rows, *shape[1:])
+    for group in range(num_groups):
+        for role, num_rows in roles.items():
+            index = _index(hf_shapes[role], group * num_rows, num_rows)
+            pieces.append(Piece(role, index, _rows(shape, start, start + num_rows)))
+            start += num_rows
+    return Layout(tuple(pieces), hf_shapes)

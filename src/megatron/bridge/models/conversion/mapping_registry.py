@@ -1,0 +1,113 @@
+"""The registry of a model's mappings, with lookup by name in both directions."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+from megatron.bridge.models.conversion.param_mapping import Dropped, MegatronParamMapping, Tied, pattern_to_regex
+
+_DIGITS = re.compile(r"\d+|\*+")
+
+# A norm in front of a linear layer is a parameter of its own in the local spec and a part of the linear layer in the
+# Transformer Engine spec. A rule may use either name.
+_NORM_ALIASES = (
+    ("input_layernorm.", "self_attention.linear_qkv.layer_norm_"),
+    ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"),
+)
+
+
+class MegatronMappingRegistry:
+    """Mappings in order of precedence: the first whose pattern matches a name wins.
+
+    Args:
+        *mappings: parameter mappings, and `Dropped` marks for HF tensors that are left out on purpose.
+    """
+
+    def __init__(self, *mappings: MegatronParamMapping | Dropped):
+        self.mappings = [mapping for mapping in mappings if isinstance(mapping, MegatronParamMapping)]
+        self.dropped = [mapping for mapping in mappings if isinstance(mapping, Dropped)]
+        self._by_megatron = _PatternIndex()
+        self._by_hf = _PatternIndex()
+        for mapping in self.mappings:
+            self._by_megatron.add(mapping.megatron_param, mapping)
+            for name in mapping.hf_names.values():
+                self._by_hf.add(name, mapping)
+        self._drop_index = _PatternIndex()
+        for mark in self.dropped:
+            self._drop_index.add(mark.hf_param, mark)
+
+    def __iter__(self) -> Iterator[MegatronParamMapping]:
+        return iter(self.mappings)
+
+    def __len__(self) -> int:
+        return len(self.mappings)
+
+    def get_all_mappings(self) -> list[MegatronParamMapping]:
+        """All mappings, unresolved."""
+        return list(self.mappings)
+
+    def get_mappings_by_pattern(self, pattern: str) -> list[MegatronParamMapping]:
+        """The mappings whose Megatron pattern matches `pattern` (`*` digits, `**` anything)."""
+        regex = re.compile(_glob(pattern))
+        return [mapping for mapping in self.mappings if regex.fullmatch(mapping.megatron_param)]
+
+    def megatron_to_hf_lookup(self, megatron_param: str) -> MegatronParamMapping | None:
+        """The resolved mapping of a Megatron parameter, or `None`. Norms are found under either of their names."""
+        for name in (megatron_param, *_aliases(megatron_param)):
+            found = self._by_megatron.find(name)
+            if found is not None:
+                mapping, captures = found
+                return mapping.resolve(captures)
+        return None
+
+    def hf_to_megatron_lookup(self, hf_param: str) -> MegatronParamMapping | None:
+        """The resolved mapping that reads an HF tensor, or `None`."""
+        found = self._by_hf.find(hf_param)
+        if found is None:
+            return None
+        mapping, captures = found
+        return mapping.resolve(captures)
+
+    def drop_reason(self, hf_param: str) -> str | None:
+        """Why an HF tensor is left out on purpose, or `None` if it is not."""
+        found = self._drop_index.find(hf_param)
+        return found[0].reason if found else None
+
+    def tied(self) -> dict[str, str]:
+        """HF names of second copies, each with the name of the tensor it must equal."""
+        return {mark.hf_param: mark.same_as for mark in self.dropped if isinstance(mark, Tied)}
+
+
+class _PatternIndex:
+    """Finds the first pattern that matches a name, trying only those with the name's shape.
+
+    The shape of a name is the name with every number replaced, so that 50,000 expert weights meet a handful of
+    patterns each instead of all of them.
+    """
+
+    def __init__(self) -> None:
+        self._patterns: dict[str, list[tuple[int, re.Pattern[str], object]]] = defaultdict(list)
+        self._anything: list[tuple[int, re.Pattern[str], object]] = []
+        self._size = 0
+
+    def add(self, pattern: str, value: object) -> None:
+        entry = (self._size, pattern_to_regex(pattern), value)
+        self._size += 1
+        (self._anything if "**" in pattern else self._patterns[_DIGITS.sub("*", pattern)]).append(entry)
+
+    def find(self, name: str):
+        candidates = [*self._patterns.get(_DIGITS.sub("*", name), ()), *self._anything]
+        for _, regex, value in sorted(candidates, key=lambda entry: entry[0]):
+            match = regex.fullmatch(name)
+            if match:
+                return value, match.groups()
+        return None
+
+
+def _aliases(name: str) -> list[str]:
+    pairs = (*_NORM_ALIASES, *((fused, separate) for separate, fused in _NORM_ALIASES))
+    return [name.replace(f".{old}", f".{new}") for old, new in pairs if f".{old}" in name]
+
+
+def _glob(pattern: str) -> str:
+    return re.escape(pattern).replace(r"\*\*", ".*").replace(r"\*", r"(?:\d+|\*)")

@@ -1,0 +1,272 @@
+"""`MegatronModelBridge`: what a model family declares, and the hooks through which it says what is unusual."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from megatron.bridge.errors import UnsupportedConfigError, UnsupportedModelError
+from megatron.bridge.models.conversion import config_mapping
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+    from megatron.bridge.models.conversion.plan import WeightConversionTask
+    from megatron.bridge.models.conversion.weight_stream import HFWeightTuple
+    from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
+
+
+@dataclass(frozen=True)
+class RegisteredBridge:
+    """An entry of the table of supported architectures."""
+
+    architecture: str
+    bridge_class: "type[MegatronModelBridge]"
+    target: Any
+    model_type: str | None
+
+
+_BRIDGES: dict[str, RegisteredBridge] = {}
+
+
+class MegatronModelBridge(ABC):
+    """A model family: how its HF config and HF weights correspond to Megatron's.
+
+    A family registers with `register_bridge`, lists its mappings in `mapping_registry`, and overrides a hook for
+    whatever is unusual. An instance serves one config.
+
+    Attributes:
+        hf_config: the HF config, set before `mapping_registry()` is called.
+        CONFIG_MAPPING: HF field -> provider field, for fields with the same value on both sides.
+        CONFIG_CHECKED: HF fields that the family's hooks read in another way.
+        CONFIG_IRRELEVANT: HF fields of this family that do not change the computation, with the reason.
+        CONFIG_DEFAULTS: provider fields that are the same for every model of the family.
+        PROVIDER_CLASS: default `GPTModelProvider`.
+        ADDITIONAL_FILE_PATTERNS: further artifact files to copy on export.
+    """
+
+    CONFIG_MAPPING: ClassVar[Mapping[str, str] | Sequence[tuple[str, str]]] = config_mapping.DECODER_FIELDS
+    CONFIG_CHECKED: ClassVar[tuple[str, ...]] = ("hidden_act", "rope_parameters")
+    CONFIG_IRRELEVANT: ClassVar[Mapping[str, str]] = {}
+    CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "hidden_dropout": 0.0,
+    }
+    PROVIDER_CLASS: ClassVar[Any] = None
+    ADDITIONAL_FILE_PATTERNS: ClassVar[Sequence[str]] = ()
+
+    hf_config: "PretrainedConfig"
+
+    # Registration
+
+    @staticmethod
+    def register_bridge(
+        *, source: Any, target: Any, provider: Any = None, model_type: str | None = None
+    ) -> Callable[[type["MegatronModelBridge"]], type["MegatronModelBridge"]]:
+        """Class decorator: this bridge serves the HF architecture `source`. The last registration wins.
+
+        Args:
+            source: HF model class, or its name as in `config.architectures`.
+            target: Megatron model class, or its name.
+            provider: provider class; default: the bridge's `PROVIDER_CLASS`.
+            model_type: HF `model_type`, with which a config can be exported that never came from HF.
+        """
+        architecture = source if isinstance(source, str) else source.__name__
+
+        def register(bridge_class: type["MegatronModelBridge"]) -> type["MegatronModelBridge"]:
+            if provider is not None:
+                bridge_class.PROVIDER_CLASS = provider
+            _BRIDGES[architecture] = RegisteredBridge(architecture, bridge_class, target, model_type)
+            return bridge_class
+
+        return register
+
+    # What a family declares
+
+    @abstractmethod
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        """The mappings of every weight, for the config in `self.hf_config`."""
+
+    def hf_config_to_provider_kwargs(self, hf_config: "PretrainedConfig") -> dict[str, Any]:
+        """The provider's fields for an HF config. A family extends the result of `super()`.
+
+        Raises:
+            UnsupportedConfigError: a field that the family does not know, or a value that it cannot represent.
+        """
+        mapping = dict(self.CONFIG_MAPPING)
+        config_mapping.check_fields(
+            hf_config, (*mapping, *self.CONFIG_CHECKED, *self.CONFIG_IRRELEVANT), self._where(hf_config)
+        )
+        fields = {**self.CONFIG_DEFAULTS, **config_mapping.mapped_fields(hf_config, mapping)}
+        if "hidden_act" in self.CONFIG_CHECKED:
+            fields["activation_func"] = config_mapping.activation_function(hf_config.hidden_act, self._where(hf_config))
+        if "rope_parameters" in self.CONFIG_CHECKED:
+            fields |= config_mapping.rotary_fields(hf_config, self._where(hf_config))
+        if "sliding_window" in self.CONFIG_CHECKED:
+            fields |= config_mapping.sliding_window_fields(hf_config, self._where(hf_config))
+        fields["make_vocab_size_divisible_by"] = self.make_vocab_size_divisible_by(hf_config.vocab_size)
+        return fields
+
+    def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> Any:
+        """The provider for a model.
+
+        Args:
+            hf_pretrained: anything with a `config`.
+        """
+        from megatron.bridge.models.gpt_provider import GPTModelProvider, set_dtype
+
+        hf_config = hf_pretrained.config
+        provider = (self.PROVIDER_CLASS or GPTModelProvider)(**self.hf_config_to_provider_kwargs(hf_config))
+        set_dtype(provider, self.dtype_from_hf(hf_config))
+        return provider
+
+    def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
+        """The HF config fields that describe `provider`: the inverse of `hf_config_to_provider_kwargs`.
+
+        A family extends the result of `super()` with what its hooks read. Fields that say nothing about the model
+        (token ids and the like) are left to the source config.
+        """
+        values = {hf: getattr(provider, megatron) for hf, megatron in dict(self.CONFIG_MAPPING).items()}
+        if "hidden_act" in self.CONFIG_CHECKED:
+            values["hidden_act"] = config_mapping.activation_name(provider.activation_func)
+        if "sliding_window" in self.CONFIG_CHECKED:
+            window = config_mapping.sliding_window_values(provider)
+            values |= {name: value for name, value in window.items() if name in self.CONFIG_CHECKED}
+        if provider.rope_parameters is None and "rope_parameters" in values:
+            values["rope_parameters"] = {"rope_type": "default", "rope_theta": provider.rotary_base}
+        entry = registered_for(type(self))
+        values["architectures"] = [entry.architecture]
+        values["model_type"] = entry.model_type
+        values["dtype"] = str(provider.params_dtype).removeprefix("torch.")
+        return values
+
+    def maybe_modify_loaded_hf_weight(
+        self, hf_param: str | dict[str, str], hf_state_dict: "Mapping[str, Tensor]"
+    ) -> "Tensor | dict[str, Tensor]":
+        """Reads the HF tensors of one mapping; overridden by families whose stored tensors need a change first.
+
+        An override makes every rank read whole tensors instead of its own slices.
+
+        Args:
+            hf_param: the mapping's HF name, or names by role.
+            hf_state_dict: reads tensors by name.
+
+        Returns:
+            The tensor, or the tensors by role.
+        """
+        if isinstance(hf_param, str):
+            return hf_state_dict[hf_param]
+        return {role: hf_state_dict[name] for role, name in hf_param.items()}
+
+    def maybe_modify_converted_hf_weight(
+        self, task: "WeightConversionTask", weights: "dict[str, Tensor]", hf_state_dict: "Mapping[str, Tensor] | None"
+    ) -> "dict[str, Tensor]":
+        """Changes what an export gives for one task; the inverse of `maybe_modify_loaded_hf_weight`.
+
+        Args:
+            task: the task that completed the tensors.
+            weights: whole HF tensors by name.
+            hf_state_dict: the source checkpoint, or `None`.
+        """
+        return weights
+
+    # Helpers
+
+    @staticmethod
+    def dtype_from_hf(hf_config: "PretrainedConfig", default: "torch.dtype | None" = None) -> "torch.dtype":
+        """The dtype that the HF config states; `default` (float32 if not given) where it states none."""
+        import torch
+
+        dtype = getattr(hf_config, "dtype", None) or default or torch.float32
+        return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+    @staticmethod
+    def make_vocab_size_divisible_by(vocab_size: int) -> int:
+        """The largest power of two up to 128 that divides the vocabulary: no padding at tensor-parallel size 1."""
+        return min(vocab_size & -vocab_size, 128)
+
+    def registry(self) -> MegatronMappingRegistry:
+        """The mappings; raises if `hf_config` was not set, which they depend on."""
+        if getattr(self, "hf_config", None) is None:
+            raise UnsupportedConfigError(f"{type(self).__name__}: hf_config must be set before mapping_registry()")
+        return self.mapping_registry()
+
+    def _where(self, hf_config: "PretrainedConfig") -> str:
+        name = getattr(hf_config, "name_or_path", "") or ""
+        return f"{type(hf_config).__name__}{f' of {name}' if name else ''}"
+
+    # Execution: the same functions that AutoBridge calls
+
+    def build_conversion_tasks(
+        self, hf_pretrained: Any, models: Any, weight_dtype: Any = None
+    ) -> "list[WeightConversionTask]":
+        """The tasks of the whole model, the same list on every rank (collective)."""
+        from megatron.bridge.models.conversion import weight_stream
+
+        self.hf_config = hf_pretrained.config
+        return weight_stream.build_global_tasks(self, hf_pretrained, models)
+
+    def load_weights_hf_to_megatron(
+        self, hf_pretrained: Any, model: Any, allowed_mismatched_params: Sequence[str] | None = None
+    ) -> Any:
+        """Loads this rank's part of the weights, without communication; returns the model."""
+        from megatron.bridge.models.conversion import weight_stream
+
+        self.hf_config = hf_pretrained.config
+        weight_stream.load(self, hf_pretrained, model, allowed_mismatched_params or ())
+        return model
+
+    def stream_weights_megatron_to_hf(
+        self, model: Any, hf_pretrained: Any, cpu: bool = True, **kwargs: Any
+    ) -> "Iterator[HFWeightTuple]":
+        """Yields the HF tensors of the whole model on every rank (collective, lazy)."""
+        from megatron.bridge.models.conversion import weight_stream
+
+        self.hf_config = hf_pretrained.config
+        return weight_stream.export(self, hf_pretrained, model, cpu=cpu, **kwargs)
+
+
+def registered_bridges() -> dict[str, RegisteredBridge]:
+    """All bridges by HF architecture, the families of this package included."""
+    import importlib
+    import pkgutil
+
+    from megatron.bridge import models
+
+    for package in pkgutil.iter_modules(models.__path__):
+        if package.ispkg and package.name not in ("conversion", "hf_pretrained"):
+            for module in pkgutil.iter_modules([f"{next(iter(models.__path__))}/{package.name}"]):
+                if module.name.endswith("_bridge"):
+                    importlib.import_module(f"{models.__name__}.{package.name}.{module.name}")
+    return dict(_BRIDGES)
+
+
+def registered_for(bridge_class: type[MegatronModelBridge]) -> RegisteredBridge:
+    """The first registration of a bridge class."""
+    for entry in _BRIDGES.values():
+        if entry.bridge_class is bridge_class:
+            return entry
+    raise UnsupportedModelError(f"{bridge_class.__name__} is not registered: decorate it with register_bridge")
+
+
+def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
+    """The bridge of the first architecture that a config names.
+
+    Raises:
+        UnsupportedModelError: the config names no architecture, or one without a bridge.
+    """
+    bridges = registered_bridges()
+    architectures = getattr(hf_config, "architectures", None) or []
+    for architecture in architectures:
+        if architecture in bridges:
+            return bridges[architecture]
+    found = ", ".join(architectures) if architectures else "none"
+    raise UnsupportedModelError(
+        f"{type(hf_config).__name__}: no bridge for architecture {found}. Supported: {', '.join(sorted(bridges))}. "
+        "`megatron-bridge models` lists them; a new one is a subclass of MegatronModelBridge."
+    )

@@ -1,0 +1,202 @@
+"""Mappings: a Megatron parameter, the HF tensors it is made of, and the layout between them.
+
+A mapping names parameters; its layout is a pure function of shapes and head counts. Which part of the weight a rank
+holds is read from the model (see `placement`), so no mapping asks about tensor parallelism: the classes that name a
+parallelism exist because the field's bridges use them, and all describe the same identity layout.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
+from megatron.bridge.models.conversion import layout as layouts
+from megatron.bridge.models.conversion.layout import Layout, Shape
+
+HFParam = str | dict[str, str]
+
+_WILDCARD = re.compile(r"\*\*|\*")
+# The rows of these weights are vocabulary entries, which Megatron pads.
+_VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
+
+
+class MegatronParamMapping:
+    """Base: one Megatron parameter (pattern) and the HF tensor or tensors (patterns) it is made of.
+
+    Args:
+        megatron_param: name in the Megatron model; `*` stands for digits, `**` for anything.
+        hf_param: HF name, or names by role; each wildcard takes what the Megatron pattern's wildcard of the same
+            position captured.
+    """
+
+    def __init__(self, megatron_param: str, hf_param: HFParam):
+        self.megatron_param = megatron_param
+        self.hf_param = hf_param
+        num_wildcards = len(_WILDCARD.findall(megatron_param))
+        for name in self.hf_names.values():
+            if len(_WILDCARD.findall(name)) > num_wildcards:
+                raise ValueError(f"{self!r}: HF pattern {name} has more wildcards than {megatron_param}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.megatron_param!r}, {self.hf_param!r})"
+
+    @property
+    def hf_names(self) -> dict[str, str]:
+        """HF names by role; the role of a single tensor is "weight"."""
+        return {"weight": self.hf_param} if isinstance(self.hf_param, str) else self.hf_param
+
+    @property
+    def group_key(self) -> str:
+        """Tasks with the same key share an HF tensor and must be exported together."""
+        return self.hf_param if isinstance(self.hf_param, str) else self.megatron_param
+
+    @property
+    def is_grouped_export(self) -> bool:
+        """Whether several Megatron parameters make one HF tensor."""
+        return False
+
+    @property
+    def is_expert(self) -> bool:
+        return ".experts." in self.megatron_param
+
+    def resolve(self, captures: Sequence[str]) -> Self:
+        """The same mapping with its wildcards replaced, in order, by `captures`."""
+        resolved = object.__new__(type(self))
+        resolved.__dict__.update(self.__dict__)
+        resolved.megatron_param = _substitute(self.megatron_param, captures)
+        if isinstance(self.hf_param, str):
+            resolved.hf_param = _substitute(self.hf_param, captures)
+        else:
+            resolved.hf_param = {role: _substitute(name, captures) for role, name in self.hf_param.items()}
+        return resolved
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        """How the whole Megatron weight of `shape` is made of the HF tensors.
+
+        Args:
+            shape: of the unsharded weight.
+            config: the provider (a TransformerConfig with `vocab_size`).
+        """
+        if self.megatron_param in _VOCABULARY_WEIGHTS:
+            return layouts.padded_rows(shape, min(config.vocab_size, shape[0]))
+        return layouts.identity(shape)
+
+
+class DirectMapping(MegatronParamMapping):
+    """One HF tensor is the Megatron weight."""
+
+
+class ColumnParallelMapping(MegatronParamMapping):
+    """One HF tensor is the Megatron weight, which is cut along its rows."""
+
+
+class RowParallelMapping(MegatronParamMapping):
+    """One HF tensor is the Megatron weight, which is cut along its columns."""
+
+
+class ReplicatedMapping(MegatronParamMapping):
+    """One HF tensor is the Megatron weight, which every tensor-parallel rank holds whole."""
+
+
+class AutoMapping(MegatronParamMapping):
+    """One HF tensor is the Megatron weight, however the model cuts it.
+
+    Args:
+        permute_dims: axis order of the Megatron weight in terms of the HF tensor's axes.
+    """
+
+    def __init__(self, megatron_param: str, hf_param: str, permute_dims: tuple[int, ...] | None = None):
+        super().__init__(megatron_param, hf_param)
+        self.permute_dims = permute_dims
+
+    @classmethod
+    def register_module_type(cls, module_name: str, parallelism_type: str) -> None:
+        """Accepts a module class and its parallelism ("column", "row" or "replicated").
+
+        Placement is read from the model's `sharded_state_dict()`, so there is nothing to remember; the arguments are
+        checked so that a typing error is still found.
+        """
+        if parallelism_type not in ("column", "row", "replicated"):
+            raise ValueError(f"{module_name}: parallelism must be column, row or replicated, found {parallelism_type}")
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        if self.permute_dims:
+            return layouts.identity(shape, tuple(self.permute_dims))
+        return super().layout(shape, config)
+
+
+class QKVMapping(MegatronParamMapping):
+    """Separate q, k and v tensors make the fused `linear_qkv`, interleaved by query group (weights and biases)."""
+
+    def __init__(self, megatron_param: str, q: str, k: str, v: str):
+        super().__init__(megatron_param, {"q": q, "k": k, "v": v})
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        num_groups, head_dim = config.num_query_groups, config.kv_channels
+        if config.num_attention_heads % num_groups:
+            raise UnsupportedConfigError(
+                f"{self.megatron_param}: num_attention_heads {config.num_attention_heads} is not a multiple of "
+                f"num_query_groups {num_groups}; check num_key_value_heads in the HF config"
+            )
+        rows = {"q": config.num_attention_heads // num_groups * head_dim, "k": head_dim, "v": head_dim}
+        if shape[0] != num_groups * sum(rows.values()):
+            raise ParallelLayoutError(
+                f"{self.megatron_param}: expected {num_groups * sum(rows.values())} rows for {num_groups} query "
+                f"groups, found {shape[0]}; tensor parallelism must divide the number of query groups"
+            )
+        return layouts.grouped_rows(shape, num_groups, rows)
+
+
+class GatedMLPMapping(MegatronParamMapping):
+    """Separate gate and up tensors make `linear_fc1`: `[gate; up]` of shape `[2F, H]` (weights and biases)."""
+
+    def __init__(self, megatron_param: str, gate: str, up: str):
+        super().__init__(megatron_param, {"gate": gate, "up": up})
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        half = shape[0] // 2
+        return layouts.concatenated_rows(shape, {"gate": half, "up": half})
+
+
+class Dropped:
+    """HF tensors that have no place in the Megatron model, with the reason why losing them is right.
+
+    Args:
+        hf_param: HF name or pattern.
+        reason: one clause, shown in plans.
+    """
+
+    def __init__(self, hf_param: str, reason: str):
+        self.hf_param, self.reason = hf_param, reason
+
+    def __repr__(self) -> str:
+        return f"Dropped({self.hf_param!r}, {self.reason!r})"
+
+
+class Tied(Dropped):
+    """An HF tensor that is a second copy of another: checked to be equal on import, written again on export.
+
+    Args:
+        hf_param: HF name of the copy.
+        same_as: HF name of the tensor that is kept.
+    """
+
+    def __init__(self, hf_param: str, same_as: str):
+        super().__init__(hf_param, f"tied to {same_as}")
+        self.same_as = same_as
+
+
+def pattern_to_regex(pattern: str) -> re.Pattern[str]:
+    """The regular expression of a name pattern: `*` captures digits, `**` captures anything."""
+    parts, last = [], 0
+    for match in _WILDCARD.finditer(pattern):
+        parts += [re.escape(pattern[last : match.start()]), r"(.*)" if match.group() == "**" else r"(\d+)"]
+        last = match.end()
+    return re.compile("".join([*parts, re.escape(pattern[last:])]))
+
+
+def _substitute(pattern: str, captures: Sequence[str]) -> str:
+    values = iter(captures)
+    return _WILDCARD.sub(lambda _: str(next(values)), pattern)
+
+

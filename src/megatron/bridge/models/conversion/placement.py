@@ -1,0 +1,139 @@
+"""Placement: which part of which whole Megatron weight this rank holds, as Megatron-Core itself states it.
+
+`model.sharded_state_dict()` knows every layout (TP, PP, VPP, EP, ETP, padding, fused gates) and gives one canonical
+key for each weight, the same for the local and the Transformer Engine layer spec. Nothing is derived here: the
+entries are only renamed, from "key plus offsets on prepended layer and expert axes" to one name per weight. The model
+may be on the meta device: no data is touched.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from megatron.bridge.models.conversion.layout import Box, Shape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+_LAYER_AXIS = re.compile(r"(\.layers)(?=\.(?!\d))")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A box of a whole Megatron weight, held on this rank.
+
+    Attributes:
+        box: in the whole weight.
+        local_box: the same elements in the rank's own parameter.
+        key, global_shape, global_offset: the entry's name and place in a torch_dist checkpoint, where layers (and
+            experts) may be stacked on prepended axes.
+        is_main_replica: whether this rank is the one that saves these elements.
+    """
+
+    box: Box
+    local_box: Box
+    key: str
+    global_shape: Shape
+    global_offset: Shape
+    is_main_replica: bool
+
+
+@dataclass(slots=True)
+class Parameter:
+    """A Megatron parameter or persistent buffer on this rank.
+
+    Attributes:
+        name: global name: layer and expert indices count over the whole model; names as in the Transformer Engine
+            spec.
+        param_name: name in this rank's (unwrapped) model chunk.
+        shape: of the whole, unsharded weight.
+        tensor: the rank's own data (perhaps on the meta device).
+    """
+
+    name: str
+    param_name: str
+    shape: Shape
+    dtype: "torch.dtype"
+    tensor: "Tensor"
+    vp_stage: int
+    shards: list[Shard] = field(default_factory=list)
+
+
+def read_placement(chunks: Sequence["nn.Module"]) -> list[Parameter]:
+    """The parameters that this rank's model chunks hold, in model order.
+
+    Args:
+        chunks: unwrapped model chunks, one per virtual pipeline stage.
+    """
+    parameters: list[Parameter] = []
+    for vp_stage, chunk in enumerate(chunks):
+        for param_name, entry in chunk.sharded_state_dict().items():
+            parameters.extend(_read_entry(param_name, entry, vp_stage))
+    return parameters
+
+
+def _read_entry(param_name: str, entry: object, vp_stage: int) -> Iterable[Parameter]:
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, is_main_replica
+
+    if isinstance(entry, ShardedTensorFactory):
+        built = entry.build()
+        parts = list(built.values()) if isinstance(built, dict) else list(built)
+    elif isinstance(entry, ShardedTensor):
+        parts = [entry]
+    else:  # ShardedObject and local objects hold no weights
+        return
+    tensor = entry.data
+    parameter: Parameter | None = None
+    for part in parts:
+        num_prepended = part.prepend_axis_num
+        name = canonical_name(part.key, part.global_offset[:num_prepended])
+        shape = tuple(part.global_shape[num_prepended:])
+        if parameter is None:
+            parameter = Parameter(name, param_name, shape, part.dtype, tensor, vp_stage)
+        offset = part.global_offset[num_prepended:]
+        box = tuple((start, start + size) for start, size in zip(offset, part.local_shape, strict=True))
+        parameter.shards.append(
+            Shard(
+                box=box,
+                local_box=_box_of_view(tensor, part.data),
+                key=part.key,
+                global_shape=tuple(part.global_shape),
+                global_offset=tuple(part.global_offset),
+                is_main_replica=is_main_replica(part.replica_id),
+            )
+        )
+    assert parameter is not None
+    yield parameter
+
+
+def canonical_name(key: str, prepended_offset: Sequence[int]) -> str:
+    """The global parameter name of a checkpoint key and its offsets on the prepended axes.
+
+    `("decoder.layers.mlp.linear_fc2.weight", (3,))` is `decoder.layers.3.mlp.linear_fc2.weight`;
+    `("decoder.layers.mlp.experts.experts.linear_fc1.weight", (3, 7))` is
+    `decoder.layers.3.mlp.experts.linear_fc1.weight7`, the name that grouped experts use.
+    """
+    offsets = list(prepended_offset)
+    if offsets and _LAYER_AXIS.search(key):
+        key = _LAYER_AXIS.sub(rf"\1.{offsets.pop(0)}", key, count=1)
+    key = key.replace(".experts.experts.", ".experts.")
+    if offsets:
+        key = f"{key}{offsets.pop(0)}"
+    assert not offsets, f"{key}: prepended axes that are neither layers nor experts"
+    return key
+
+
+def _box_of_view(tensor: "Tensor", view: "Tensor") -> Box:
+    """Where `view` lies in `tensor`, found from storage offsets, which meta tensors have too."""
+    if view.numel() == 0:
+        return tuple((0, size) for size in view.shape)
+    strides = tensor.stride()
+    assert view.stride() == strides and view.device == tensor.device, "a shard must be a view of its parameter"
+    rest = view.storage_offset() - tensor.storage_offset()
+    starts = []
+    for stride in strides:
+        start, rest = divmod(rest, stride)
+        starts.append(start)
+    return tuple((start, start + size) for start, size in zip(starts, view.shape, strict=True))

@@ -1,0 +1,272 @@
+"""Weights between a live model and HF tensors: sharded loading without communication, and streaming export."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from megatron.core import parallel_state
+
+from megatron.bridge.errors import BridgeError, PlanError
+from megatron.bridge.models.conversion import layout as layouts
+from megatron.bridge.models.conversion.layout import Box
+from megatron.bridge.models.conversion.placement import Parameter, read_placement
+from megatron.bridge.models.conversion.plan import Plan, TensorInfo, WeightConversionTask, build_plan
+from megatron.bridge.models.model_building import unwrap_model
+from megatron.bridge.transport import collectives
+from megatron.bridge.transport.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+
+# Bytes of Megatron weights that one round of collectives moves.
+BUCKET_BYTES = 256 * 2**20
+
+
+class HFWeightTuple(NamedTuple):
+    """One exported HF tensor."""
+
+    param_name: str
+    weight: "Tensor"
+
+
+def hf_tensor_infos(hf_pretrained: Any) -> Mapping[str, TensorInfo] | None:
+    """Shapes of the checkpoint's tensors by name, or `None` if there is only a config."""
+    return hf_pretrained.state.infos if getattr(hf_pretrained, "has_weights", False) else None
+
+
+def load(
+    bridge: "MegatronModelBridge",
+    hf_pretrained: Any,
+    model: Any,
+    allowed_mismatched_params: Iterable[str] = (),
+    show_progress: bool = False,
+) -> Plan:
+    """Fills a live model from an HF checkpoint. Each rank reads the slices it holds; no collective is called.
+
+    Args:
+        bridge: with `hf_config` set.
+        hf_pretrained: the checkpoint.
+        model: a model chunk or the list of chunks, bare or wrapped.
+        allowed_mismatched_params: Megatron names that may keep their values.
+
+    Raises:
+        PlanError: the model and the checkpoint do not match; no weight was changed.
+    """
+    chunks = unwrap_model(model)
+    infos = hf_tensor_infos(hf_pretrained)
+    if infos is None:
+        raise BridgeError(f"{_name(hf_pretrained)}: there are no weights to load, only a config")
+    parameters = _read_parameters(chunks)
+    plan = build_plan(
+        parameters,
+        bridge.registry(),
+        chunks[0].config,
+        infos,
+        what=_name(hf_pretrained),
+        allowed_mismatched_params=allowed_mismatched_params,
+    )
+    state = hf_pretrained.state
+    check_tied(plan, state)
+    with torch.no_grad(), Progress("loading", len(plan), enabled=show_progress) as progress:
+        for task in plan:
+            hf_tensors = read_hf_tensors(bridge, task, state)
+            assert task.param_weight is not None
+            for shard in task.shards:
+                part = task.param_weight.detach()[layouts.slices(shard.local_box)]
+                layouts.assemble(task.layout, hf_tensors, part, shard.box)
+            progress.advance(task.param_weight.nbytes)
+    return plan
+
+
+def read_hf_tensors(bridge: "MegatronModelBridge", task: WeightConversionTask, state: Any) -> dict[str, "Tensor"]:
+    """A task's HF tensors by role, read through the family's hook; views of the file unless the hook computes.
+
+    Raises:
+        PlanError: the hook gave a tensor of another shape than the layout has.
+    """
+    found = bridge.maybe_modify_loaded_hf_weight(task.mapping.hf_param, state)
+    hf_tensors = {"weight": found} if isinstance(found, torch.Tensor) else found
+    for role, shape in task.layout.hf_shapes.items():
+        if tuple(hf_tensors[role].shape) != tuple(shape):
+            raise PlanError(
+                f"HF tensor {task.mapping.hf_names[role]}: expected {list(shape)} for {task.global_param_name}, "
+                f"found {list(hf_tensors[role].shape)} after maybe_modify_loaded_hf_weight"
+            )
+    return hf_tensors
+
+
+def check_tied(plan: Plan, state: Any) -> None:
+    """Raises `PlanError` if a tensor that is stored twice differs between its copies."""
+    for name, same_as in plan.tied.items():
+        if not torch.equal(state[name], state[same_as]):
+            raise PlanError(
+                f"HF tensor {name}: the config ties it to {same_as}, but the checkpoint holds different values; "
+                "set tie_word_embeddings to false in config.json if both are meant"
+            )
+
+
+def build_global_tasks(bridge: "MegatronModelBridge", hf_pretrained: Any, model: Any) -> list[WeightConversionTask]:
+    """Tasks for every weight of the whole model, in the same order on every rank (collective).
+
+    Raises:
+        PlanError: a weight without a mapping.
+    """
+    chunks = unwrap_model(model)
+    local = {parameter.name: parameter for parameter in _read_parameters(chunks)}
+    records = [
+        (p.name, p.param_name, p.shape, p.dtype, p.vp_stage, tuple(shard.box for shard in p.shards))
+        for p in local.values()
+    ]
+    pp_rank = parallel_state.get_pipeline_model_parallel_rank() if parallel_state.model_parallel_is_initialized() else 0
+    merged: dict[str, Parameter] = {}
+    pp_ranks: dict[str, int] = {}
+    owners: dict[str, dict[Box, int]] = {}
+    for rank, (rank_pp, rank_records) in enumerate(collectives.all_gather_object((pp_rank, records))):
+        for name, _, shape, dtype, vp_stage, boxes in rank_records:
+            if name not in merged:
+                placeholder = Parameter(name, name, shape, dtype, None, vp_stage)  # type: ignore[arg-type]
+                merged[name] = local.get(name, placeholder)
+                pp_ranks[name] = rank_pp
+            for box in boxes:
+                owners.setdefault(name, {}).setdefault(box, rank)
+    plan = build_plan(merged.values(), bridge.registry(), chunks[0].config, None, what=_name(hf_pretrained))
+    modules = [dict(chunk.named_modules()) for chunk in chunks]
+    for task in plan:
+        task.pp_rank = pp_ranks[task.global_param_name]
+        task.owners = owners[task.global_param_name]
+        if task.param_weight is not None:
+            assert task.vp_stage is not None
+            task.megatron_module = modules[task.vp_stage].get(task.param_name.rpartition(".")[0])
+    return plan.tasks
+
+
+def export(
+    bridge: "MegatronModelBridge",
+    hf_pretrained: Any,
+    model: Any,
+    *,
+    cpu: bool = False,
+    show_progress: bool = False,
+    conversion_tasks: Iterable[WeightConversionTask | None] | None = None,
+    weight_dtype: torch.dtype | None = None,
+) -> Iterator[HFWeightTuple]:
+    """Yields every HF tensor, whole, on every rank (collective, lazy; iterate to the end on all ranks together).
+
+    A yielded tensor may be a view of the model's own weight: copy it before changing it or the model.
+
+    Args:
+        cpu: yield CPU tensors.
+        conversion_tasks: export these only; iterated once, `param_weight` read at the moment of use.
+        weight_dtype: convert floating-point tensors.
+
+    Raises:
+        PlanError: at the end, if the tasks gave only a part of an HF tensor.
+    """
+    tasks = build_global_tasks(bridge, hf_pretrained, model) if conversion_tasks is None else conversion_tasks
+    state = hf_pretrained.state if hf_tensor_infos(hf_pretrained) is not None else None
+    copies = {same_as: name for name, same_as in bridge.registry().tied().items() if state is not None and name in state}
+    assembler = _Assembler()
+    with torch.no_grad(), Progress("exporting", None, enabled=show_progress) as progress:
+        for bucket in _buckets(tasks, BUCKET_BYTES):
+            for task, parts in zip(bucket, collectives.gather_parts(bucket), strict=True):
+                finished = assembler.add(task, parts)
+                if not finished:
+                    continue
+                for name, weight in bridge.maybe_modify_converted_hf_weight(task, finished, state).items():
+                    weight = _convert(weight, cpu, weight_dtype)
+                    progress.advance(weight.nbytes)
+                    yield HFWeightTuple(name, weight)
+                    if name in copies:
+                        yield HFWeightTuple(copies[name], weight)
+    assembler.check_complete()
+
+
+class _Assembler:
+    """Puts parts of Megatron weights together into HF tensors, some of which are made by several tasks."""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, Tensor] = {}
+        self._missing: dict[str, int] = {}
+
+    def add(self, task: WeightConversionTask, parts: Sequence[tuple[Box, "Tensor"]]) -> dict[str, "Tensor"]:
+        """Takes in the boxes of one weight; returns the HF tensors that are complete now."""
+        names = task.mapping.hf_names
+        finished = _views(task, parts)
+        if finished is not None:
+            return finished
+        for role, shape in task.layout.hf_shapes.items():
+            name = names[role]
+            if name not in self._pending:
+                self._pending[name] = parts[0][1].new_empty(shape)
+                self._missing[name] = prod(shape)
+        by_role = {role: self._pending[name] for role, name in names.items()}
+        for box, part in parts:
+            for role, count in layouts.disassemble(task.layout, part, box, by_role).items():
+                self._missing[names[role]] -= count
+        complete = [name for name in names.values() if self._missing[name] == 0]
+        for name in complete:
+            del self._missing[name]
+        return {name: self._pending.pop(name) for name in complete}
+
+    def check_complete(self) -> None:
+        if self._missing:
+            names = ", ".join(f"{name} ({count} elements missing)" for name, count in self._missing.items())
+            raise PlanError(f"export: incomplete HF tensors: {names}; export all tasks that share a group_key together")
+
+
+def _views(task: WeightConversionTask, parts: Sequence[tuple[Box, "Tensor"]]) -> dict[str, "Tensor"] | None:
+    """The HF tensors as views, if each is one piece of one part: no copy is needed then."""
+    if sum(piece.role is not None for piece in task.layout.pieces) != len(task.layout.hf_shapes):
+        return None
+    found = {}
+    for piece in task.layout.pieces:
+        if piece.role is None:
+            continue
+        holders = [(box, part) for box, part in parts if layouts.clip(piece, box) is piece]
+        if not holders or piece.permute or piece.num_elements != prod(task.layout.hf_shapes[piece.role]):
+            return None
+        box, part = holders[0]
+        view = part[layouts.slices(layouts.shifted(piece.megatron_box, box))]
+        found[task.mapping.hf_names[piece.role]] = view.view(task.layout.hf_shapes[piece.role])
+    return found
+
+
+def _buckets(
+    tasks: Iterable[WeightConversionTask | None], max_bytes: int
+) -> Iterator[list[WeightConversionTask]]:
+    bucket: list[WeightConversionTask] = []
+    size = 0
+    for task in tasks:
+        if task is None:
+            continue
+        assert task.dtype is not None
+        bucket.append(task)
+        size += prod(task.shape) * task.dtype.itemsize
+        if size >= max_bytes:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
+
+
+def _convert(weight: "Tensor", cpu: bool, dtype: torch.dtype | None) -> "Tensor":
+    weight = weight.detach()
+    if dtype is not None and weight.is_floating_point():
+        weight = weight.to(dtype)
+    return weight.cpu() if cpu else weight
+
+
+def _read_parameters(chunks: Sequence["nn.Module"]) -> list[Parameter]:
+    with ExitStack() as stack:
+        for chunk in chunks:  # a value model hides its loss modules while weights are named
+            if hasattr(chunk, "hide_loss_modules"):
+                stack.enter_context(chunk.hide_loss_modules())
+        return read_placement(chunks)
+
+
+def _name(hf_pretrained: Any) -> str:
+    return str(getattr(hf_pretrained, "model_name_or_path", None) or type(hf_pretrained.config).__name__)

@@ -1,0 +1,171 @@
+"""`GPTModelProvider`: a Megatron config that can build its model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer import TransformerConfig
+
+from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
+from megatron.bridge.models.layer_specs import default_layer_spec
+from megatron.bridge.models.model_provider import ModelProviderMixin
+from megatron.bridge.models.rotary import apply_rope_parameters
+from megatron.bridge.runtime.fusions import fit_config
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.spec_utils import ModuleSpec
+
+
+def padded_vocab_size(vocab_size: int, make_vocab_size_divisible_by: int, tensor_model_parallel_size: int) -> int:
+    """The number of embedding rows: `vocab_size` rounded up so that every tensor-parallel rank gets equal parts."""
+    multiple = make_vocab_size_divisible_by * tensor_model_parallel_size
+    return (vocab_size + multiple - 1) // multiple * multiple
+
+
+@dataclass
+class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
+    """A TransformerConfig whose checks wait for `finalize()`, so that fields may be set in any order, and which builds
+    a GPTModel.
+
+    Beyond megatron-core's fields:
+
+    Attributes:
+        vocab_size: rows of the HF embedding, without padding.
+        seq_length: positions the model is made for (HF `max_position_embeddings`).
+        rope_parameters: the HF config's rope parameters; `None` for plain rope with `rotary_base`.
+        attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
+        transformer_layer_spec: a spec, or a function of the provider (and, if it takes it, `vp_stage`) that makes one.
+        seed: for `provide_distributed_model` where model parallelism is not initialised yet.
+    """
+
+    num_layers: int = 0
+    hidden_size: int = 0
+    num_attention_heads: int = 0
+
+    vocab_size: int = 0
+    seq_length: int = 1024
+    make_vocab_size_divisible_by: int = 128
+    share_embeddings_and_output_weights: bool = False
+    position_embedding_type: str = "rope"
+    rotary_base: float = 10000
+    rotary_percent: float = 1.0
+    rope_parameters: dict[str, Any] | None = None
+    seq_len_interpolation_factor: float | None = None
+    parallel_output: bool = True
+    scatter_embedding_sequence_parallel: bool = True
+    fp16_lm_cross_entropy: bool = False
+    attention_output_bias: bool | None = None
+    mlp_bias: bool | None = None
+    transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=default_layer_spec)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Nothing: megatron-core's checks run in `finalize()`, when every field has its value."""
+
+    def finalize(self) -> None:
+        """Completes and checks the config. Call after the last change; calling again is fine.
+
+        Raises:
+            UnsupportedConfigError: a value or combination that megatron-core refuses.
+            ParallelLayoutError: tensor parallelism that does not divide the heads or the feed-forward size.
+        """
+        self._check_tensor_parallelism()
+        fit_config(self)
+        if self.pipeline_model_parallel_size > 1 and self.pipeline_dtype is None:
+            self.pipeline_dtype = self.params_dtype
+        try:
+            super().__post_init__()
+        except (ValueError, AssertionError) as error:
+            raise UnsupportedConfigError(f"{type(self).__name__}: megatron-core refuses this config: {error}") from error
+
+    def _check_tensor_parallelism(self) -> None:
+        tp = self.tensor_model_parallel_size
+        sizes = {
+            "num_attention_heads": self.num_attention_heads,
+            "num_query_groups": self.num_query_groups,
+            "ffn_hidden_size": self.ffn_hidden_size,
+        }
+        problems = [f"{name} is {size}" for name, size in sizes.items() if size and size % tp]
+        if problems:
+            raise ParallelLayoutError(
+                f"tensor_model_parallel_size {tp} must divide every sharded dimension, but {', '.join(problems)}; "
+                "choose a smaller tensor_model_parallel_size"
+            )
+        pp = self.pipeline_model_parallel_size * (self.virtual_pipeline_model_parallel_size or 1)
+        uneven = (
+            self.num_layers_in_first_pipeline_stage
+            or self.num_layers_in_last_pipeline_stage
+            or self.account_for_embedding_in_pipeline_split
+            or self.account_for_loss_in_pipeline_split
+            or self.pipeline_model_parallel_layout
+        )
+        if self.num_layers % pp and not uneven:
+            raise ParallelLayoutError(
+                f"{self.num_layers} layers cannot be split over {pp} pipeline stages evenly; set "
+                "num_layers_in_first_pipeline_stage / num_layers_in_last_pipeline_stage, or another pipeline size"
+            )
+
+    def provide(
+        self,
+        pre_process: bool | None = None,
+        post_process: bool | None = None,
+        vp_stage: int | None = None,
+    ) -> GPTModel:
+        """Builds this rank's part of the model, with weights as megatron-core initialises them.
+
+        Args:
+            pre_process, post_process: whether this stage has the embedding and the output layer; default: by the
+                pipeline rank and `vp_stage`.
+            vp_stage: index of the model chunk on this rank.
+        """
+        from megatron.core import parallel_state
+
+        if pre_process is None:
+            pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+        if post_process is None:
+            post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        model = GPTModel(
+            config=self,
+            transformer_layer_spec=self._layer_spec(vp_stage),
+            vocab_size=self.padded_vocab_size,
+            max_sequence_length=self.seq_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            fp16_lm_cross_entropy=self.fp16_lm_cross_entropy,
+            parallel_output=self.parallel_output,
+            share_embeddings_and_output_weights=self.share_embeddings_and_output_weights,
+            position_embedding_type=self.position_embedding_type,
+            rotary_percent=self.rotary_percent,
+            rotary_base=self.rotary_base,
+            scatter_embedding_sequence_parallel=self.scatter_embedding_sequence_parallel,
+            seq_len_interpolation_factor=self.seq_len_interpolation_factor,
+            pg_collection=self._pg_collection,
+            vp_stage=vp_stage,
+        )
+        apply_rope_parameters(model, self.rope_parameters, self.seq_length)
+        return model
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the Megatron embedding."""
+        return padded_vocab_size(self.vocab_size, self.make_vocab_size_divisible_by, self.tensor_model_parallel_size)
+
+    def _layer_spec(self, vp_stage: int | None) -> Any:
+        import inspect
+
+        spec = self.transformer_layer_spec
+        if not callable(spec):
+            return spec
+        return spec(self, vp_stage=vp_stage) if "vp_stage" in inspect.signature(spec).parameters else spec(self)
+
+
+def set_dtype(provider: TransformerConfig, dtype: torch.dtype) -> None:
+    """Makes `dtype` the dtype of parameters and computation: the flags that megatron-core keeps for it, together."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UnsupportedConfigError(f"dtype {dtype}: a Megatron model is float32, bfloat16 or float16")
+    provider.bf16 = dtype == torch.bfloat16
+    provider.fp16 = dtype == torch.float16
+    provider.params_dtype = provider.autocast_dtype = dtype
+    provider.pipeline_dtype = dtype

@@ -1,0 +1,111 @@
+"""The files of a model folder that are not weights."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron.bridge.errors import CheckpointError
+from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# Weights in any format, indexes of weights, and what a repository holds for its web page or for git.
+_LEFT_OUT = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.h5",
+    "*.msgpack",
+    "*.gguf",
+    "*.onnx",
+    "*.onnx_data",
+    "*.npz",
+    "*.index.json",
+    "*.partial",
+    "README*",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+    "*.md",
+    "*.png",
+    "*.jpg",
+    "*.jpeg",
+    "*.gif",
+    "*.svg",
+    "*.pdf",
+    ".*",
+)
+
+
+def copy_artifacts(
+    source_folder: str | Path, out_folder: str | Path, config: PretrainedConfig | None = None
+) -> list[str]:
+    """Copies everything of a model folder but its weights, so that the output loads like the source.
+
+    The rule: every regular file at the top level of the folder is copied byte for byte, except weights and their
+    indexes, documents and pictures, and hidden files (`_LEFT_OUT`). So generation config, tokenizer, chat templates,
+    processor configs and custom code all come along, whatever they are called. The one folder that is copied is
+    `additional_chat_templates`. A symbolic link is followed if it leads into the folder, or into the blob store of the
+    Hugging Face cache that the folder is a snapshot of; one that leads elsewhere is an error, for it could publish
+    a file that is not the model's.
+
+    Args:
+        source_folder: the folder of the source model.
+        out_folder: made if absent.
+        config: written as `config.json` in place of the source's.
+
+    Returns:
+        The names of the files written, sorted.
+
+    Raises:
+        CheckpointError: no source folder, or a link that leads outside it.
+    """
+    source, out = Path(source_folder), Path(out_folder)
+    if not source.is_dir():
+        raise CheckpointError(f"{source}: no such folder to copy the config and tokenizer from.")
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [path for folder in (source, source / "additional_chat_templates") for path in sorted(folder.glob("*"))]
+    written = []
+    for path in paths:
+        name = path.relative_to(source)
+        if not path.is_file() or any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _LEFT_OUT):
+            continue
+        if config is not None and str(name) == CONFIG_NAME:
+            continue
+        _check_inside(source, path)
+        target = out / name
+        target.parent.mkdir(exist_ok=True)
+        if not (target.exists() and target.samefile(path)):
+            target.unlink(missing_ok=True)  # it may be a link, whose target is not ours to overwrite
+            shutil.copyfile(path, target)
+        written.append(str(name))
+    if config is not None:
+        save_config(config, out)
+        written.append(CONFIG_NAME)
+    return sorted(written)
+
+
+def save_config(config: PretrainedConfig, out_folder: str | Path) -> None:
+    """Writes `config.json`, in the form that `save_pretrained` gives it. Custom code is copied as a file instead."""
+    path = Path(out_folder) / CONFIG_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)  # it may be a link, whose target is not ours to overwrite
+    config.to_json_file(str(path), use_diff=True)
+
+
+def _check_inside(source: Path, path: Path) -> None:
+    roots = [source.resolve()]
+    if source.parent.name == "snapshots":  # <cache>/models--org--name/snapshots/<commit>, with links into ../../blobs
+        roots.append(source.parent.parent.resolve() / "blobs")
+    target = path.resolve()
+    if not any(target.is_relative_to(root) for root in roots):
+        raise CheckpointError(
+            f"{path}: a link that leads outside the model's folder, to {target}. Replace it by the "
+            "file itself, or remove it."
+        )

@@ -1,0 +1,178 @@
+"""A Hugging Face model folder as one object: config, weights, tokenizer and the other files, each when asked for."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from megatron.bridge.errors import CheckpointError
+from megatron.bridge.models.hf_pretrained import hub
+from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts
+from megatron.bridge.models.hf_pretrained.config import load_config
+from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, has_weights
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+class PreTrainedCausalLM:
+    """A Hugging Face model: its config now, and everything else on first use.
+
+    Attributes:
+        path: the local folder (for a hub id, the cache's snapshot of it).
+        repo_id: the hub id that `path` is a snapshot of, or None.
+        config: the config; may be changed or replaced.
+        trust_remote_code: whether the folder's own Python code may run.
+        dtype: the dtype of `model`; None for that of the checkpoint.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        config: PretrainedConfig,
+        *,
+        repo_id: str | None = None,
+        trust_remote_code: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.config = config
+        self.repo_id = repo_id
+        self.trust_remote_code = trust_remote_code
+        self.dtype = dtype
+        self._config_on_disk: dict[str, Any] | None = None  # what `config` was when loaded
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo_id: str | Path,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        **config_overrides: Any,
+    ) -> Self:
+        """Finds the folder and loads its config. Weights are neither downloaded nor read yet.
+
+        Args:
+            path_or_repo_id: a folder, or a hub id.
+            trust_remote_code: allow the folder's own Python code to run.
+            revision: branch, tag or commit of a hub id.
+            dtype: dtype of `model`; None for that of the checkpoint.
+            config_overrides: values to replace in the config (see `load_config`).
+
+        Raises:
+            HubError: the id could not be resolved or downloaded.
+            CheckpointError: no `config.json`, or malformed.
+            UnsupportedModelError: a `model_type` unknown to transformers, or custom code without leave to run.
+            UnsupportedConfigError: transformers refuses a value, or an override names no field of the config.
+        """
+        path = hub.resolve(path_or_repo_id, revision=revision, weights=False)
+        config = load_config(path, trust_remote_code=trust_remote_code, overrides=config_overrides)
+        repo_id = None if Path(path_or_repo_id).expanduser() == path else str(path_or_repo_id)
+        hf_pretrained = cls(path, config, repo_id=repo_id, trust_remote_code=trust_remote_code, dtype=dtype)
+        if not config_overrides:
+            hf_pretrained._config_on_disk = config.to_dict()
+        return hf_pretrained
+
+    @property
+    def model_name_or_path(self) -> str:
+        """The hub id, or the path of a local folder."""
+        return self.repo_id or str(self.path)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are safetensors weights, here or (for a hub id, not yet downloaded) in the repository."""
+        return has_weights(self.path) or (self.repo_id is not None and hub.lists_weights(self.repo_id, self.path.name))
+
+    @cached_property
+    def state(self) -> SafetensorsSource:
+        """The weights, memory-mapped. For a hub id the first use downloads them.
+
+        Raises:
+            CheckpointError: the weights are missing or malformed (see `SafetensorsSource`).
+            HubError: the download failed.
+        """
+        return SafetensorsSource(self._resolve_weights())
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer.
+
+        Raises:
+            CheckpointError: the folder has none that transformers can load.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: no tokenizer that transformers can load: {error}") from error
+
+    @cached_property
+    def generation_config(self) -> GenerationConfig | None:
+        """The folder's `generation_config.json`, or None when there is none.
+
+        Raises:
+            CheckpointError: it is malformed.
+        """
+        from transformers import GenerationConfig
+
+        path = self.path / "generation_config.json"
+        if not path.is_file():
+            return None
+        try:
+            return GenerationConfig.from_pretrained(self.path)
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path}: transformers refuses it: {error}") from error
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The Hugging Face model with its weights, in eval mode, on CPU: all of it in memory.
+
+        Raises:
+            CheckpointError: a weight of the model is absent from the checkpoint, or has another shape.
+        """
+        import transformers
+
+        architecture = (self.config.architectures or [""])[0]
+        model_class = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+        loaded: Any = model_class.from_pretrained(
+            self._resolve_weights(),
+            config=copy.deepcopy(self.config),  # transformers writes into it
+            dtype=self.dtype or "auto",
+            trust_remote_code=self.trust_remote_code,
+            output_loading_info=True,
+        )
+        model: PreTrainedModel = loaded[0]
+        info: dict[str, Any] = loaded[1]
+        missing = sorted([*info["missing_keys"], *(str(item) for item in info["mismatched_keys"])])
+        if missing:
+            raise CheckpointError(
+                f"{self.path}: transformers left weights of {type(model).__name__} at their random "
+                f"initialisation: {', '.join(missing)}. The checkpoint does not hold them."
+            )
+        model.eval()  # type: ignore[no-untyped-call]
+        return model
+
+    def save_artifacts(self, folder: str | Path) -> list[str]:
+        """Writes everything but the weights into `folder` (see `copy_artifacts`).
+
+        `config.json` is the source's, byte for byte, unless `config` was changed since it was loaded.
+
+        Returns:
+            The names of the files written, sorted.
+        """
+        changed = self._config_on_disk is None or self.config.to_dict() != self._config_on_disk
+        return copy_artifacts(self.path, folder, config=self.config if changed else None)
+
+    def _resolve_weights(self) -> Path:
+        if self.repo_id is None:
+            return self.path
+        # A snapshot's folder is named after its commit, so config and weights are of the same one.
+        return hub.resolve(self.repo_id, revision=self.path.name)
+
+    def __repr__(self) -> str:
+        return f"PreTrainedCausalLM({self.model_name_or_path!r}, {type(self.config).__name__})"

@@ -1,0 +1,195 @@
+"""The safetensors file format: dtype codes, header reading and header writing.
+
+Format (safetensors 0.8, https://github.com/huggingface/safetensors#format): 8 bytes, the header's length N as an
+unsigned little-endian integer; N bytes of JSON, padded at its end with spaces; then the tensors' bytes, with no gap
+between them. The JSON maps each tensor's name to `{"dtype", "shape", "data_offsets": [begin, end]}`, with offsets
+counted from the end of the header, and may hold `"__metadata__"`, a map of strings to strings.
+
+The library itself validates and reads files (`safe_open`). Headers are parsed here as well, because `safe_open` gives
+neither the order of the metadata nor the name of a tensor with an unknown dtype, and are written here, because the
+library can only write a file whose tensors are all in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from megatron.bridge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+# Codes in the order of the library's `Dtype` enum: `save_file` lays tensors out by descending code, then by name, so
+# that the widest dtypes come first and every tensor is aligned to its element size.
+_TORCH_NAMES = {
+    "BOOL": "bool",
+    "F4": "float4_e2m1fn_x2",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "C64": "complex64",
+    "F64": "float64",
+    "I64": "int64",
+    "U64": "uint64",
+}
+_CODES = {name: code for code, name in _TORCH_NAMES.items()}
+_CODE_RANK = {code: rank for rank, code in enumerate(_TORCH_NAMES)}
+_HEADER_ALIGNMENT = 8
+
+
+class TensorInfo(NamedTuple):
+    """One tensor of a checkpoint: its name, shape, dtype, and the file of the folder that holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    filename: str
+
+    @property
+    def num_elements(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        return self.num_elements * self.dtype.itemsize
+
+
+class Header(NamedTuple):
+    """A file's tensors in file order (by data offset), and its `__metadata__` in the order in which it is written."""
+
+    infos: list[TensorInfo]
+    metadata: dict[str, str]
+
+
+def dtype_code(dtype: torch.dtype) -> str:
+    """The safetensors code of a torch dtype: "BF16" for `torch.bfloat16`.
+
+    Raises:
+        CheckpointError: the format has no code for it.
+    """
+    code = _CODES.get(str(dtype).removeprefix("torch."))
+    if code is None:
+        raise CheckpointError(
+            f"{dtype}: safetensors cannot store this dtype. Convert the tensor first; "
+            f"known dtypes: {', '.join(_CODES)}."
+        )
+    return code
+
+
+def library_order(infos: Iterable[TensorInfo]) -> list[TensorInfo]:
+    """The order in which safetensors' own `save_file` lays these tensors out (see `_TORCH_NAMES`)."""
+    return sorted(infos, key=lambda info: (-_CODE_RANK[dtype_code(info.dtype)], info.name))
+
+
+def read_header(path: Path, filename: str) -> Header:
+    """Reads a file's header, and nothing else of it.
+
+    Args:
+        path: the file.
+        filename: its name within the checkpoint, recorded in each `TensorInfo`.
+
+    Raises:
+        CheckpointError: not a safetensors file, cut short, or with a dtype that torch does not have.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if prefix == b"version ":
+            raise CheckpointError(f"{path}: a git-lfs pointer, not the weights. Run `git lfs pull` in its folder.")
+        header_nbytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        data_begin = 8 + header_nbytes
+        if len(prefix) < 8 or data_begin > size:
+            raise CheckpointError(
+                f"{path}: truncated, or not a safetensors file: it has {size} bytes, and its header "
+                f"alone should end at byte {data_begin}. Fetch the file again."
+            )
+        text = file.read(header_nbytes)
+    try:
+        entries = json.loads(text, object_pairs_hook=_unique_keys)
+        metadata = entries.pop("__metadata__", {})
+        order = sorted(entries, key=lambda name: (entries[name]["data_offsets"], name))
+        data_nbytes = max((entries[name]["data_offsets"][1] for name in order), default=0)
+        infos = [_tensor_info(path, filename, name, entries[name]) for name in order]
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{path}: malformed safetensors header ({error!r}). Fetch the file again.") from error
+    if data_begin + data_nbytes > size:
+        raise CheckpointError(
+            f"{path}: truncated: its header describes {data_begin + data_nbytes} bytes, "
+            f"it has {size}. Fetch the file again."
+        )
+    return Header(infos, metadata)
+
+
+def encode_header(infos: Iterable[TensorInfo], metadata: dict[str, str] | None) -> tuple[bytes, dict[str, int]]:
+    """A file's first bytes (length and JSON), and each tensor's offset from the beginning of the file.
+
+    The JSON is the library's: `__metadata__` first, no white space, non-ASCII characters as they are, then spaces up
+    to a multiple of 8 bytes.
+    """
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offsets: dict[str, int] = {}
+    position = 0
+    for info in infos:
+        offsets[info.name] = position
+        entries[info.name] = {
+            "dtype": dtype_code(info.dtype),
+            "shape": _header_shape(info),
+            "data_offsets": [position, position + info.nbytes],
+        }
+        position += info.nbytes
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+    header = struct.pack("<Q", len(text)) + text
+    return header, {name: len(header) + offset for name, offset in offsets.items()}
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"repeated key {next(name for name in names if names.count(name) > 1)!r}")
+    return entries
+
+
+def _tensor_info(path: Path, filename: str, name: str, entry: dict[str, Any]) -> TensorInfo:
+    import torch
+
+    dtype = getattr(torch, _TORCH_NAMES.get(entry["dtype"], ""), None)
+    if dtype is None:
+        raise CheckpointError(
+            f"{path}: tensor {name} has dtype {entry['dtype']!r}, which torch {torch.__version__} "
+            f"does not have. Known dtypes: {', '.join(_TORCH_NAMES)}."
+        )
+    shape = tuple(int(size) for size in entry["shape"])
+    if entry["dtype"] == "F4":  # the header counts 4-bit elements; torch's dtype holds two of them
+        shape = (*shape[:-1], shape[-1] // 2)
+    return TensorInfo(name, shape, dtype, filename)
+
+
+def _header_shape(info: TensorInfo) -> list[int]:
+    if dtype_code(info.dtype) == "F4":
+        return [*info.shape[:-1], info.shape[-1] * 2]
+    return list(info.shape)

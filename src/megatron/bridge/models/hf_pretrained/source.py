@@ -1,0 +1,181 @@
+"""Reading the safetensors weights of a Hugging Face model folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from megatron.bridge.errors import CheckpointError
+from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, SINGLE_NAME, TensorInfo, read_header
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["SafetensorsSource", "TensorInfo"]
+
+_PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class SafetensorsSource(Mapping[str, "torch.Tensor"]):
+    """The weights of a folder, as a read-only mapping from tensor name to CPU tensor.
+
+    The files are those of `model.safetensors.index.json`; without an index, `model.safetensors`; without that, every
+    `*.safetensors` of the folder. Construction reads the headers and checks them against the index and the files'
+    sizes. A tensor is a view of a memory map of its file, so reading one costs nothing until its bytes are used. The
+    map is private: writing into a tensor never changes the file, but it changes what later reads of it return.
+
+    Attributes:
+        folder: the folder.
+        infos: every tensor's shape, dtype and file, without reading it; ordered by file, then by data offset.
+        shards: each file's tensor names, in the order of their data.
+        file_metadata: each file's `__metadata__`, such as `{"format": "pt"}`; empty where it has none.
+        index_metadata: the index's "metadata", or None without an index.
+
+    Raises:
+        CheckpointError: no safetensors weights; a file is absent, cut short or malformed; a tensor has a dtype unknown
+            to torch; or the index and the files disagree about which tensor is where.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.index_metadata: dict[str, Any] | None = None
+        weight_map: dict[str, str] | None = None
+        if (self.folder / INDEX_NAME).is_file():
+            weight_map, self.index_metadata = _read_index(self.folder)
+            filenames = sorted(set(weight_map.values()))
+        else:
+            filenames = _files_without_index(self.folder)
+        self.infos: dict[str, TensorInfo] = {}
+        self.shards: dict[str, list[str]] = {}
+        self.file_metadata: dict[str, dict[str, str]] = {}
+        self._handles: dict[str, Any] = {}
+        repeated: list[str] = []
+        for filename in filenames:
+            header = read_header(self.folder / filename, filename)
+            self._handles[filename] = _open(self.folder / filename)
+            self.shards[filename] = [info.name for info in header.infos]
+            self.file_metadata[filename] = header.metadata
+            for info in header.infos:
+                if info.name in self.infos:
+                    repeated.append(f"{info.name} is in both {self.infos[info.name].filename} and {filename}")
+                self.infos[info.name] = info
+        if repeated:
+            raise CheckpointError(
+                f"{self.folder}: the same tensor in two files: {'; '.join(repeated)}. "
+                "Remove the files that do not belong to the model."
+            )
+        if weight_map is not None:
+            _check_index(self.folder, weight_map, self.infos)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(info.nbytes for info in self.infos.values())
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor, on CPU, as a view of the memory-mapped file.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
+        if name not in self.infos:
+            raise CheckpointError(f"{self.folder}: no tensor {name} among its {len(self.infos)} tensors.")
+        tensor: torch.Tensor = self._handles[self.infos[name].filename].get_tensor(name)
+        return tensor
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.infos:
+            raise KeyError(name)
+        return self.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.infos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.infos)
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def __repr__(self) -> str:
+        return f"SafetensorsSource({str(self.folder)!r}, {len(self)} tensors, {self.nbytes} bytes)"
+
+
+def has_weights(folder: str | Path) -> bool:
+    """Whether the folder itself holds any safetensors file or index. Says nothing about its being complete."""
+    folder = Path(folder)
+    return (folder / INDEX_NAME).is_file() or any(path.is_file() for path in folder.glob("*.safetensors"))
+
+
+def _open(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a valid safetensors file: {error}. Fetch the file again.") from error
+
+
+def _read_index(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    path = folder / INDEX_NAME
+    try:
+        index = json.loads(path.read_bytes())
+        weight_map = {name: PurePosixPath(file).as_posix() for name, file in index["weight_map"].items()}
+        metadata = dict(index.get("metadata") or {})
+        filenames = sorted(set(weight_map.values()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: malformed index ({error!r}): it should be a JSON object with a `weight_map` "
+            "from tensor names to file names. Fetch the file again."
+        ) from error
+    outside = [name for name in filenames if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if outside:
+        raise CheckpointError(
+            f"{path}: names files outside the folder: {', '.join(outside)}. "
+            "The index must name files of its own folder."
+        )
+    absent = [name for name in filenames if not (folder / name).is_file()]
+    if absent:
+        raise CheckpointError(
+            f"{path}: {len(absent)} of {len(filenames)} files are absent: {', '.join(absent)}. Fetch them."
+        )
+    if (folder / SINGLE_NAME).is_file() and SINGLE_NAME not in filenames:
+        raise CheckpointError(
+            f"{folder}: holds both {SINGLE_NAME} and an index of other files ({INDEX_NAME}), two "
+            "sets of weights. Remove the one that is not the model."
+        )
+    return weight_map, metadata
+
+
+def _files_without_index(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder.")
+    if (folder / SINGLE_NAME).is_file():
+        return [SINGLE_NAME]
+    filenames = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
+    if filenames:
+        return filenames
+    pickles = sorted(path.name for pattern in _PICKLE_PATTERNS for path in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: only pickled weights ({', '.join(pickles)}), which are never unpickled here. "
+            "Convert them to safetensors (for example with `save_pretrained` of transformers)."
+        )
+    raise CheckpointError(f"{folder}: no weights: expected {INDEX_NAME}, {SINGLE_NAME} or other *.safetensors files.")
+
+
+def _check_index(folder: Path, weight_map: dict[str, str], infos: dict[str, TensorInfo]) -> None:
+    problems = [
+        f"{name} is not in {filename}" + (f" but in {infos[name].filename}" if name in infos else "")
+        for name, filename in weight_map.items()
+        if name not in infos or infos[name].filename != filename
+    ]
+    problems += [
+        f"{name} of {info.filename} is not in the index" for name, info in infos.items() if name not in weight_map
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{folder / INDEX_NAME}: the index and the files disagree: {'; '.join(problems)}. Fetch the folder again."
+        )

@@ -1,0 +1,73 @@
+"""Layer specs: Transformer Engine where it can run, megatron-core's own modules elsewhere. The choice is made here."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+
+from megatron.bridge.runtime import capabilities
+from megatron.bridge.runtime.norm import TorchNorm
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.gpt_provider import GPTModelProvider
+
+
+def transformer_engine_layer_spec(config: "GPTModelProvider") -> ModuleSpec:
+    """One transformer layer of Transformer Engine modules."""
+    return gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        qk_layernorm=config.qk_layernorm,
+    )
+
+
+def local_layer_spec(config: "GPTModelProvider") -> ModuleSpec:
+    """One transformer layer of megatron-core's own modules, with norms that accept sequence parallelism."""
+    spec = gpt_layer_specs.get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=False,
+        qk_layernorm=config.qk_layernorm,
+        normalization=config.normalization,
+    )
+    layer = spec.submodules
+    attention = layer.self_attention.submodules
+    for owner, names in (
+        (layer, ("input_layernorm", "pre_mlp_layernorm")),
+        (attention, ("q_layernorm", "k_layernorm")),
+    ):
+        for name in names:
+            if getattr(owner, name, None) not in (None, IdentityOp):
+                setattr(owner, name, TorchNorm)
+    return spec
+
+
+def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) -> Any:
+    """The spec of this rank's decoder layers, by what the machine offers, with the biases that the config asks for."""
+    if capabilities.has_transformer_engine():
+        spec = transformer_engine_layer_spec(config)
+        _set_biases(spec, config)
+        return spec
+    spec = local_layer_spec(config)
+    _set_biases(spec, config)
+    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=TorchNorm)
+
+
+def _set_biases(spec: ModuleSpec, config: "GPTModelProvider") -> None:
+    """Biases of single linear layers: megatron-core has one switch for all of them (`add_bias_linear`)."""
+    layer = spec.submodules
+    attention = layer.self_attention.submodules
+    if config.attention_output_bias is not None:
+        attention.linear_proj = partial(_build_linear, attention.linear_proj, config.attention_output_bias)
+    if config.mlp_bias is not None:
+        mlp = layer.mlp.keywords["submodules"]
+        mlp.linear_fc1 = partial(_build_linear, mlp.linear_fc1, config.mlp_bias)
+        mlp.linear_fc2 = partial(_build_linear, mlp.linear_fc2, config.mlp_bias)
+
+
+def _build_linear(linear: Any, use_bias: bool, *args: Any, bias: bool, **kwargs: Any) -> Any:
+    del bias  # the config's one switch for all layers
+    return linear(*args, bias=use_bias, **kwargs)

@@ -1,0 +1,20 @@
+"""Mistral (text)."""
+
+from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+
+
+@MegatronModelBridge.register_bridge(source="MistralForCausalLM", target="GPTModel", model_type="mistral")
+class MistralBridge(MegatronModelBridge):
+    """Like Llama without biases, with a sliding window on all layers if the config says so."""
+
+    CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "sliding_window")
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        return MegatronMappingRegistry(
+            *blocks.embeddings(tied=self.hf_config.tie_word_embeddings),
+            *blocks.pre_norms(),
+            *blocks.attention(),
+            *blocks.gated_mlp(),
+        )

@@ -1,0 +1,21 @@
+"""Qwen2 and Qwen2.5."""
+
+from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+
+
+@MegatronModelBridge.register_bridge(source="Qwen2ForCausalLM", target="GPTModel", model_type="qwen2")
+class Qwen2Bridge(MegatronModelBridge):
+    """Like Llama, with biases on q, k and v, and a sliding window on some layers if the config says so."""
+
+    CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "sliding_window", "use_sliding_window", "layer_types")
+    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "add_qkv_bias": True}
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        return MegatronMappingRegistry(
+            *blocks.embeddings(tied=self.hf_config.tie_word_embeddings),
+            *blocks.pre_norms(),
+            *blocks.attention(qkv_bias=True),
+            *blocks.gated_mlp(),
+        )

@@ -1,0 +1,135 @@
+"""Rotary embeddings with every scaling that transformers offers.
+
+megatron-core has its own formulas for some scalings, with some of their numbers fixed (llama3) and other scalings
+missing (dynamic, longrope). The frequencies are therefore taken from transformers' `ROPE_INIT_FUNCTIONS`, which
+define what the published checkpoints mean; only the default, unscaled kind is left to megatron-core.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+
+from megatron.bridge.errors import UnsupportedConfigError
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+    from transformers import PretrainedConfig
+
+# Kinds whose frequencies depend on the length of the sequence.
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
+
+
+def _rope_config(
+    rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int
+) -> "PretrainedConfig":
+    """The fields that transformers' rope functions read, as the config of a model that has nothing else."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=head_dim,
+        num_attention_heads=1,
+        head_dim=head_dim,
+        max_position_embeddings=max_position_embeddings,
+        rope_parameters=dict(rope_parameters),
+    )
+
+
+def attention_scaling(rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int) -> float:
+    """The factor that scales cos and sin (YaRN and LongRoPE; 1.0 for the other kinds)."""
+    kind = rope_parameters.get("rope_type", "default")
+    if kind == "default":
+        return 1.0
+    config = _rope_config(rope_parameters, head_dim, max_position_embeddings)
+    return float(_rope_init(kind)(config, torch.device("cpu"))[1])
+
+
+def _rope_init(kind: str) -> Any:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    if kind not in ROPE_INIT_FUNCTIONS:
+        raise UnsupportedConfigError(
+            f"rope_parameters: rope_type {kind!r} is unknown to the installed transformers; known: "
+            f"default, {', '.join(sorted(ROPE_INIT_FUNCTIONS))}"
+        )
+    return ROPE_INIT_FUNCTIONS[kind]
+
+
+class ScaledRotaryEmbedding(RotaryEmbedding):
+    """Rotary embedding with a Hugging Face scaling.
+
+    Args:
+        rope_parameters: as in the HF config: `rope_type`, `rope_theta` and the kind's own numbers.
+        head_dim: dimensions per head.
+        max_position_embeddings: of the HF config; some kinds scale relative to it.
+        kwargs: of megatron-core's `RotaryEmbedding`.
+
+    Source: transformers 5, `modeling_rope_utils.py`.
+    """
+
+    def __init__(
+        self, rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int, **kwargs: Any
+    ):
+        super().__init__(kv_channels=head_dim, rotary_base=int(rope_parameters["rope_theta"]), **kwargs)
+        self.kind = rope_parameters["rope_type"]
+        self.hf_config = _rope_config(rope_parameters, head_dim, max_position_embeddings)
+        self.max_position_embeddings = max_position_embeddings
+        self.original_max_position_embeddings = rope_parameters.get(
+            "original_max_position_embeddings", max_position_embeddings
+        )
+        self.inv_freq = self._frequencies(1)
+
+    def _frequencies(self, seq_len: int) -> torch.Tensor:
+        """Inverse frequencies, `[head_dim / 2]` (or fewer, if only part of each head is rotated)."""
+        rope_init = _rope_init(self.kind)
+        # Frequencies are the same on every machine because they are always computed on the CPU, as HF does.
+        device = torch.device("cpu")
+        if self.kind == "dynamic" and seq_len > self.max_position_embeddings:
+            return rope_init(self.hf_config, device, seq_len=torch.tensor(seq_len))[0]
+        if self.kind == "longrope" and seq_len > self.original_max_position_embeddings:
+            return rope_init(self.hf_config, device, seq_len=self.original_max_position_embeddings + 1)[0]
+        return rope_init(self.hf_config, device)[0]
+
+    def get_rotary_seq_len(self, inference_context: Any, *args: Any, **kwargs: Any) -> int:
+        """The number of positions to make: with a KV cache only those used so far, since the kind may depend on it."""
+        if inference_context is not None and self.kind in _LENGTH_DEPENDENT:
+            return self._used_length(inference_context, *args, **kwargs)
+        return super().get_rotary_seq_len(inference_context, *args, **kwargs)
+
+    def _used_length(self, inference_context: Any, *args: Any, **kwargs: Any) -> int:
+        return inference_context.sequence_len_offset + super().get_rotary_seq_len(None, *args, **kwargs)
+
+    @lru_cache(maxsize=32)  # noqa: B019 - one small module for the life of the model, as in megatron-core
+    def _frequencies_on_device(self, seq_len: int, device: torch.device) -> torch.Tensor:
+        return self._frequencies(seq_len).to(device)
+
+    def get_emb(self, max_seq_len: int, offset: int = 0) -> torch.Tensor:
+        """Angles of the positions, `[max_seq_len, 1, 1, rotary_dim]`."""
+        if self.kind in _LENGTH_DEPENDENT:
+            self.inv_freq = self._frequencies_on_device(max_seq_len + offset, torch.device(self.inv_freq.device))
+        return super().get_emb(max_seq_len, offset)
+
+
+def apply_rope_parameters(
+    model: "GPTModel", rope_parameters: Mapping[str, Any] | None, max_position_embeddings: int
+) -> None:
+    """Gives a GPTModel the rotary embedding that an HF config describes. Default rope is left as it is."""
+    if not rope_parameters or rope_parameters.get("rope_type", "default") == "default":
+        return
+    if not hasattr(model, "rotary_pos_emb"):
+        return
+    config = model.config
+    model.rotary_pos_emb = ScaledRotaryEmbedding(
+        rope_parameters,
+        config.kv_channels,
+        max_position_embeddings,
+        rotary_percent=model.rotary_percent,
+        rotary_interleaved=config.rotary_interleaved,
+        use_cpu_initialization=config.use_cpu_initialization,
+        cp_group=model.pg_collection.cp,
+    )
+    scaling = attention_scaling(rope_parameters, config.kv_channels, max_position_embeddings)
+    for layer in model.decoder.layers:
+        layer.self_attention._yarn_concentration_factor = scaling

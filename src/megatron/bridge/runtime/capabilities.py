@@ -1,0 +1,26 @@
+"""What this machine can do. Every choice between CUDA and CPU, or with and without Transformer Engine, is made from here."""
+
+import importlib.util
+import os
+
+import torch
+
+
+def has_cuda() -> bool:
+    """Whether a CUDA device can be used by this process."""
+    return torch.cuda.is_available()
+
+
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine can be used: it is installed, and there is a CUDA device for its kernels."""
+    return has_cuda() and importlib.util.find_spec("transformer_engine") is not None
+
+
+def device() -> torch.device:
+    """This rank's device: `cuda:<LOCAL_RANK>` (0 without torchrun), or `cpu`."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_cuda() else torch.device("cpu")
+
+
+def distributed_backend() -> str:
+    """The `torch.distributed` backend for `device()`: `nccl` or `gloo`."""
+    return "nccl" if has_cuda() else "gloo"

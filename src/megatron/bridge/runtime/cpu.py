@@ -1,0 +1,225 @@
+"""Sends megatron-core's CUDA requests to the CPU. Entered through `megatron.bridge.runtime.enter()`, never on import.
+
+Four means, none with a cost per torch operation:
+
+- `REPLACEMENTS`: attributes of torch and megatron-core that are given a CPU version;
+- `LITERAL_DEVICE`: megatron-core functions with the device "cuda" written in their body, which get "cpu" in its place;
+- functions that megatron-core hands to `torch.compile` run as they are written;
+- `QUIET_WARNINGS` and `QUIET_LOGS`: messages that say nothing on a machine without CUDA.
+
+The tables were made against megatron-core 0.19.2. A name that another version lacks is an error, not a silent gap.
+"""
+
+import importlib
+import inspect
+import logging
+import sys
+import types
+import warnings
+from typing import Any
+
+import torch
+
+from megatron.bridge.errors import BridgeError
+from megatron.bridge.transport import gloo
+
+CPU = torch.device("cpu")
+_OUT_OF_DATE = (
+    "The tables in runtime/cpu.py were made for megatron-core 0.19: "
+    "install megatron-core>=0.19,<0.20, or bring them up to date."
+)
+
+
+class _Stream:
+    """A stream, or an event, of a device that runs everything in order: there is never anything to wait for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def wait_stream(self, stream: "_Stream") -> None:
+        pass
+
+    def record_event(self) -> "_Stream":
+        return self
+
+    def synchronize(self) -> None:
+        pass
+
+
+_STREAM = _Stream()
+_OPTIMIZER_STATE = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.state_dict"
+_TENSOR_TYPE = torch.Tensor.type
+
+
+def _tensor_cuda(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return self
+
+
+def _tensor_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """`Tensor.type`, where megatron-core alone is told that a float tensor lives on CUDA: it compares the name."""
+    result = _TENSOR_TYPE(self, *args, **kwargs)
+    if args or kwargs or not sys._getframe(1).f_globals.get("__name__", "").startswith("megatron.core."):
+        return result
+    return result.replace("torch.", "torch.cuda.", 1)
+
+
+def _on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
+def _optimizer_state(self: Any) -> dict[str, Any]:
+    """`DistributedOptimizer.state_dict` asks torch's AdamW for its state: make what AdamW itself makes at its first step."""
+    for group in self.optimizer.param_groups:
+        for parameter in group["params"]:
+            if not self.optimizer.state[parameter]:
+                zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
+    return _originals[_OPTIMIZER_STATE](self)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def _set_rng_state(state: torch.Tensor, device: Any = -1, graph_safe: bool = False) -> None:
+    torch.set_rng_state(state)
+
+
+def _get_rng_state(device: Any = "cuda", clone: bool = False, graph_safe: bool = False) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+REPLACEMENTS: tuple[tuple[str, Any], ...] = (
+    # Where nearly every module puts its tensors: tensor_parallel/mappings.py, transformer/moe/router.py, timers.py, ...
+    ("torch.cuda:current_device", lambda: CPU),
+    # tensor_parallel/data.py, optimizer/grad_scaler.py, dist_checkpointing/exchange_utils.py
+    ("torch:Tensor.cuda", _tensor_cuda),
+    # optimizer/optimizer.py, optimizer/distrib_optimizer.py, optimizer/clip_grads.py compare with "torch.cuda.FloatTensor"
+    ("torch:Tensor.type", _tensor_type),
+    # tensor_parallel/random.py: CudaRNGStatesTracker.add
+    ("torch.cuda:get_rng_state", _get_rng_state),
+    ("torch.cuda:manual_seed", torch.default_generator.manual_seed),
+    # tensor_parallel/random.py: CudaRNGStatesTracker.fork, CheckpointFunction
+    ("megatron.core.tensor_parallel.random:_get_cuda_rng_state", _get_rng_state),
+    ("megatron.core.tensor_parallel.random:_set_cuda_rng_state", _set_rng_state),
+    # transformer/moe/token_dispatcher.py, transformer/moe/shared_experts.py, distributed/distributed_data_parallel.py
+    ("torch.cuda:Stream", _Stream),
+    # The same, and distributed/param_and_grad_buffer.py
+    ("torch.cuda:current_stream", lambda: _STREAM),
+    # optimizer/distrib_optimizer.py: sharded_state_dict before the first step, which is how a run is resumed
+    (_OPTIMIZER_STATE, _optimizer_state),
+    # transformer/moe/token_dispatcher.py: all_to_all_single takes split sizes as a numpy array, not as a tensor
+    ("megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu", _on_host),
+    # tensor_parallel/mappings.py, dist_checkpointing/exchange_utils.py
+    ("torch.distributed:all_gather", gloo.all_gather),
+    # timers.py, pipeline_parallel/p2p_communication.py, dist_checkpointing/strategies/async_utils.py
+    ("torch.cuda:synchronize", _nothing),
+)
+
+LITERAL_DEVICE = (
+    "megatron.core.dist_checkpointing.exchange_utils:_get_empty_tensor_for_exchange",
+    "megatron.core.dist_checkpointing.exchange_utils:exchange_loaded_tensors_gather_rounds",
+    "megatron.core.dist_checkpointing.strategies.state_dict_saver:verify_global_md_reuse",
+    "megatron.core.optimizer.clip_grads:clip_grad_by_total_norm_fp32",
+    "megatron.core.optimizer.clip_grads:count_zeros_fp32",
+    "megatron.core.optimizer.clip_grads:get_grad_norm_fp32",
+    "megatron.core.optimizer.grad_scaler:DynamicGradScaler.__init__",
+    "megatron.core.optimizer.grad_scaler:MegatronGradScaler.__init__",
+    "megatron.core.optimizer.optimizer:FP32Optimizer.__init__",
+    "megatron.core.optimizer.optimizer:MegatronOptimizer.has_grad_norm_group",
+    "megatron.core.optimizer.optimizer:MixedPrecisionOptimizer.__init__",
+    "megatron.core.pipeline_parallel.schedules:forward_backward_no_pipelining",
+    "megatron.core.pipeline_parallel.schedules:forward_backward_pipelining_with_interleaving",
+    "megatron.core.pipeline_parallel.schedules:forward_backward_pipelining_without_interleaving",
+    "megatron.core.tensor_parallel.data:_build_key_size_numel_dictionaries",
+    "megatron.core.transformer.utils:get_default_causal_mask",
+    "megatron.core.transformer.utils:get_sliding_window_causal_mask",
+    "megatron.core.utils:local_multi_tensor_l2_norm",
+)
+
+
+# Messages that say nothing on a machine without CUDA: where they come from (module, or name of the logger), how they start.
+QUIET_WARNINGS = (
+    (r"megatron\.core\.", "Transformer Engine and Apex are not installed"),
+    (r"megatron\.core\.", "Apex is not installed"),
+    (r"megatron\.core\.hyper_comm_grid", "absl.logging is not installed"),
+    (r"megatron\.core\.inference\.contexts", "The following imports from `dynamic_context.py` will be removed"),
+    (r"megatron\.core\.models\.mimo", "MimoModelConfig is experimental"),
+    (r"megatron\.core\.transformer\.transformer_config", "full scope is deprecated. Use empty cuda_graph_modules"),
+    (r"megatron\.core\.tensor_parallel\.layers", "When using .* set the environment variable CUDA_DEVICE_MAX_CONNECTIONS"),
+)
+QUIET_LOGS = (
+    # The CUDA toolkit is installed, the driver is not.
+    ("torch.utils.cpp_extension", "No CUDA runtime is found"),
+    # The tracker forks the CPU's generator here, so that it changes is the point.
+    ("megatron.core.tensor_parallel.random", "CPU RNG state changed within GPU RNG context"),
+    # The writer that is not deprecated is in a CUDA-only package.
+    ("megatron.core.dist_checkpointing.strategies.torch", "MCore's async save is deprecated"),
+)
+
+# What was replaced, by "module:attribute": filled once, by `redirect`.
+_originals: dict[str, Any] = {}
+
+
+def redirect() -> None:
+    """Apply the tables of this module, once.
+
+    Raises:
+        BridgeError: this megatron-core lacks a name of the tables.
+    """
+    if _originals:
+        return
+    _silence()
+    values = {path: value for path, value in REPLACEMENTS}
+    places = {path: _resolve(path) for path in (*values, *LITERAL_DEVICE)}  # all of them, before the first change
+    for path in LITERAL_DEVICE:
+        function = inspect.unwrap(getattr(*places[path]))
+        _originals[path] = function.__code__
+        function.__code__ = _on_cpu(function.__code__, path)
+    for path, value in values.items():
+        _originals[path] = getattr(*places[path])
+        setattr(*places[path], value)
+    _run_eagerly()
+
+
+def _resolve(path: str) -> tuple[Any, str]:
+    """The object that holds the attribute `module:name` or `module:Class.name`, and the attribute's name."""
+    module, _, attributes = path.partition(":")
+    *owners, name = attributes.split(".")
+    owner = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part, None)
+    if not hasattr(owner, name):
+        raise BridgeError(f"CPU runtime: {path} does not exist in the installed version. {_OUT_OF_DATE}")
+    return owner, name
+
+
+def _on_cpu(code: types.CodeType, path: str) -> types.CodeType:
+    """The same code with the constant "cuda" replaced by "cpu"."""
+    if "cuda" not in code.co_consts:
+        raise BridgeError(f'CPU runtime: {path} does not name the device "cuda". {_OUT_OF_DATE}')
+    return code.replace(co_consts=tuple("cpu" if const == "cuda" else const for const in code.co_consts))
+
+
+def _run_eagerly() -> None:
+    """Take back `torch.compile` from megatron-core's functions: on the CPU it needs a C++ compiler and takes seconds each.
+
+    Needed by transformer/torch_norm.py, transformer/attention.py, transformer/moe/router.py, activations.py and fusions/.
+    """
+    from megatron.core import jit
+
+    jit.disable_jit_fuser()  # for modules that are imported later
+    modules = [module for name, module in sys.modules.items() if name.startswith("megatron.core.")]
+    classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    for owner in (*modules, *classes):
+        for name, value in list(vars(owner).items()):
+            original = getattr(value, "_torchdynamo_orig_callable", None)
+            if original is not None:
+                setattr(owner, name, original)
+
+
+def _silence() -> None:
+    for module, message in QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", message=message, module=module)
+    for logger, message in QUIET_LOGS:
+        logging.getLogger(logger).addFilter(lambda record, message=message: not record.getMessage().startswith(message))

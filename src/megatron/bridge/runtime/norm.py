@@ -1,0 +1,80 @@
+"""The norm of local (non Transformer Engine) layer specs, in plain torch, with the rounding of Hugging Face models."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from megatron.bridge.errors import UnsupportedConfigError
+
+if TYPE_CHECKING:
+    from megatron.core.transformer import TransformerConfig
+
+
+class TorchNorm(torch.nn.Module):
+    """RMSNorm or LayerNorm over the last dimension, with fp32 statistics.
+
+    Takes the place of `megatron.core.transformer.torch_norm.WrappedTorchNorm`, which refuses sequence parallelism,
+    zero-centred weights and `persist_layer_norm`. `persist_layer_norm` and `memory_efficient_layer_norm` choose kernels,
+    not results, and have no effect here.
+
+    In low precision the place of the rounding matters (transformers 5.23):
+
+    - RMSNorm: `weight * normalised.to(x.dtype)`, as `LlamaRMSNorm`;
+    - zero-centred RMSNorm: `(normalised * (1 + weight)).to(x.dtype)` in fp32, as `GemmaRMSNorm`;
+    - LayerNorm: `torch.nn.LayerNorm`; zero-centred: with weight `weight + 1`, as `NemotronLayerNorm1P`.
+
+    Args:
+        config: `normalization`, `layernorm_zero_centered_gamma`, `sequence_parallel` and `params_dtype` are read.
+        hidden_size: the size of the last dimension, D. Parameters: `weight` [D] and, for LayerNorm, `bias` [D].
+        eps: added to the variance (LayerNorm) or to the mean square (RMSNorm).
+        normalization: "RMSNorm" or "LayerNorm", in place of the config's.
+        zero_centered_gamma: in place of the config's `layernorm_zero_centered_gamma`.
+        persist_layer_norm: accepted for the signature's sake.
+
+    Raises:
+        UnsupportedConfigError: another normalization.
+    """
+
+    def __init__(
+        self,
+        config: "TransformerConfig",
+        hidden_size: int,
+        eps: float = 1e-5,
+        normalization: str | None = None,
+        zero_centered_gamma: bool | None = None,
+        persist_layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        normalization = normalization or config.normalization
+        if normalization not in ("RMSNorm", "LayerNorm"):
+            raise UnsupportedConfigError(
+                f"TorchNorm: normalization={normalization!r} is not known; expected 'RMSNorm' or 'LayerNorm'."
+            )
+        self.normalization = normalization
+        self.zero_centered = (
+            config.layernorm_zero_centered_gamma if zero_centered_gamma is None else zero_centered_gamma
+        )
+        self.hidden_size = hidden_size
+        self.eps = eps
+        weight = torch.full((hidden_size,), 0.0 if self.zero_centered else 1.0, dtype=config.params_dtype)
+        self.weight = torch.nn.Parameter(weight)
+        bias = torch.nn.Parameter(torch.zeros_like(weight)) if normalization == "LayerNorm" else None
+        self.register_parameter("bias", bias)
+        for parameter in self.parameters():
+            # Each rank of the group sees part of the sequence: megatron-core then sums the gradients over the group.
+            parameter.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise `x` [..., D]."""
+        if self.normalization == "LayerNorm":
+            weight = self.weight + 1 if self.zero_centered else self.weight
+            return F.layer_norm(x, (self.hidden_size,), weight, self.bias, self.eps)
+        normalised = x.float()
+        normalised = normalised * torch.rsqrt(normalised.pow(2).mean(-1, keepdim=True) + self.eps)
+        if self.zero_centered:
+            return (normalised * (1.0 + self.weight.float())).to(x.dtype)
+        return (self.weight * normalised.to(x.dtype)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalization}, {self.hidden_size}, eps={self.eps}, zero_centered={self.zero_centered}"

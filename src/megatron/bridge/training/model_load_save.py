@@ -1,0 +1,162 @@
+"""Megatron checkpoints of a live model: saved and loaded by megatron-core, with the provider beside the weights."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron.bridge.errors import CheckpointError
+from megatron.bridge.training.run_config import FILE_NAME, read_provider, write_run_config
+
+TRACKER_NAME = "latest_checkpointed_iteration.txt"
+TOKENIZER_FOLDER = "tokenizer"
+_ITERATION = re.compile(r"iter_(\d{7})")
+
+
+def iteration_folder(path: str | Path) -> Path:
+    """The folder with the weights: `path` itself, or its latest `iter_NNNNNNN`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if (path / "metadata.json").is_file() or (path / FILE_NAME).is_file():
+        return path
+    tracker = path / TRACKER_NAME
+    if tracker.is_file():
+        text = tracker.read_text().strip()
+        if not text.isdigit():
+            raise CheckpointError(f"{tracker}: expected an iteration number, found {text!r}")
+        folder = path / f"iter_{int(text):07d}"
+        if folder.is_dir():
+            return folder
+        raise CheckpointError(f"{tracker}: names iteration {text}, but {folder} does not exist")
+    iterations = sorted(child for child in path.glob("iter_*") if _ITERATION.fullmatch(child.name))
+    if not iterations:
+        raise CheckpointError(f"{path}: no Megatron checkpoint (no {TRACKER_NAME}, iter_NNNNNNN or metadata.json)")
+    return iterations[-1]
+
+
+def state_dict_keys(num_chunks: int) -> list[str]:
+    """The names of the model chunks in a checkpoint's state dict, as Megatron-LM gives them."""
+    return ["model"] if num_chunks == 1 else [f"model{index}" for index in range(num_chunks)]
+
+
+def save_megatron_model(
+    model: list[Any], path: str | Path, hf_model_id: str | None = None, iteration: int = 0
+) -> Path:
+    """Saves a live model's weights as a torch_dist checkpoint (collective); returns the iteration's folder.
+
+    Args:
+        model: the list of chunks, bare or wrapped.
+        path: the checkpoint folder.
+        hf_model_id: hub id or folder that the model came from.
+    """
+    from megatron.core import dist_checkpointing
+
+    from megatron.bridge.models.model_building import unwrap_model
+    from megatron.bridge.transport import process_groups
+
+    chunks = unwrap_model(model)
+    folder = Path(path) / f"iter_{iteration:07d}"
+    if process_groups.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    process_groups.barrier()
+    state = {key: chunk.sharded_state_dict() for key, chunk in zip(state_dict_keys(len(chunks)), chunks, strict=True)}
+    dist_checkpointing.save(state, str(folder))
+    if process_groups.rank() == 0:
+        write_run_config(folder, chunks[0].config, hf_model_id)
+        (Path(path) / TRACKER_NAME).write_text(str(iteration))
+    process_groups.barrier()
+    return folder
+
+
+def load_megatron_weights(model: list[Any], path: str | Path) -> None:
+    """Loads a torch_dist checkpoint into a live model with megatron-core's own loader (collective).
+
+    Raises:
+        CheckpointError: the checkpoint lacks a weight of the model.
+    """
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+    from megatron.bridge.models.model_building import unwrap_model
+    from megatron.bridge.transport.torch_dist import TorchDistReader
+
+    chunks = unwrap_model(model)
+    folder = iteration_folder(path)
+    reader = TorchDistReader(folder)
+    request = {}
+    lost: list[str] = []
+    for key, chunk in zip(state_dict_keys(len(chunks)), chunks, strict=True):
+        state = chunk.sharded_state_dict()
+        objects = [name for name, entry in state.items() if isinstance(entry, ShardedObject)]
+        # Extra states are Transformer Engine's: a checkpoint made without it has none, and the model's own are right.
+        for name in objects:
+            if state[name].unique_key not in reader.objects:
+                del state[name]
+        lost += [entry.key for entry in state.values() if hasattr(entry, "key") and not _stored(entry, reader)]
+        request[key] = state
+    if lost:
+        raise CheckpointError(f"{folder}: lacks weights of the model: {', '.join(sorted(set(lost)))}")
+    loaded = dist_checkpointing.load(request, str(folder))
+    for key, chunk in zip(request, chunks, strict=True):
+        chunk.load_state_dict(loaded[key], strict=False)
+
+
+def _stored(entry: Any, reader: Any) -> bool:
+    return entry.key in reader.tensors or getattr(entry, "unique_key", None) in reader.objects
+
+
+def load_model_config(path: str | Path) -> tuple[Any, None]:
+    """The provider of a checkpoint, and `None` in the place of Megatron-LM's arguments."""
+    return read_provider(iteration_folder(path)), None
+
+
+def load_megatron_model(
+    path: str | Path, mp_overrides: Mapping[str, Any] | None = None, provider: Any = None
+) -> list[Any]:
+    """Builds the model of a checkpoint over this run's ranks and loads its weights.
+
+    Args:
+        path: the checkpoint folder.
+        mp_overrides: parallel sizes (or other provider fields) to use instead of the defaults (1).
+        provider: use this one instead of the checkpoint's.
+    """
+    from megatron.bridge import runtime
+
+    runtime.enter()
+    provider = load_model_config(path)[0] if provider is None else provider
+    for name, value in {
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+        "virtual_pipeline_model_parallel_size": None,
+        "context_parallel_size": 1,
+        "expert_model_parallel_size": 1,
+        "expert_tensor_parallel_size": None,
+        "sequence_parallel": False,
+        **(mp_overrides or {}),
+    }.items():
+        if not hasattr(provider, name):
+            raise AttributeError(f"{type(provider).__name__} has no field {name!r}")
+        setattr(provider, name, value)
+    provider.perform_initialization = False
+    chunks = provider.provide_distributed_model(wrap_with_ddp=False)
+    load_megatron_weights(chunks, path)
+    return chunks
+
+
+@contextmanager
+def temporary_distributed_context(backend: str = "gloo") -> Iterator[None]:
+    """Process groups for one rank, for as long as the block runs; those that exist already are left alone."""
+    from megatron.bridge.transport import process_groups
+
+    if process_groups.is_initialized():
+        yield
+        return
+    process_groups.initialize()
+    try:
+        yield
+    finally:
+        process_groups.destroy()

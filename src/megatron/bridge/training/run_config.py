@@ -1,0 +1,164 @@
+"""`run_config.yaml`: the provider of a Megatron checkpoint, as plain data.
+
+The `model` section names the provider's class under `_target_` and gives the fields that differ from its defaults.
+Functions and dtypes are written as `{_target_: dotted.name, _call_: false}`. Reading instantiates nothing but provider
+classes of this package, and resolves nothing but the names in an allow-list: the file is data.
+"""
+
+import dataclasses
+import enum
+import importlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron.bridge.errors import CheckpointError
+
+FILE_NAME = "run_config.yaml"
+
+_PROVIDER_PREFIX = "megatron.bridge.models."
+# Modules whose attributes a config may name: activation functions, dtypes, specs and megatron-core's enums.
+_ALLOWED_MODULES = (
+    "torch",
+    "torch.nn.functional",
+    "megatron.core.activations",
+    "megatron.core.transformer.enums",
+    "megatron.bridge.models.layer_specs",
+)
+# Fields that describe the machine or the moment rather than the model.
+_RUNTIME_FIELDS = (
+    "init_method",
+    "output_layer_init_method",
+    "embedding_init_method",
+    "use_cpu_initialization",
+    "perform_initialization",
+    "init_model_with_meta_device",
+    "timers",
+    "param_sync_func",
+    "grad_sync_func",
+    "no_sync_func",
+    "grad_scale_func",
+    "finalize_model_grads_func",
+    "transformer_impl",
+)
+
+
+def write_run_config(folder: Path, provider: Any, hf_model_id: str | None = None) -> None:
+    """Writes `run_config.yaml` for a provider.
+
+    Args:
+        folder: the iteration's folder.
+        hf_model_id: hub id or folder that the model came from, kept for export.
+    """
+    provider_class = type(provider)
+    model: dict[str, Any] = {"_target_": f"{provider_class.__module__}.{provider_class.__qualname__}"}
+    for field in dataclasses.fields(provider):
+        value = getattr(provider, field.name)
+        if field.name.startswith("_") or field.name in _RUNTIME_FIELDS or value == _default(field):
+            continue
+        model[field.name] = _encode(value, field.name)
+    content = {"model": model, "checkpoint": {"hf_model_id": hf_model_id}}
+    (folder / FILE_NAME).write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def read_run_config(folder: Path) -> dict[str, Any]:
+    """The content of `run_config.yaml`, as plain data.
+
+    Raises:
+        CheckpointError: no such file, or not YAML with a `model` section.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no {FILE_NAME}; give a checkpoint folder that was written with one")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise CheckpointError(f"{path}: expected a mapping with a `model` section")
+    return content
+
+
+def read_provider(folder: Path) -> Any:
+    """The provider that a checkpoint was written with, not finalised.
+
+    Raises:
+        CheckpointError: an unknown class, field or name.
+    """
+    path = folder / FILE_NAME
+    model = dict(read_run_config(folder)["model"])
+    target = model.pop("_target_", None)
+    if not isinstance(target, str) or not target.startswith(_PROVIDER_PREFIX):
+        raise CheckpointError(f"{path}: model._target_ must be a provider of {_PROVIDER_PREFIX}*, found {target!r}")
+    from megatron.bridge.models.model_provider import ModelProviderMixin
+
+    provider_class = _attribute(target, path)
+    if not isinstance(provider_class, type) or not issubclass(provider_class, ModelProviderMixin):
+        raise CheckpointError(f"{path}: {target} is no model provider")
+    known = {field.name for field in dataclasses.fields(provider_class)}  # type: ignore[arg-type]
+    unknown = sorted(set(model) - known)
+    if unknown:
+        raise CheckpointError(
+            f"{path}: {target} has no field {', '.join(unknown)}; the checkpoint was written by another version"
+        )
+    provider = provider_class()
+    for name, value in model.items():
+        setattr(provider, name, _decode(value, path))
+    return provider
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else dataclasses.MISSING
+
+
+def _encode(value: Any, name: str) -> Any:
+    import torch
+
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    if isinstance(value, torch.dtype):
+        return {"_target_": str(value), "_call_": False}
+    if isinstance(value, enum.Enum):
+        return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}.{value.name}", "_call_": False}
+    if isinstance(value, list | tuple):
+        items = [_encode(item, name) for item in value]
+        return items if isinstance(value, list) else {"_target_": "tuple", "_args_": items}
+    if isinstance(value, dict):
+        return {key: _encode(item, name) for key, item in value.items()}
+    dotted = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+    if dotted.rpartition(".")[0] in _ALLOWED_MODULES:
+        return {"_target_": dotted, "_call_": False}
+    raise CheckpointError(f"{FILE_NAME}: field {name} holds {value!r}, which cannot be written as data")
+
+
+def _decode(value: Any, path: Path) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, path) for item in value]
+    if not isinstance(value, dict):
+        return value
+    target = value.get("_target_")
+    if target is None:
+        return {key: _decode(item, path) for key, item in value.items()}
+    if target == "tuple":
+        return tuple(_decode(item, path) for item in value.get("_args_", []))
+    if value.get("_call_") is not False:
+        raise CheckpointError(f"{path}: {target!r} would be called; only names with `_call_: false` are allowed")
+    return _attribute(target, path)
+
+
+def _attribute(dotted: str, path: Path) -> Any:
+    """Resolves a dotted name below an allowed module, through at most one class."""
+    parts = dotted.split(".")
+    for depth in (1, 2):
+        module, names = ".".join(parts[:-depth]), parts[-depth:]
+        if module in _ALLOWED_MODULES or (depth == 1 and module.startswith(_PROVIDER_PREFIX)):
+            value: Any = importlib.import_module(module)
+            for name in names:
+                if name.startswith("_") or not hasattr(value, name):
+                    raise CheckpointError(f"{path}: no {dotted}")
+                value = getattr(value, name)
+            return value
+    raise CheckpointError(f"{path}: {dotted} is outside the allowed modules ({', '.join(_ALLOWED_MODULES)})")

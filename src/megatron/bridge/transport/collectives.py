@@ -1,0 +1,82 @@
+"""Collectives that move weights: every rank gives the boxes it owns, and every rank receives all of them."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from megatron.bridge.models.conversion.layout import Box, slices
+from megatron.bridge.transport.process_groups import all_gather_object, rank, world_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megatron.bridge.models.conversion.plan import WeightConversionTask
+
+__all__ = ["all_gather_object", "gather_parts"]
+
+# Parts start at multiples of this in a buffer, so that they can be viewed in their own dtype.
+_ALIGNMENT = 16
+
+Parts = list[tuple[Box, "Tensor"]]
+
+
+def gather_parts(tasks: Sequence["WeightConversionTask"]) -> list[Parts]:
+    """The whole weight of each task, as boxes with their tensors.
+
+    One broadcast per rank that owns something, whatever the number of tasks.
+
+    Args:
+        tasks: the same on every rank, with `owners` filled.
+
+    Returns:
+        Per task, the boxes that cover its weight. On a single rank they are views of the weights.
+    """
+    me = rank()
+    if world_size() == 1:
+        return [[(box, _own_part(task, box)) for box in task.owners] for task in tasks]
+    gathered: list[Parts] = [[] for _ in tasks]
+    for owner in sorted({owner for task in tasks for owner in task.owners.values()}):
+        items = [(i, box) for i, task in enumerate(tasks) for box, held_by in task.owners.items() if held_by == owner]
+        sizes = [_num_bytes(tasks[i], box) for i, box in items]
+        starts = _starts(sizes)
+        buffer = torch.empty(starts[-1], dtype=torch.uint8, device=_device(tasks))
+        if owner == me:
+            for (i, box), start, size in zip(items, starts, sizes, strict=False):
+                part = _own_part(tasks[i], box).to(tasks[i].dtype).contiguous()
+                buffer[start : start + size].copy_(part.view(-1).view(torch.uint8))
+        dist.broadcast(buffer, src=owner)
+        for (i, box), start, size in zip(items, starts, sizes, strict=False):
+            shape = [stop - begin for begin, stop in box]
+            dtype = tasks[i].dtype
+            assert dtype is not None
+            gathered[i].append((box, buffer[start : start + size].view(dtype).view(shape)))
+    return gathered
+
+
+def _own_part(task: "WeightConversionTask", box: Box) -> "Tensor":
+    weight = task.param_weight
+    assert weight is not None, f"{task.global_param_name}: this rank owns a part of it but the task has no weight"
+    local_box = next(shard.local_box for shard in task.shards if shard.box == box)
+    return weight.detach()[slices(local_box)]
+
+
+def _num_bytes(task: "WeightConversionTask", box: Box) -> int:
+    assert task.dtype is not None
+    return prod(stop - start for start, stop in box) * task.dtype.itemsize
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    """Aligned start of each part, and the total at the end."""
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + (size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT)
+    return starts
+
+
+def _device(tasks: Sequence["WeightConversionTask"]) -> torch.device:
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -1,0 +1,210 @@
+"""Process groups: starting `torch.distributed` and megatron-core's parallel state, and small collectives on objects.
+
+Sizes are numbers of ranks: `tp` tensor, `pp` pipeline, `vpp` virtual pipeline (model chunks per rank), `cp` context,
+`ep` expert, `etp` expert tensor parallel.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron.bridge.errors import ParallelLayoutError
+from megatron.bridge.runtime import capabilities
+
+_layout: dict[str, Any] | None = None
+
+
+def launched_by_torchrun() -> bool:
+    """Whether this process is one rank of a launcher that sets torchrun's environment."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def is_initialized() -> bool:
+    """Whether `torch.distributed` has a default group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's global rank; 0 before `initialize`."""
+    return dist.get_rank() if is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of ranks; 1 before `initialize`."""
+    return dist.get_world_size() if is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for all ranks; nothing before `initialize`."""
+    if is_initialized():
+        dist.barrier()
+
+
+def broadcast_object(obj: Any, src: int = 0) -> Any:
+    """The picklable `obj` of rank `src`, on every rank (the argument is ignored elsewhere)."""
+    if not is_initialized():
+        return obj
+    box = [obj]
+    dist.broadcast_object_list(box, src=src, device=_object_device())
+    return box[0]
+
+
+def all_gather_object(obj: Any) -> list[Any]:
+    """Every rank's picklable `obj`, in rank order, on every rank."""
+    if not is_initialized():
+        return [obj]
+    objects: list[Any] = [None] * world_size()
+    dist.all_gather_object(objects, obj)
+    return objects
+
+
+def _object_device() -> torch.device:
+    return capabilities.device() if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def initialize(
+    tp: int = 1,
+    pp: int = 1,
+    vpp: int | None = None,
+    cp: int = 1,
+    ep: int = 1,
+    etp: int | None = None,
+    seed: int = 0,
+    **kwargs: Any,
+) -> None:
+    """Start `torch.distributed` (if it is not started) and megatron-core's model-parallel state, and seed the generators.
+
+    Under torchrun the ranks come from its environment; without it, this process is the only rank and opens no port. Called
+    again with the same layout, it only seeds again; with another layout, the model-parallel groups are made anew, and
+    models built on the old ones must not be used any more.
+
+    Args:
+        seed: pipeline stage `i` gets `seed + 100 * i` (as megatron-lm does), so that stages start from different weights.
+        **kwargs: passed to `megatron.core.parallel_state.initialize_model_parallel` (`order`,
+            `distributed_timeout_minutes`, ...).
+
+    Raises:
+        ParallelLayoutError: the sizes do not divide the number of ranks.
+    """
+    from megatron.core import parallel_state
+
+    global _layout
+    num_ranks = dist.get_world_size() if is_initialized() else _env_world_size()
+    _check_layout(num_ranks, tp, pp, vpp, cp, ep, etp)
+    if not is_initialized():
+        _init_process_group()
+    layout = {
+        "tensor_model_parallel_size": tp,
+        "pipeline_model_parallel_size": pp,
+        "virtual_pipeline_model_parallel_size": vpp,
+        "context_parallel_size": cp,
+        "expert_model_parallel_size": ep,
+        "expert_tensor_parallel_size": etp,
+        **kwargs,
+    }
+    if not (parallel_state.model_parallel_is_initialized() and layout == _layout):
+        _destroy_model_parallel()
+        parallel_state.initialize_model_parallel(**layout)
+        _layout = layout
+    _seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
+
+
+def destroy() -> None:
+    """End the model-parallel state and `torch.distributed`, as if `initialize` had not been called."""
+    if is_initialized():
+        _destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def _env_world_size() -> int:
+    return int(os.environ["WORLD_SIZE"]) if launched_by_torchrun() else 1
+
+
+def _check_layout(num_ranks: int, tp: int, pp: int, vpp: int | None, cp: int, ep: int, etp: int | None) -> None:
+    sizes = {"tp": tp, "pp": pp, "vpp": vpp, "cp": cp, "ep": ep, "etp": etp}
+    problems = [f"{name}={size} is not a positive number" for name, size in sizes.items() if size is not None and size < 1]
+    if not problems:
+        expert_tp = tp if etp is None else etp
+        for text, product in (
+            (f"tp={tp} * pp={pp} * cp={cp}", tp * pp * cp),
+            (f"etp={expert_tp} * ep={ep} * pp={pp}", expert_tp * ep * pp),
+        ):
+            if num_ranks % product:
+                problems.append(f"{text} = {product} does not divide the number of ranks")
+        if vpp is not None and vpp > 1 and pp == 1:
+            problems.append(f"vpp={vpp} needs pp > 1")
+    if problems:
+        raise ParallelLayoutError(
+            f"parallel layout on {num_ranks} rank(s): {'; '.join(problems)}. Change the sizes, or start a matching number of "
+            "ranks (torchrun --nproc-per-node N, times the number of nodes)."
+        )
+
+
+def _init_process_group() -> None:
+    backend = capabilities.distributed_backend()
+    device = capabilities.device()
+    device_id = None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        device_id = device
+    if launched_by_torchrun():
+        dist.init_process_group(backend, device_id=device_id)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id)
+
+
+def _destroy_model_parallel() -> None:
+    """Destroy megatron-core's groups: `destroy_model_parallel` alone drops the references and leaves them connected."""
+    from megatron.core import parallel_state
+
+    global _layout
+    _layout = None
+    for group in parallel_state._global_process_group_list or []:
+        if group is not None:  # None stands for the default group
+            dist.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()
+
+
+def _seed(seed: int) -> None:
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    random.seed(seed)
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed)
+
+
+def launch(argv: list[str], num_ranks: int, env: Mapping[str, str] | None = None) -> int:
+    """Run `python argv...` on `num_ranks` ranks of this machine under torchrun, and wait.
+
+    When one rank fails, torchrun ends the others. SIGINT and SIGTERM are passed on.
+
+    Args:
+        argv: what follows `python`: a script and its arguments, or `-m` and a module.
+        env: added to this process's environment.
+
+    Returns:
+        torchrun's exit code: 0 if every rank ended well; 128 + n if signal n ended it.
+    """
+    environment = {**os.environ, **(env or {})}
+    if not capabilities.has_cuda():
+        environment.setdefault("OMP_NUM_THREADS", "1")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks), *argv]
+    process = subprocess.Popen(command, env=environment)
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, lambda signum, frame: process.send_signal(signum))
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,10 @@
+"""Every test runs offline, on the CPU, with one thread per process (`tests/ranks.py` forks)."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)

@@ -1,0 +1,141 @@
+"""Runs a function on several gloo ranks, forked from this process so that no rank pays for importing megatron-core.
+
+Fork is safe here because this process computes with one thread (set before its first operation) and the ranks forget its
+process groups: `tests/conftest.py` does the first, `_forget_groups` the second.
+"""
+
+import contextlib
+import faulthandler
+import inspect
+import os
+import pickle
+import signal
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing import connection, get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron.bridge import runtime
+from megatron.bridge.transport import process_groups
+
+_inherited: list[Any] = []
+
+
+class RankFailure(AssertionError):
+    """A rank raised, died or did not end in time."""
+
+
+def run_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout: float = 120, **layout: Any) -> list[Any]:
+    """Run `fn(*args)` on `num_ranks` ranks after `runtime.enter()` and `process_groups.initialize(**layout)`.
+
+    Args:
+        fn: any function; it and `args` are inherited by fork, so they need not be picklable.
+        timeout: seconds until every rank is killed.
+        **layout: `tp=2`, `pp=2`, `ep=2`, `seed=1`, ...
+
+    Returns:
+        Each rank's return value, in rank order (picklable; tensors are copied).
+
+    Raises:
+        RankFailure: with the traceback of the first rank that failed. The other ranks are killed.
+    """
+    runtime.enter()
+    context = get_context("fork")
+    deadline = time.monotonic() + timeout
+    with tempfile.TemporaryDirectory() as folder:
+        pipes, processes = [], []
+        for rank in range(num_ranks):
+            receiver, sender = context.Pipe(duplex=False)
+            target = (rank, num_ranks, Path(folder) / "store", sender, timeout, layout, fn, args)
+            process = context.Process(target=_rank_main, args=target)
+            with warnings.catch_warnings():  # torch keeps idle threads, which hold no lock
+                warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+                process.start()
+            sender.close()
+            pipes.append(receiver)
+            processes.append(process)
+        try:
+            return _collect(pipes, processes, deadline, timeout)
+        finally:
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # with what it started: the checkpoint writer has a server process
+                process.kill()
+                process.join()
+            for pipe in pipes:
+                pipe.close()
+
+
+def _collect(pipes: list, processes: list, deadline: float, timeout: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    while len(results) < len(pipes):
+        waiting = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in results}
+        ready = connection.wait(list(waiting), timeout=max(0, deadline - time.monotonic()))
+        if not ready:
+            raise RankFailure(f"rank(s) {sorted(waiting.values())} of {len(pipes)} did not end within {timeout} s")
+        for pipe in ready:
+            rank = waiting[pipe]
+            try:
+                failed, payload = pickle.loads(pipe.recv_bytes())
+            except EOFError:
+                processes[rank].join(5)
+                code = processes[rank].exitcode
+                raise RankFailure(f"rank {rank} of {len(pipes)} died with exit code {code}") from None
+            if failed:
+                raise RankFailure(f"rank {rank} of {len(pipes)} failed:\n{payload}")
+            results[rank] = payload
+    return [results[rank] for rank in range(len(pipes))]
+
+
+def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -> None:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    signal.alarm(int(timeout) + 5)  # ends this rank even if the parent is killed
+    faulthandler.dump_traceback_later(0.9 * timeout, file=2)  # says where a rank hangs
+    try:
+        torch.set_num_threads(1)
+        os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(rank)
+        os.environ["WORLD_SIZE"] = str(num_ranks)
+        _forget_groups()
+        store = dist.FileStore(str(store_path), num_ranks)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=timeout))
+        process_groups.initialize(**layout)
+        # The checkpoint writer's server process, forked from here, has torch; spawned, it would take seconds to import it.
+        inspect.unwrap(filesystem_async.get_write_results_queue).__defaults__ = ("fork",)
+        message = pickle.dumps((False, fn(*args)))
+        dist.barrier()  # a rank that leaves early would break the others' connections
+    except BaseException:
+        message = pickle.dumps((True, traceback.format_exc()))
+    sender.send_bytes(message)
+    sender.close()
+
+
+def _forget_groups() -> None:
+    """Forget the process groups inherited from the parent, without destroying them: their threads are not in this process."""
+    from megatron.core import parallel_state
+
+    c10d = dist.distributed_c10d
+    _inherited.extend([dict(c10d._world.pg_map), dict(vars(parallel_state))])  # keeps their destructors from running
+    c10d._unregister_all_process_groups()
+    c10d._update_default_pg(None)
+    for registry in (
+        c10d._world.pg_map,
+        c10d._world.pg_names,
+        c10d._world.pg_group_ranks,
+        c10d._world.pg_backend_config,
+        c10d._world.pg_to_tag,
+        c10d._world.tags_to_pg,
+    ):
+        registry.clear()
+    c10d._world.group_count = 0
+    parallel_state.destroy_model_parallel()

@@ -1,0 +1,111 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, LlamaConfig, Qwen3Config
+
+from megatron.bridge.errors import BridgeError, CheckpointError, UnsupportedConfigError, UnsupportedModelError
+from megatron.bridge.models.hf_pretrained.config import load_config, read_config_json
+
+CUSTOM_CODE = """
+from transformers import PretrainedConfig
+
+class StrangeConfig(PretrainedConfig):
+    model_type = "strange"
+
+    def __init__(self, knobs=3, **kwargs):
+        self.knobs = knobs
+        super().__init__(**kwargs)
+"""
+
+
+def write(folder: Path, values: object) -> Path:
+    (folder / "config.json").write_text(values if isinstance(values, str) else json.dumps(values))
+    return folder
+
+
+def test_loads_as_auto_config(llama_folder: Path) -> None:
+    config = load_config(llama_folder)
+    assert isinstance(config, LlamaConfig)
+    assert config.to_dict() == AutoConfig.from_pretrained(llama_folder).to_dict()
+    assert read_config_json(llama_folder) == json.loads((llama_folder / "config.json").read_text())
+
+
+def test_reading_the_json_imports_nothing_heavy(llama_folder: Path) -> None:
+    code = (
+        "import sys; from megatron.bridge.models.hf_pretrained.config import read_config_json\n"
+        "import megatron.bridge.models.hf_pretrained\n"
+        f"print(read_config_json({str(llama_folder)!r})['model_type'],"
+        " [name for name in ('torch', 'transformers', 'huggingface_hub', 'safetensors') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "llama []"
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ("{", CheckpointError, r"config\.json: malformed JSON"),
+        ("[1]", CheckpointError, r"config\.json: expected a JSON object, found list"),
+        ({"model_type": "qwen99"}, UnsupportedModelError, "has the model_type 'qwen99'"),
+        ({"hidden_size": 4}, UnsupportedModelError, "has no `model_type`"),
+        ({"model_type": "qwen3", "hidden_size": "big"}, UnsupportedConfigError, "hidden_size"),
+        (
+            {"model_type": "qwen3", "num_hidden_layers": 2, "layer_types": ["full_attention"]},
+            UnsupportedConfigError,
+            "layer_types",
+        ),
+    ],
+)
+def test_bad_configs(tmp_path: Path, values: object, error: type[BridgeError], message: str) -> None:
+    with pytest.raises(error, match=message) as raised:
+        load_config(write(tmp_path, values))
+    assert str(tmp_path / "config.json") in str(raised.value)
+
+
+def test_no_config(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}: no config\.json"):
+        load_config(tmp_path)
+
+
+def test_custom_code_runs_only_with_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    write(tmp_path, {"model_type": "strange", "auto_map": {"AutoConfig": "configuration_strange.StrangeConfig"}})
+    with pytest.raises(
+        UnsupportedModelError, match=r"configuration_strange\.StrangeConfig.*'strange'.*trust_remote_code=True"
+    ):
+        load_config(tmp_path)
+    with pytest.raises(CheckpointError, match=r"configuration_strange\.py"):  # the code itself is absent
+        load_config(tmp_path, trust_remote_code=True)
+    (tmp_path / "configuration_strange.py").write_text(CUSTOM_CODE)
+    assert load_config(tmp_path, trust_remote_code=True).knobs == 3
+
+
+def test_custom_code_that_transformers_does_not_need_is_not_run(tmp_path: Path) -> None:
+    write(tmp_path, {"model_type": "qwen3", "auto_map": {"AutoConfig": "configuration_qwen3.Qwen3Config"}})
+    (tmp_path / "configuration_qwen3.py").write_text("raise SystemExit")
+    assert type(load_config(tmp_path)) is Qwen3Config
+
+
+def test_overrides_reach_derived_values(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"model_type": "qwen3", "num_hidden_layers": 4, "hidden_size": 64})
+    config = load_config(folder, overrides={"num_hidden_layers": 2, "rope_parameters": {"rope_theta": 5.0}})
+    assert (config.num_hidden_layers, len(config.layer_types), config.hidden_size) == (2, 2, 64)
+    assert config.rope_parameters["rope_theta"] == 5.0
+
+
+def test_overrides_of_a_nested_config_keep_the_rest(tmp_path: Path) -> None:
+    text = {"model_type": "qwen2", "hidden_size": 64, "num_hidden_layers": 4}
+    folder = write(tmp_path, {"model_type": "llava", "text_config": text})
+    config = load_config(folder, overrides={"text_config": {"num_hidden_layers": 2}})
+    assert (config.text_config.model_type, config.text_config.hidden_size) == ("qwen2", 64)
+    assert config.text_config.num_hidden_layers == 2
+
+
+def test_unknown_override(llama_folder: Path) -> None:
+    with pytest.raises(
+        UnsupportedConfigError, match=r"LlamaConfig has no field 'num_hidden_layer' .*num_hidden_layers"
+    ):
+        load_config(llama_folder, overrides={"num_hidden_layer": 1})
