@@ -182,7 +182,7 @@ def pipeline():
 
 @scenario("megatron.core.pipeline_parallel.schedules:forward_backward_pipelining_with_interleaving", num_ranks=2)
 def interleaved_pipeline():
-    tiny_gpt.train(tiny_gpt.gpt_config(num_layers=4), 2, num_chunks=2)
+    tiny_gpt.train(tiny_gpt.gpt_config(num_layers=4), 2)
 
 
 def save_and_load(algorithm: str) -> None:
@@ -212,6 +212,25 @@ def exchange_by_broadcast():
 )
 def exchange_in_rounds():
     save_and_load("gather_rounds")
+
+
+@scenario(cpu._OPTIMIZER_STATE, cpu._SET_OPTIMIZER_STATE)
+def resuming():
+    _, chunks, optimizer = tiny_gpt.train(tiny_gpt.gpt_config(), 2)
+    _, new_chunks, new_optimizer = tiny_gpt.train(tiny_gpt.gpt_config(), 0)
+
+    def state(chunks, optimizer, is_loading: bool) -> dict:
+        model = chunks[0].module.sharded_state_dict()
+        metadata = {"distrib_optim_sharding_type": "dp_reshardable"}
+        return {"model": model, "optimizer": optimizer.sharded_state_dict(model, is_loading, metadata=metadata)}
+
+    folder = tempfile.mkdtemp()
+    dist_checkpointing.save(state(chunks, optimizer, False), folder)
+    loaded = dist_checkpointing.load(state(new_chunks, new_optimizer, True), folder)
+    new_chunks[0].module.load_state_dict(loaded["model"])
+    new_optimizer.load_state_dict(loaded["optimizer"])
+    for _ in range(3):
+        assert tiny_gpt.step(new_chunks, new_optimizer) == tiny_gpt.step(chunks, optimizer)
 
 
 @scenario("megatron.core.dist_checkpointing.strategies.state_dict_saver:verify_global_md_reuse")

@@ -74,34 +74,35 @@ def batch(seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
-def train(
-    config: TransformerConfig, num_steps: int, num_chunks: int = 1, ddp: dict | None = None, optim: dict | None = None
-) -> tuple[list[float], list[DistributedDataParallel], Any]:
-    """Train on one batch (two microbatches); returns the losses (of the last stage; empty elsewhere), chunks, optimizer."""
-    dtype = config.params_dtype
-    ddp_config = DistributedDataParallelConfig(**{"use_distributed_optimizer": True, **(ddp or {})})
-    chunks = []
-    for stage in range(num_chunks):
-        model = gpt_model(config, vp_stage=stage if num_chunks > 1 else None)
-        chunks.append(DistributedDataParallel(config, ddp_config, model))
-    optimizer_config = {
-        "optimizer": "adam",
-        "lr": 1e-2,
-        "clip_grad": 1.0,
-        "use_distributed_optimizer": ddp_config.use_distributed_optimizer,
-        "params_dtype": dtype,
-        "bf16": dtype == torch.bfloat16,
-        "fp16": dtype == torch.float16,
-        **(optim or {}),
-    }
-    optimizer = get_megatron_optimizer(OptimizerConfig(**optimizer_config), chunks)
+def wrapped_chunks(config: TransformerConfig, distributed_optimizer: bool = True) -> list[DistributedDataParallel]:
+    """This rank's model chunks, under data parallelism."""
+    ddp_config = DistributedDataParallelConfig(use_distributed_optimizer=distributed_optimizer)
     config.finalize_model_grads_func = finalize_model_grads
+    num_chunks = config.virtual_pipeline_model_parallel_size
+    stages = [None] if num_chunks is None else range(num_chunks)
+    return [DistributedDataParallel(config, ddp_config, gpt_model(config, vp_stage=stage)) for stage in stages]
+
+
+def train(config: TransformerConfig, num_steps: int) -> tuple[list[float], list[DistributedDataParallel], Any]:
+    """Train on one batch (two microbatches); returns the losses (of the last stage; empty elsewhere), chunks, optimizer."""
+    chunks = wrapped_chunks(config)
+    optimizer_config = OptimizerConfig(
+        optimizer="adam",
+        lr=1e-2,
+        clip_grad=1.0,
+        use_distributed_optimizer=True,
+        params_dtype=config.params_dtype,
+        bf16=config.params_dtype == torch.bfloat16,
+    )
+    optimizer = get_megatron_optimizer(optimizer_config, chunks)
     config.grad_scale_func = optimizer.scale_loss
     losses = [step(chunks, optimizer) for _ in range(num_steps)]
     return [loss for loss in losses if loss is not None], chunks, optimizer
 
 
-def step(chunks: list[DistributedDataParallel], optimizer: Any) -> float | None:
+def forward_backward(chunks: list[DistributedDataParallel]) -> float | None:
+    """Forward, backward and gradient reduction of two microbatches; the mean loss, on the last stage."""
+
     def forward_step(_, model):
         def loss_func(output):
             loss = output.float().mean()
@@ -111,7 +112,6 @@ def step(chunks: list[DistributedDataParallel], optimizer: Any) -> float | None:
 
     for chunk in chunks:
         chunk.zero_grad_buffer()
-    optimizer.zero_grad()
     outputs = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=[None] * len(chunks) if len(chunks) > 1 else None,
@@ -121,9 +121,15 @@ def step(chunks: list[DistributedDataParallel], optimizer: Any) -> float | None:
         micro_batch_size=BATCH,
         forward_only=False,
     )
+    return sum(output["loss"].item() for output in outputs) / len(outputs) if outputs else None
+
+
+def step(chunks: list[DistributedDataParallel], optimizer: Any) -> float | None:
+    optimizer.zero_grad()
+    loss = forward_backward(chunks)
     success, _, _ = optimizer.step()
     assert success
-    return sum(output["loss"].item() for output in outputs) / len(outputs) if outputs else None
+    return loss
 
 
 def dropout_mask() -> torch.Tensor:

@@ -48,6 +48,9 @@ class _Stream:
 
 _STREAM = _Stream()
 _OPTIMIZER_STATE = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.state_dict"
+_SET_OPTIMIZER_STATE = (
+    "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer._set_main_param_and_optimizer_states"
+)
 _TENSOR_TYPE = torch.Tensor.type
 
 
@@ -75,6 +78,18 @@ def _optimizer_state(self: Any) -> dict[str, Any]:
                 zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
     return _originals[_OPTIMIZER_STATE](self)
+
+
+def _set_optimizer_state(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, Any]) -> None:
+    """`DistributedOptimizer._set_main_param_and_optimizer_states` for torch's AdamW, which also has a `step` per parameter.
+
+    megatron-core has just put one tensor there for all parameters. Each of them would add 1 to it at every step.
+    """
+    group, index = self.model_param_group_index_map[model_param]
+    state = self.optimizer.state[self.optimizer.param_groups[group]["params"][index]]
+    state["step"] = state["step"].clone()
+    with torch.no_grad():  # in fp32, the main parameter is a view of the model's
+        _originals[_SET_OPTIMIZER_STATE](self, model_param, {**tensors, "step": state["step"]})
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
@@ -108,6 +123,8 @@ REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     ("torch.cuda:current_stream", lambda: _STREAM),
     # optimizer/distrib_optimizer.py: sharded_state_dict before the first step, which is how a run is resumed
     (_OPTIMIZER_STATE, _optimizer_state),
+    # optimizer/distrib_optimizer.py: load_state_dict, which knows the state of fused Adam only
+    (_SET_OPTIMIZER_STATE, _set_optimizer_state),
     # transformer/moe/token_dispatcher.py: all_to_all_single takes split sizes as a numpy array, not as a tensor
     ("megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu", _on_host),
     # tensor_parallel/mappings.py, dist_checkpointing/exchange_utils.py

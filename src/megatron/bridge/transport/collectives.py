@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from megatron.bridge.models.conversion.plan import WeightConversionTask
 
-__all__ = ["all_gather_object", "gather_parts"]
+__all__ = ["all_gather_object", "broadcast_from_last_stage", "gather_parts"]
 
 # Parts start at multiples of this in a buffer, so that they can be viewed in their own dtype.
 _ALIGNMENT = 16
@@ -54,6 +54,23 @@ def gather_parts(tasks: Sequence["WeightConversionTask"]) -> list[Parts]:
             assert dtype is not None
             gathered[i].append((box, buffer[start : start + size].view(dtype).view(shape)))
     return gathered
+
+
+def broadcast_from_last_stage(tensor: "Tensor | None", shape: Sequence[int], device: torch.device) -> "Tensor":
+    """A float32 tensor of the last pipeline stage, on every stage.
+
+    Args:
+        tensor: on the last stage; ignored elsewhere.
+        shape: of the tensor.
+        device: where the other stages receive it.
+    """
+    from megatron.core import parallel_state
+
+    is_last = parallel_state.is_pipeline_last_stage()
+    received = tensor.float().contiguous() if is_last and tensor is not None else torch.empty(*shape, device=device)
+    source = parallel_state.get_pipeline_model_parallel_last_rank()
+    dist.broadcast(received, src=source, group=parallel_state.get_pipeline_model_parallel_group())
+    return received
 
 
 def _own_part(task: "WeightConversionTask", box: Box) -> "Tensor":

@@ -1,0 +1,134 @@
+"""Forward passes of a Megatron model with a KV cache: one sequence, fed piece by piece.
+
+S is the number of tokens in one piece, H the hidden size, V the vocabulary's size without padding.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.inference.utils import InferenceMode
+
+from megatron.bridge.errors import BridgeError, ParallelLayoutError
+from megatron.bridge.models.model_building import unwrap_model
+from megatron.bridge.transport import pipeline
+
+# Flags of modules that are switched off while generating. A single new token cannot be split over the tensor-parallel
+# ranks, so sequence parallelism is off; the results are the same.
+_SWITCHED_OFF = ("training", "sequence_parallel", "reduce_scatter_embeddings")
+
+
+class CachedForward:
+    """One sequence's forward passes. Every rank of the model takes part, with the same tokens.
+
+    The state of the model (training mode, sequence parallelism) changes only during a call.
+
+    Args:
+        model: a chunk or the list of one chunk, bare or wrapped (DDP, Float16Module).
+        capacity: positions that the cache has room for.
+        vocab_size: V; default: the provider's.
+
+    Raises:
+        ParallelLayoutError: virtual pipeline stages, or context parallelism.
+        BridgeError: `vocab_size` is not given and the model's config does not have it.
+    """
+
+    def __init__(self, model: Any, capacity: int, vocab_size: int | None = None) -> None:
+        self.chunk = single_chunk(model)
+        self.config = self.chunk.config
+        if self.config.context_parallel_size > 1:
+            raise ParallelLayoutError(
+                f"generation: context_parallel_size is {self.config.context_parallel_size}, but the KV cache of one "
+                "sequence is not split over ranks; build the model with context_parallel_size=1"
+            )
+        self.vocab_size = vocab_size or vocab_size_of(self.config)
+        self.group = self.chunk.pg_collection.pp
+        self.device = next(self.chunk.parameters()).device
+        self.context = StaticInferenceContext(max_batch_size=1, max_sequence_length=capacity)
+        self._flags = _flags_to_switch_off(self.chunk)
+
+    def __call__(self, token_ids: Sequence[int]) -> torch.Tensor | None:
+        """Feeds the next S tokens: any number first, then one at a time.
+
+        Returns:
+            On the last pipeline stage, the logits of what follows, `[V]` in fp32 on the CPU; elsewhere `None`.
+        """
+        start = self.context.sequence_len_offset
+        assert start == 0 or len(token_ids) == 1, "after the first call, megatron-core's cache takes one token at a time"
+        ids = torch.tensor([token_ids], device=self.device)
+        positions = torch.arange(start, start + len(token_ids), device=self.device)[None]
+        if start:
+            self.context.enable_decode_mode()
+        with torch.no_grad(), InferenceMode.active(), _switched_off(self._flags):
+            output = self._run_stage(ids, positions)
+        self.context.increment_sequence_len_offset(len(token_ids))
+        if output is None:
+            return None
+        return output[0, -1, : self.vocab_size].float().cpu()
+
+    def _run_stage(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
+        """This rank's part of a pass: hidden states `[S, 1, H]` come in and go out, or, at the end, logits."""
+        if not pipeline.is_first(self.group):
+            shape = (ids.shape[1], 1, self.config.hidden_size)
+            dtype = self.config.pipeline_dtype
+            self.chunk.set_input_tensor(pipeline.receive_from_previous(shape, dtype, self.device, self.group))
+        output = self.chunk(
+            ids, positions, attention_mask=None, inference_context=self.context, runtime_gather_output=True
+        )
+        if pipeline.is_last(self.group):
+            return output
+        pipeline.send_to_next(output.to(self.config.pipeline_dtype), self.group)
+        return None
+
+
+def single_chunk(model: Any) -> Any:
+    """The bare chunk of a model that has one chunk per rank.
+
+    Raises:
+        ParallelLayoutError: it has several.
+    """
+    chunks = unwrap_model(model)
+    if len(chunks) != 1:
+        raise ParallelLayoutError(
+            f"generation: the model has {len(chunks)} chunks per rank (virtual pipeline stages), expected 1; build it with "
+            "virtual_pipeline_model_parallel_size=None"
+        )
+    return chunks[0]
+
+
+def vocab_size_of(config: Any) -> int:
+    """The number of real tokens, without the rows that pad the embedding.
+
+    Raises:
+        BridgeError: the config does not have it.
+    """
+    vocab_size = getattr(config, "vocab_size", None)
+    if not vocab_size:
+        raise BridgeError(
+            f"generation: {type(config).__name__} has no vocab_size, so padding cannot be told from tokens; pass vocab_size"
+        )
+    return int(vocab_size)
+
+
+def _flags_to_switch_off(chunk: torch.nn.Module) -> list[tuple[Any, str]]:
+    modules = list(chunk.modules())
+    configs = {id(module.config): module.config for module in modules if hasattr(module, "config")}
+    return [
+        (owner, name)
+        for owner in (*modules, *configs.values())
+        for name in _SWITCHED_OFF
+        if getattr(owner, name, False) is True
+    ]
+
+
+@contextmanager
+def _switched_off(flags: list[tuple[Any, str]]) -> Iterator[None]:
+    for owner, name in flags:
+        setattr(owner, name, False)
+    try:
+        yield
+    finally:
+        for owner, name in flags:
+            setattr(owner, name, True)

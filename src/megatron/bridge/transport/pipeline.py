@@ -1,0 +1,40 @@
+"""Messages between the stages of a pipeline: hidden states to the next stage, results from the last to all."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+
+def is_first(group: dist.ProcessGroup) -> bool:
+    """Whether this rank is in the first stage of the pipeline that `group` is."""
+    return group.rank() == 0
+
+
+def is_last(group: dist.ProcessGroup) -> bool:
+    """Whether this rank is in the last stage."""
+    return group.rank() == group.size() - 1
+
+
+def send_to_next(tensor: torch.Tensor, group: dist.ProcessGroup) -> None:
+    """Sends a tensor to the next stage, which must call `receive_from_previous` with its shape and dtype."""
+    dist.send(tensor.contiguous(), group=group, group_dst=group.rank() + 1)
+
+
+def receive_from_previous(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup
+) -> torch.Tensor:
+    """The tensor that the previous stage sends."""
+    tensor = torch.empty(*shape, dtype=dtype, device=device)
+    dist.recv(tensor, group=group, group_src=group.rank() - 1)
+    return tensor
+
+
+def broadcast_from_last(value: int | None, device: torch.device, group: dist.ProcessGroup) -> int:
+    """The last stage's integer, on every stage; the argument is ignored elsewhere."""
+    if group.size() == 1:
+        assert value is not None
+        return value
+    tensor = torch.tensor([value if is_last(group) else 0], dtype=torch.int64, device=device)
+    dist.broadcast(tensor, group=group, group_src=group.size() - 1)
+    return int(tensor)

@@ -1,0 +1,117 @@
+"""The table of tiny models: one line per family and variant. Every suite that runs over families runs over it.
+
+Models are built by transformers with every parameter random (norms and biases too: a weight left at 1 or 0 hides
+swaps), at widths where nothing is accidentally equal.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+BASE = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
+
+
+def rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 10000.0, **parameters}}
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A variant of a family.
+
+    Attributes:
+        name: of the test case.
+        architecture: HF model class.
+        config: differences from `BASE`.
+        seq_length: of the compared sequences.
+        layouts: names of parallel layouts that do not apply.
+    """
+
+    name: str
+    architecture: str
+    config: dict[str, Any] = field(default_factory=dict)
+    seq_length: int = 40
+
+    def hf_config(self) -> transformers.PretrainedConfig:
+        model_class = getattr(transformers, self.architecture)
+        return model_class.config_class(**{**BASE, **self.config}, architectures=[self.architecture])
+
+    def hf_model(self, seed: int = 0) -> transformers.PreTrainedModel:
+        """The model in float32, eval mode and eager attention."""
+        config = self.hf_config()
+        config._attn_implementation = "eager"
+        model = getattr(transformers, self.architecture)(config).float().eval()
+        randomize(model, seed)
+        return model
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> transformers.PreTrainedModel:
+        """Saves the model as an HF folder and returns it (its weights rounded to `dtype`)."""
+        model = self.hf_model(seed).to(dtype)
+        model.save_pretrained(folder)
+        return model
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Random values for every parameter: matrices around 0, vectors around what they were."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(parameter + 0.2 * noise if parameter.dim() == 1 else 0.08 * noise)
+
+
+_LLAMA, _QWEN2, _QWEN3, _MISTRAL = "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"
+_WINDOW_ON_SOME = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+_LONGROPE = {
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 2.5, 3.0],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0],
+    "original_max_position_embeddings": 32,
+}
+_LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0, "original_max_position_embeddings": 64}
+
+TINY_MODELS = {
+    model.name: model
+    for model in (
+        TinyModel("llama", _LLAMA),
+        TinyModel("llama-tied", _LLAMA, {"tie_word_embeddings": True}),
+        TinyModel("llama-attention-bias", _LLAMA, {"attention_bias": True}),
+        TinyModel("llama-mlp-bias", _LLAMA, {"mlp_bias": True}),
+        TinyModel("llama-all-biases", _LLAMA, {"attention_bias": True, "mlp_bias": True}),
+        TinyModel("llama-head-dim", _LLAMA, {"head_dim": 24}),
+        TinyModel("llama-mha", _LLAMA, {"num_key_value_heads": 4}),
+        TinyModel("llama-odd-vocabulary", _LLAMA, {"vocab_size": 131}),
+        TinyModel("llama-odd-vocabulary-tied", _LLAMA, {"vocab_size": 131, "tie_word_embeddings": True}),
+        TinyModel("llama-gelu", _LLAMA, {"hidden_act": "gelu", "rms_norm_eps": 1e-5}),
+        TinyModel("llama-linear-rope", _LLAMA, rope("linear", factor=4.0)),
+        TinyModel("llama-dynamic-rope", _LLAMA, {**rope("dynamic", factor=2.0), "max_position_embeddings": 24}),
+        TinyModel("llama-dynamic-rope-short", _LLAMA, {**rope("dynamic", factor=2.0), "max_position_embeddings": 64}),
+        TinyModel("llama-yarn-rope", _LLAMA, rope("yarn", factor=4.0, original_max_position_embeddings=64)),
+        TinyModel("llama-llama3-rope", _LLAMA, rope("llama3", **_LLAMA3)),
+        TinyModel("llama-longrope-long", _LLAMA, rope("longrope", **_LONGROPE)),
+        TinyModel("llama-longrope-short", _LLAMA, rope("longrope", **_LONGROPE), seq_length=24),
+        TinyModel("qwen2", _QWEN2),
+        TinyModel("qwen2-tied", _QWEN2, {"tie_word_embeddings": True}),
+        TinyModel("qwen2-window-on-some-layers", _QWEN2, _WINDOW_ON_SOME),
+        TinyModel("qwen2-yarn-rope", _QWEN2, rope("yarn", factor=4.0, original_max_position_embeddings=64)),
+        TinyModel("qwen3", _QWEN3, {"head_dim": 24}),
+        TinyModel("qwen3-tied", _QWEN3, {"head_dim": 16, "tie_word_embeddings": True}),
+        TinyModel("qwen3-attention-bias", _QWEN3, {"head_dim": 16, "attention_bias": True}),
+        TinyModel("qwen3-window-on-some-layers", _QWEN3, {"head_dim": 16, **_WINDOW_ON_SOME}),
+        TinyModel("qwen3-yarn-rope", _QWEN3, {"head_dim": 16, **rope("yarn", factor=2.0, attention_factor=1.5)}),
+        TinyModel("mistral", _MISTRAL, {"sliding_window": None}),
+        TinyModel("mistral-window", _MISTRAL, {"sliding_window": 8}),
+        TinyModel("mistral-head-dim", _MISTRAL, {"sliding_window": None, "head_dim": 32}),
+    )
+}

@@ -1,0 +1,111 @@
+"""Layouts at arbitrary shapes, against plain torch code that builds the same weight in one expression."""
+
+from math import prod
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron.bridge.models.conversion import layout as layouts
+from megatron.bridge.models.conversion.layout import Box, Layout
+
+small = st.integers(1, 5)
+
+
+def numbered(*shape: int, start: int = 0) -> torch.Tensor:
+    """A tensor in which every element is different."""
+    return torch.arange(start, start + prod(shape)).view(shape)
+
+
+def box_of(draw: st.DrawFn, shape: tuple[int, ...]) -> Box:
+    """A random non-empty box in a tensor of `shape`."""
+    box = []
+    for size in shape:
+        start = draw(st.integers(0, size - 1))
+        box.append((start, draw(st.integers(start + 1, size))))
+    return tuple(box)
+
+
+def check(data: st.DataObject, layout: Layout, hf_tensors: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
+    """The layout builds `expected`, takes it apart again, and does both for any box of it."""
+    for role, tensor in hf_tensors.items():
+        assert tuple(layout.hf_shapes[role]) == tuple(tensor.shape)
+    assert torch.equal(layouts.fuse(layout, hf_tensors), expected)
+    for role, tensor in layouts.split(layout, expected).items():
+        assert torch.equal(tensor, hf_tensors[role])
+    assert sum(piece.num_elements for piece in layout.pieces) == expected.numel()
+
+    box = data.draw(st.composite(box_of)(tuple(expected.shape)))
+    index = layouts.slices(box)
+    part = torch.full([stop - start for start, stop in box], -1, dtype=expected.dtype)
+    layouts.assemble(layout, hf_tensors, part, box)
+    assert torch.equal(part, expected[index])
+    empty = {role: torch.full_like(tensor, -1) for role, tensor in hf_tensors.items()}
+    written = layouts.disassemble(layout, part, box, empty)
+    for role, tensor in empty.items():
+        filled = tensor != -1
+        assert filled.sum().item() == written.get(role, 0)
+        assert torch.equal(tensor[filled], hf_tensors[role][filled])
+
+
+@given(st.data(), small, small, small, small, st.booleans())
+def test_qkv_is_grouped(data: st.DataObject, groups: int, ratio: int, head_dim: int, hidden: int, bias: bool) -> None:
+    tail = () if bias else (hidden,)
+    q = numbered(groups * ratio * head_dim, *tail)
+    k = numbered(groups * head_dim, *tail, start=10_000)
+    v = numbered(groups * head_dim, *tail, start=20_000)
+    parts = [q.view(groups, ratio * head_dim, *tail), k.view(groups, head_dim, *tail), v.view(groups, head_dim, *tail)]
+    expected = torch.cat(parts, dim=1).reshape(-1, *tail)
+    rows = {"q": ratio * head_dim, "k": head_dim, "v": head_dim}
+    layout = layouts.grouped_rows(tuple(expected.shape), groups, rows)
+    check(data, layout, {"q": q, "k": k, "v": v}, expected)
+
+
+@given(st.data(), small, small, st.booleans())
+def test_gate_comes_before_up(data: st.DataObject, ffn: int, hidden: int, bias: bool) -> None:
+    tail = () if bias else (hidden,)
+    gate, up = numbered(ffn, *tail), numbered(ffn, *tail, start=10_000)
+    layout = layouts.concatenated_rows((2 * ffn, *tail), {"gate": ffn, "up": ffn})
+    check(data, layout, {"gate": gate, "up": up}, torch.cat([gate, up]))
+
+
+@given(st.data(), small, small, st.integers(0, 5))
+def test_vocabulary_padding_is_zero_and_not_exported(data: st.DataObject, vocab: int, hidden: int, pad: int) -> None:
+    weight = numbered(vocab, hidden, start=1)
+    expected = torch.nn.functional.pad(weight, (0, 0, 0, pad))
+    layout = layouts.padded_rows(tuple(expected.shape), vocab)
+    check(data, layout, {"weight": weight}, expected)
+
+
+@given(st.data(), st.permutations(range(3)), small, small, small)
+def test_permuted_axes(data: st.DataObject, order: list[int], a: int, b: int, c: int) -> None:
+    weight = numbered(a, b, c)
+    expected = weight.permute(order).contiguous()
+    check(data, layouts.identity(tuple(expected.shape), tuple(order)), {"weight": weight}, expected)
+
+
+@given(st.data(), st.lists(small, min_size=1, max_size=3))
+def test_identity(data: st.DataObject, shape: list[int]) -> None:
+    weight = numbered(*shape)
+    check(data, layouts.identity(tuple(shape)), {"weight": weight}, weight)
+
+
+@given(st.data(), small, small, small)
+def test_strided_piece_of_a_stacked_tensor(data: st.DataObject, experts: int, rows: int, hidden: int) -> None:
+    """A piece may drop an axis and step over rows: expert `e` of a stack in which gate and up rows alternate."""
+    stack = numbered(experts, 2 * rows, hidden)
+    expert = data.draw(st.integers(0, experts - 1))
+    pieces = tuple(
+        layouts.Piece(
+            "stack",
+            (expert, slice(parity, 2 * (rows - 1) + parity + 1, 2), slice(0, hidden, 1)),
+            ((parity * rows, (parity + 1) * rows), (0, hidden)),
+        )
+        for parity in (0, 1)
+    )
+    expected = torch.cat([stack[expert, 0::2], stack[expert, 1::2]])
+    part = torch.full_like(expected, -1)
+    box = data.draw(st.composite(box_of)(tuple(expected.shape)))
+    out = part[layouts.slices(box)]
+    layouts.assemble(Layout(pieces, {"stack": tuple(stack.shape)}), {"stack": stack}, out, box)
+    assert torch.equal(out, expected[layouts.slices(box)])

@@ -1,0 +1,68 @@
+"""`tests/ranks.py` itself: results in order, every failure reported, nothing left running."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.ranks import RankFailure, run_ranks
+
+from megatron.bridge.transport import process_groups
+
+
+def whoami(offset: int) -> tuple[int, int, torch.Tensor]:
+    total = torch.tensor([process_groups.rank() + offset])
+    dist.all_reduce(total)
+    return process_groups.rank(), process_groups.world_size(), total
+
+
+def test_results_come_back_in_rank_order():
+    assert run_ranks(whoami, 3, 10) == [(rank, 3, torch.tensor([33])) for rank in range(3)]
+
+
+def test_ranks_do_not_mind_what_the_parent_has_started():
+    process_groups.initialize()
+    try:
+        (torch.ones(200, 200, requires_grad=True) @ torch.ones(200, 200)).sum().backward()
+        dist.all_reduce(torch.ones(1))
+        for _ in range(5):
+            assert [result[2].item() for result in run_ranks(whoami, 2, 0, tp=2)] == [1, 1]
+        assert (process_groups.rank(), process_groups.world_size()) == (0, 1)
+        dist.all_reduce(torch.ones(1))
+    finally:
+        process_groups.destroy()
+
+
+def test_an_exception_is_raised_here_with_its_traceback():
+    def fail():
+        if process_groups.rank() == 1:
+            raise ZeroDivisionError("of all things")
+        dist.barrier()
+
+    with pytest.raises(RankFailure, match=r"rank 1 of 2 failed:(.|\n)*in fail(.|\n)*ZeroDivisionError: of all things"):
+        run_ranks(fail, 2)
+
+
+def test_a_death_is_reported():
+    def die():
+        if process_groups.rank() == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        dist.barrier()
+
+    with pytest.raises(RankFailure, match="rank 0 of 2 died with exit code -9"):
+        run_ranks(die, 2)
+
+
+def test_a_hanging_rank_is_killed(tmp_path):
+    def hang():
+        (tmp_path / str(process_groups.rank())).write_text(str(os.getpid()))
+        if process_groups.rank() == 0:
+            time.sleep(600)
+
+    with pytest.raises(RankFailure, match=r"rank\(s\) \[0, 1\] of 2 did not end within 2 s"):
+        run_ranks(hang, 2, timeout=2)
+    for rank in range(2):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / str(rank)).read_text()), 0)
