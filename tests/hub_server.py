@@ -24,7 +24,8 @@ class HubServer:
         url: value for HF_ENDPOINT.
         requests: (method, path, status) of each request so far.
         missing_files: files that the repository lists but answers 404 for.
-        unauthorized: X-Error-Code of a 401 answer to every request without `token`; None to let everyone in.
+        unauthorized: X-Error-Code of the answer to every request without `token`; None to let everyone in.
+        refusal: the status of that answer.
         token: the token that is let in when `unauthorized` is set.
         cut_after_bytes: no answer goes beyond this byte of a file: the connection is closed there.
     """
@@ -36,6 +37,7 @@ class HubServer:
         *,
         missing_files: tuple[str, ...] = (),
         unauthorized: str | None = None,
+        refusal: int = 401,
         token: str = "",
         cut_after_bytes: int | None = None,
     ) -> None:
@@ -43,6 +45,7 @@ class HubServer:
         self.repo_id = repo_id
         self.missing_files = missing_files
         self.unauthorized = unauthorized
+        self.refusal = refusal
         self.token = token
         self.cut_after_bytes = cut_after_bytes
         self.requests: list[tuple[str, str, int]] = []
@@ -86,7 +89,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         hub = self.hub
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         if hub.unauthorized is not None and self.headers.get("Authorization") != f"Bearer {hub.token}":
-            return self._error(path, 401, hub.unauthorized)
+            return self._error(path, hub.refusal, hub.unauthorized)
         api, files = f"/api/models/{hub.repo_id}", f"/{hub.repo_id}/resolve/"
         if path == api:
             path = f"{api}/revision/main"

@@ -1,7 +1,7 @@
 """Runs a function on several gloo ranks, forked from this process so that no rank pays for importing megatron-core.
 
-Fork is safe here because this process computes with one thread (set before its first operation) and the ranks forget its
-process groups: `tests/conftest.py` does the first, `_forget_groups` the second.
+Fork is safe here because this process computes with one thread (set before its first operation) and the ranks forget
+its process groups: `tests/conftest.py` does the first, `_forget_groups` the second.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def run_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout: float
         finally:
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # with what it started: the checkpoint writer has a server process
+                    os.killpg(process.pid, signal.SIGKILL)  # with its children: the checkpoint writer has a server
                 process.kill()
                 process.join()
             for pipe in pipes:
@@ -96,10 +96,10 @@ def _collect(pipes: list, processes: list, deadline: float, timeout: float) -> l
 
 
 def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -> None:
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(timeout) + 5)  # ends this rank even if the parent is killed
     faulthandler.dump_traceback_later(0.9 * timeout, file=2)  # says where a rank hangs
     try:
@@ -108,9 +108,10 @@ def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -
         os.environ["WORLD_SIZE"] = str(num_ranks)
         _forget_groups()
         store = dist.FileStore(str(store_path), num_ranks)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=timedelta(seconds=timeout))
+        patience = timedelta(seconds=timeout)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=patience)
         process_groups.initialize(**layout)
-        # The checkpoint writer's server process, forked from here, has torch; spawned, it would take seconds to import it.
+        # The checkpoint writer's server, forked from here, has torch; spawned, it would take seconds to import it.
         inspect.unwrap(filesystem_async.get_write_results_queue).__defaults__ = ("fork",)
         message = pickle.dumps((False, fn(*args)))
         dist.barrier()  # a rank that leaves early would break the others' connections
@@ -121,7 +122,7 @@ def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -
 
 
 def _forget_groups() -> None:
-    """Forget the process groups inherited from the parent, without destroying them: their threads are not in this process."""
+    """Forget the parent's process groups, without destroying them: their threads are not in this process."""
     from megatron.core import parallel_state
 
     c10d = dist.distributed_c10d

@@ -80,7 +80,11 @@ def test_module_types_are_checked() -> None:
         ("decoder.layers.mlp.linear_fc2.weight", (3,), "decoder.layers.3.mlp.linear_fc2.weight"),
         ("decoder.layers.3.mlp.linear_fc2.weight", (), "decoder.layers.3.mlp.linear_fc2.weight"),
         ("decoder.layers.mlp.experts.experts.linear_fc1.bias", (3, 7), "decoder.layers.3.mlp.experts.linear_fc1.bias7"),
-        ("decoder.layers.1.mlp.experts.experts.linear_fc1.weight", (7,), "decoder.layers.1.mlp.experts.linear_fc1.weight7"),
+        (
+            "decoder.layers.1.mlp.experts.experts.linear_fc1.weight",
+            (7,),
+            "decoder.layers.1.mlp.experts.linear_fc1.weight7",
+        ),
     ],
 )
 def test_canonical_names(key: str, offset: tuple[int, ...], name: str) -> None:

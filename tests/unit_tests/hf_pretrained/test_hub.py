@@ -81,14 +81,16 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
         resolve(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "./no/such", "a b", "org/name/extra", ""])
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no/such", "a b", "org/name/extra"])
 def test_neither_a_folder_nor_an_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if name == "":
-        assert resolve(name) == Path(".")  # as pathlib has it
-        return
     with pytest.raises(HubError, match=f"{name}: neither a folder here nor a valid hub id"):
         resolve(name)
+
+
+def test_an_empty_name_is_not_the_current_folder() -> None:
+    with pytest.raises(HubError, match="an empty name"):
+        resolve("")
 
 
 def test_downloads_what_is_wanted_once(folder: Path, tmp_path: Path) -> None:
@@ -131,18 +133,21 @@ def test_a_listed_file_is_absent(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "parts"),
+    ("code", "status", "parts"),
     [
-        ("GatedRepo", ("access is restricted", "licence", "HF_TOKEN")),
-        ("", ("access is restricted", "licence", "HF_TOKEN")),
-        ("RepoNotFound", ("private", "HF_TOKEN")),
+        ("GatedRepo", 401, ("access is restricted", "licence", "HF_TOKEN")),
+        ("GatedRepo", 403, ("access is restricted", "licence", "HF_TOKEN")),
+        ("", 401, ("access is restricted", "licence", "HF_TOKEN")),
+        ("", 403, ("access is restricted", "licence", "HF_TOKEN")),
+        ("RepoNotFound", 401, ("private", "HF_TOKEN")),
+        ("", 500, ("the download failed", "Try again later")),
     ],
 )
-def test_access_needs_a_token(folder: Path, tmp_path: Path, code: str, parts: tuple[str, ...]) -> None:
-    with HubServer(folder, REPO, unauthorized=code, token="secret") as hub:
-        failure(download(hub, tmp_path / "home"), "HubError", "401", *parts)
+def test_refusals(folder: Path, tmp_path: Path, code: str, status: int, parts: tuple[str, ...]) -> None:
+    with HubServer(folder, REPO, unauthorized=code, refusal=status, token="secret") as hub:
+        failure(download(hub, tmp_path / "home"), "HubError", f"answered {status}", hub.url, *parts)
         if code == "GatedRepo":
-            failure(download(hub, tmp_path / "home", HF_TOKEN="wrong"), "HubError", "401", *parts)
+            failure(download(hub, tmp_path / "home", HF_TOKEN="wrong"), "HubError", *parts)
             assert "path" in download(hub, tmp_path / "home", HF_TOKEN="secret")
 
 

@@ -11,10 +11,10 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, get_data_parallel_rng_tracker_name
 from megatron.core.transformer.torch_norm import L2Norm
-from tests.ranks import run_ranks
-from tests.unit_tests.runtime import tiny_gpt
 
 from megatron.bridge.transport import process_groups
+from tests.ranks import run_ranks
+from tests.unit_tests.runtime import tiny_gpt
 
 DENSE: dict[str, Any] = {"num_layers": 4}
 MOE = {
@@ -48,13 +48,16 @@ LAYOUTS = {
 def weights(chunks: list[DistributedDataParallel]) -> dict[str, torch.nn.Parameter]:
     """Every parameter of this rank, by the name that it has on one rank."""
     named = {}
+    num_local_experts = 4 // parallel_state.get_expert_model_parallel_world_size()
+    first_expert = num_local_experts * parallel_state.get_expert_model_parallel_rank()
     for chunk in chunks:
         layers = chunk.module.decoder.layers
         for name, parameter in chunk.module.named_parameters():
-            name = re.sub(r"layers\.(\d+)\.", lambda m: f"layers.{layers[int(m[1])].layer_number - 1}.", name)
-            first = 4 // parallel_state.get_expert_model_parallel_world_size()
-            first *= parallel_state.get_expert_model_parallel_rank()
-            named[re.sub(r"experts\.(\d+)\.", lambda m, first=first: f"experts.{int(m[1]) + first}.", name)] = parameter
+            if match := re.search(r"layers\.(\d+)\.", name):
+                name = name.replace(match[0], f"layers.{layers[int(match[1])].layer_number - 1}.", 1)
+            if match := re.search(r"experts\.(\d+)\.", name):
+                name = name.replace(match[0], f"experts.{int(match[1]) + first_expert}.", 1)
+            named[name] = parameter
     return named
 
 
@@ -89,7 +92,8 @@ def several_ranks(changes: dict, values: dict, grads: dict) -> tuple[float | Non
     for name, parameter in named.items():
         expected = shard(grads[name], parameter)
         assert expected.abs().max() > 1e-5, name
-        torch.testing.assert_close(parameter.main_grad, expected, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        named_message = lambda message, name=name: f"{name}: {message}"
+        torch.testing.assert_close(parameter.main_grad, expected, rtol=1e-4, atol=1e-6, msg=named_message)
     return loss, set(named)
 
 
@@ -178,8 +182,13 @@ def test_nothing_is_compiled():
 
         L2Norm(8)(torch.ones(2, 8))
         fused = {"gated_linear_unit": True, "activation_func": torch.nn.functional.silu, "bias_activation_fusion": True}
-        config = tiny_gpt.gpt_config(**ALLTOALL, **fused, bias_dropout_fusion=True, moe_router_enable_expert_bias=True,
-                                     moe_router_score_function="sigmoid")
+        config = tiny_gpt.gpt_config(
+            **ALLTOALL,
+            **fused,
+            bias_dropout_fusion=True,
+            moe_router_enable_expert_bias=True,
+            moe_router_score_function="sigmoid",
+        )
         tiny_gpt.forward_backward(tiny_gpt.wrapped_chunks(config))
         return dict(counters["frames"])
 

@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from tests.ranks import RankFailure, run_ranks
 
 from megatron.bridge.transport import process_groups
+from tests.ranks import RankFailure, run_ranks
 
 
 def whoami(offset: int) -> tuple[int, int, torch.Tensor]:

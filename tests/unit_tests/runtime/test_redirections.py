@@ -6,16 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.ranks import RankFailure, run_ranks
-from tests.unit_tests.runtime import tiny_gpt
-
-from megatron.bridge.runtime import cpu
-from megatron.bridge.transport import process_groups
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.dist_checkpointing.strategies.state_dict_saver import verify_global_md_reuse
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.models.common.embeddings import RotaryEmbedding
 from megatron.core.optimizer import OptimizerConfig, clip_grads
 from megatron.core.optimizer.grad_scaler import DynamicGradScaler
@@ -27,12 +22,17 @@ from megatron.core.utils import local_multi_tensor_l2_norm
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.utils import _DistWrapper
 
+from megatron.bridge.runtime import cpu
+from megatron.bridge.transport import process_groups
+from tests.ranks import RankFailure, run_ranks
+from tests.unit_tests.runtime import tiny_gpt
+
 SCENARIOS: dict[str, tuple[Callable, int]] = {}
 
 
 def scenario(*paths: str, num_ranks: int = 1):
     def register(function: Callable) -> Callable:
-        SCENARIOS.update({path: (function, num_ranks) for path in paths})
+        SCENARIOS.update(dict.fromkeys(paths, (function, num_ranks)))
         return function
 
     return register
@@ -118,7 +118,8 @@ def tracker_add():
 
 
 @scenario(
-    "megatron.core.tensor_parallel.random:_get_cuda_rng_state", "megatron.core.tensor_parallel.random:_set_cuda_rng_state"
+    "megatron.core.tensor_parallel.random:_get_cuda_rng_state",
+    "megatron.core.tensor_parallel.random:_set_cuda_rng_state",
 )
 def recomputed_dropout():
     outside = torch.get_rng_state()
@@ -187,6 +188,7 @@ def interleaved_pipeline():
 
 def save_and_load(algorithm: str) -> None:
     """Save a replicated tensor; then each rank reads a part of the checkpoint, and they exchange."""
+
     def state(value: float) -> dict:
         return {
             key: ShardedTensor.from_rank_offsets(key, torch.full((3,), value), replica_id=process_groups.rank())

@@ -28,7 +28,8 @@ def config(normalization: str = "RMSNorm", **changes) -> TransformerConfig:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("normalization", "zero_centered"), REFERENCES)
 def test_equals_the_reference_bit_for_bit(normalization, zero_centered, dtype):
-    norm = TorchNorm(config(normalization, layernorm_zero_centered_gamma=zero_centered, params_dtype=dtype), HIDDEN, 1e-3)
+    settings = config(normalization, layernorm_zero_centered_gamma=zero_centered, params_dtype=dtype)
+    norm = TorchNorm(settings, HIDDEN, 1e-3)
     reference = REFERENCES[normalization, zero_centered](HIDDEN, eps=1e-3).to(dtype)
     initial = {name: parameter.clone() for name, parameter in reference.named_parameters()}
     if not isinstance(reference, NemotronLayerNorm1P):  # it starts at 1 + 1

@@ -84,7 +84,7 @@ def wrapped_chunks(config: TransformerConfig, distributed_optimizer: bool = True
 
 
 def train(config: TransformerConfig, num_steps: int) -> tuple[list[float], list[DistributedDataParallel], Any]:
-    """Train on one batch (two microbatches); returns the losses (of the last stage; empty elsewhere), chunks, optimizer."""
+    """Train on one batch (two microbatches); the losses (of the last stage; empty elsewhere), chunks and optimizer."""
     chunks = wrapped_chunks(config)
     optimizer_config = OptimizerConfig(
         optimizer="adam",

@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from megatron.bridge.errors import BridgeError
+from megatron.bridge.errors import BridgeError, CheckpointError
 from megatron.bridge.inference.sampling import SamplingParams, sample
 from megatron.bridge.inference.text_stream import TextStream
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Scalings whose HF `max_position_embeddings` may be the length before scaling, and the field of that length.
+# Scalings whose HF `max_position_embeddings` may be the length before scaling.
 _LENGTH_BEFORE_SCALING = ("linear", "dynamic", "yarn")
 
 
@@ -170,8 +170,15 @@ def eos_token_ids(hf_pretrained: Any) -> tuple[int, ...]:
     ids = getattr(generation_config, "eos_token_id", None)
     if ids is None:
         ids = getattr(hf_pretrained.config, "eos_token_id", None)
-    if ids is None and hasattr(hf_pretrained, "tokenizer"):
-        ids = hf_pretrained.tokenizer.eos_token_id
+    if ids is None:
+        ids = _tokenizer_eos(hf_pretrained)
     if ids is None:
         return ()
     return (int(ids),) if isinstance(ids, int) else tuple(int(token) for token in ids)
+
+
+def _tokenizer_eos(hf_pretrained: Any) -> int | None:
+    try:
+        return getattr(getattr(hf_pretrained, "tokenizer", None), "eos_token_id", None)
+    except CheckpointError:  # a folder without a tokenizer
+        return None

@@ -78,7 +78,9 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         try:
             super().__post_init__()
         except (ValueError, AssertionError) as error:
-            raise UnsupportedConfigError(f"{type(self).__name__}: megatron-core refuses this config: {error}") from error
+            raise UnsupportedConfigError(
+                f"{type(self).__name__}: megatron-core refuses this config: {error}"
+            ) from error
 
     def _check_tensor_parallelism(self) -> None:
         tp = self.tensor_model_parallel_size

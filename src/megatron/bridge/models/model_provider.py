@@ -1,7 +1,7 @@
 """What every provider can do: build the model over the ranks, run hooks on it, and wrap it for training."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.errors import UnsupportedConfigError
 
@@ -9,11 +9,21 @@ if TYPE_CHECKING:
     import torch
     from megatron.core.distributed import DistributedDataParallelConfig
 
-ModelT = TypeVar("ModelT")
 Hook = Callable[[list[Any]], "list[Any] | None"]
 
+# The parallel sizes of a model that is whole on every rank.
+UNSHARDED: dict[str, Any] = {
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "context_parallel_size": 1,
+    "expert_model_parallel_size": 1,
+    "expert_tensor_parallel_size": None,
+    "sequence_parallel": False,
+}
 
-class ModelProviderMixin(Generic[ModelT]):
+
+class ModelProviderMixin[ModelT]:
     """Building and wrapping, for a dataclass that is a TransformerConfig and has `provide` and `finalize`."""
 
     _pg_collection: Any = None
@@ -143,7 +153,7 @@ class ModelProviderMixin(Generic[ModelT]):
         self.finalize()
         if use_megatron_fsdp or use_torch_fsdp2:
             raise UnsupportedConfigError(
-                "provide_distributed_model: FSDP wrapping is not offered; use wrap_with_ddp with a distributed optimizer"
+                "provide_distributed_model: FSDP wrapping is not offered; use wrap_with_ddp=True"
             )
         chunks = model_building.build_chunks(self)
         chunks = _run_hooks(chunks, self._pre_wrap_hooks if pre_wrap_hook is None else pre_wrap_hook)

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
-def _rope_config(
-    rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int
-) -> "PretrainedConfig":
+def _rope_config(rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int) -> "PretrainedConfig":
     """The fields that transformers' rope functions read, as the config of a model that has nothing else."""
     from transformers import LlamaConfig
 
@@ -43,7 +41,8 @@ def attention_scaling(rope_parameters: Mapping[str, Any], head_dim: int, max_pos
     if kind == "default":
         return 1.0
     config = _rope_config(rope_parameters, head_dim, max_position_embeddings)
-    return float(_rope_init(kind)(config, torch.device("cpu"))[1])
+    with torch.device("cpu"):  # the model may be on its way to the meta device
+        return float(_rope_init(kind)(config)[1])
 
 
 def _rope_init(kind: str) -> Any:
@@ -69,37 +68,38 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
     Source: transformers 5, `modeling_rope_utils.py`.
     """
 
-    def __init__(
-        self, rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int, **kwargs: Any
-    ):
+    def __init__(self, rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int, **kwargs: Any):
         super().__init__(kv_channels=head_dim, rotary_base=int(rope_parameters["rope_theta"]), **kwargs)
         self.kind = rope_parameters["rope_type"]
         self.hf_config = _rope_config(rope_parameters, head_dim, max_position_embeddings)
-        self.max_position_embeddings = max_position_embeddings
-        self.original_max_position_embeddings = rope_parameters.get(
-            "original_max_position_embeddings", max_position_embeddings
-        )
+        # Length beyond which a length-dependent kind changes its frequencies.
+        self._threshold = max_position_embeddings
+        if self.kind == "longrope":
+            self._threshold = rope_parameters.get("original_max_position_embeddings", max_position_embeddings)
         self.inv_freq = self._frequencies(1)
 
     def _frequencies(self, seq_len: int) -> torch.Tensor:
         """Inverse frequencies, `[head_dim / 2]` (or fewer, if only part of each head is rotated)."""
-        rope_init = _rope_init(self.kind)
-        # Frequencies are the same on every machine because they are always computed on the CPU, as HF does.
-        device = torch.device("cpu")
-        if self.kind == "dynamic" and seq_len > self.max_position_embeddings:
-            return rope_init(self.hf_config, device, seq_len=torch.tensor(seq_len))[0]
-        if self.kind == "longrope" and seq_len > self.original_max_position_embeddings:
-            return rope_init(self.hf_config, device, seq_len=self.original_max_position_embeddings + 1)[0]
-        return rope_init(self.hf_config, device)[0]
+        past_threshold = self.kind in _LENGTH_DEPENDENT and seq_len > self._threshold
+        length = torch.tensor(seq_len, device="cpu") if past_threshold else None
+        # On the CPU, as HF does: the same frequencies on every machine, also while the model is on the meta device.
+        with torch.device("cpu"):
+            return _rope_init(self.kind)(self.hf_config, seq_len=length)[0]
 
     def get_rotary_seq_len(self, inference_context: Any, *args: Any, **kwargs: Any) -> int:
-        """The number of positions to make: with a KV cache only those used so far, since the kind may depend on it."""
-        if inference_context is not None and self.kind in _LENGTH_DEPENDENT:
-            return self._used_length(inference_context, *args, **kwargs)
-        return super().get_rotary_seq_len(inference_context, *args, **kwargs)
+        """The number of positions to make.
 
-    def _used_length(self, inference_context: Any, *args: Any, **kwargs: Any) -> int:
-        return inference_context.sequence_len_offset + super().get_rotary_seq_len(None, *args, **kwargs)
+        Keys are cached before they are rotated, and all of them are rotated at each step. So with a cache, as without,
+        the frequencies of every position are those of the length reached so far: what transformers computes without a
+        cache. (With its cache, transformers leaves old keys at the frequencies of their time.)
+        """
+        num_positions = super().get_rotary_seq_len(inference_context, *args, **kwargs)
+        if inference_context is None or self.kind not in _LENGTH_DEPENDENT:
+            return num_positions
+        num_used = inference_context.sequence_len_offset + super().get_rotary_seq_len(None, *args, **kwargs)
+        if num_used <= self._threshold:
+            return min(num_positions, self._threshold)
+        return num_used if self.kind == "dynamic" else num_positions
 
     @lru_cache(maxsize=32)  # noqa: B019 - one small module for the life of the model, as in megatron-core
     def _frequencies_on_device(self, seq_len: int, device: torch.device) -> torch.Tensor:

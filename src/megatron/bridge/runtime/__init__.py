@@ -1,7 +1,7 @@
 """What lets megatron-core run without CUDA, and the one place that asks what this machine can do.
 
-`enter()` is called explicitly, by `AutoBridge`'s entry points, the command line and test fixtures; importing this package
-changes nothing and imports no torch.
+`enter()` is called explicitly, by `AutoBridge`'s entry points, the command line and test fixtures; importing this
+package changes nothing and imports no torch.
 """
 
 

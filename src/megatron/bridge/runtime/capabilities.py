@@ -1,4 +1,4 @@
-"""What this machine can do. Every choice between CUDA and CPU, or with and without Transformer Engine, is made from here."""
+"""What this machine can do: every choice between CUDA and CPU, or Transformer Engine and torch, is made from here."""
 
 import importlib.util
 import os

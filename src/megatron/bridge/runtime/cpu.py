@@ -71,7 +71,7 @@ def _on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -
 
 
 def _optimizer_state(self: Any) -> dict[str, Any]:
-    """`DistributedOptimizer.state_dict` asks torch's AdamW for its state: make what AdamW itself makes at its first step."""
+    """`DistributedOptimizer.state_dict`, which needs AdamW's state: make what AdamW itself makes at its first step."""
     for group in self.optimizer.param_groups:
         for parameter in group["params"]:
             if not self.optimizer.state[parameter]:
@@ -81,9 +81,9 @@ def _optimizer_state(self: Any) -> dict[str, Any]:
 
 
 def _set_optimizer_state(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, Any]) -> None:
-    """`DistributedOptimizer._set_main_param_and_optimizer_states` for torch's AdamW, which also has a `step` per parameter.
+    """`DistributedOptimizer._set_main_param_and_optimizer_states` for torch's AdamW, which has a `step` per parameter.
 
-    megatron-core has just put one tensor there for all parameters. Each of them would add 1 to it at every step.
+    megatron-core has just put one tensor there for all parameters, and each of them would add 1 to it at every step.
     """
     group, index = self.model_param_group_index_map[model_param]
     state = self.optimizer.state[self.optimizer.param_groups[group]["params"][index]]
@@ -105,11 +105,11 @@ def _get_rng_state(device: Any = "cuda", clone: bool = False, graph_safe: bool =
 
 
 REPLACEMENTS: tuple[tuple[str, Any], ...] = (
-    # Where nearly every module puts its tensors: tensor_parallel/mappings.py, transformer/moe/router.py, timers.py, ...
+    # Where most modules put their tensors: tensor_parallel/mappings.py, transformer/moe/router.py, timers.py, ...
     ("torch.cuda:current_device", lambda: CPU),
     # tensor_parallel/data.py, optimizer/grad_scaler.py, dist_checkpointing/exchange_utils.py
     ("torch:Tensor.cuda", _tensor_cuda),
-    # optimizer/optimizer.py, optimizer/distrib_optimizer.py, optimizer/clip_grads.py compare with "torch.cuda.FloatTensor"
+    # optimizer/optimizer.py, distrib_optimizer.py and clip_grads.py compare the result with "torch.cuda.FloatTensor"
     ("torch:Tensor.type", _tensor_type),
     # tensor_parallel/random.py: CudaRNGStatesTracker.add
     ("torch.cuda:get_rng_state", _get_rng_state),
@@ -155,7 +155,7 @@ LITERAL_DEVICE = (
 )
 
 
-# Messages that say nothing on a machine without CUDA: where they come from (module, or name of the logger), how they start.
+# Messages that say nothing on a machine without CUDA: the module or logger that they come from, and how they start.
 QUIET_WARNINGS = (
     (r"megatron\.core\.", "Transformer Engine and Apex are not installed"),
     (r"megatron\.core\.", "Apex is not installed"),
@@ -163,7 +163,10 @@ QUIET_WARNINGS = (
     (r"megatron\.core\.inference\.contexts", "The following imports from `dynamic_context.py` will be removed"),
     (r"megatron\.core\.models\.mimo", "MimoModelConfig is experimental"),
     (r"megatron\.core\.transformer\.transformer_config", "full scope is deprecated. Use empty cuda_graph_modules"),
-    (r"megatron\.core\.tensor_parallel\.layers", "When using .* set the environment variable CUDA_DEVICE_MAX_CONNECTIONS"),
+    (
+        r"megatron\.core\.tensor_parallel\.layers",
+        "When using .* set the environment variable CUDA_DEVICE_MAX_CONNECTIONS",
+    ),
 )
 QUIET_LOGS = (
     # The CUDA toolkit is installed, the driver is not.
@@ -187,13 +190,14 @@ def redirect() -> None:
     if _originals:
         return
     _silence()
-    values = {path: value for path, value in REPLACEMENTS}
-    places = {path: _resolve(path) for path in (*values, *LITERAL_DEVICE)}  # all of them, before the first change
-    for path in LITERAL_DEVICE:
-        function = inspect.unwrap(getattr(*places[path]))
+    # Everything is looked up before the first change: an error leaves nothing half done.
+    functions = {path: inspect.unwrap(getattr(*_resolve(path))) for path in LITERAL_DEVICE}
+    codes = {path: _on_cpu(function.__code__, path) for path, function in functions.items()}
+    places = {path: _resolve(path) for path, _ in REPLACEMENTS}
+    for path, function in functions.items():
         _originals[path] = function.__code__
-        function.__code__ = _on_cpu(function.__code__, path)
-    for path, value in values.items():
+        function.__code__ = codes[path]
+    for path, value in REPLACEMENTS:
         _originals[path] = getattr(*places[path])
         setattr(*places[path], value)
     _run_eagerly()
@@ -219,9 +223,9 @@ def _on_cpu(code: types.CodeType, path: str) -> types.CodeType:
 
 
 def _run_eagerly() -> None:
-    """Take back `torch.compile` from megatron-core's functions: on the CPU it needs a C++ compiler and takes seconds each.
+    """Undo megatron-core's `torch.compile`: on the CPU it needs a C++ compiler, and seconds for each function.
 
-    Needed by transformer/torch_norm.py, transformer/attention.py, transformer/moe/router.py, activations.py and fusions/.
+    Needed by transformer/torch_norm.py, attention.py and moe/router.py, activations.py and fusions/.
     """
     from megatron.core import jit
 
@@ -239,4 +243,5 @@ def _silence() -> None:
     for module, message in QUIET_WARNINGS:
         warnings.filterwarnings("ignore", message=message, module=module)
     for logger, message in QUIET_LOGS:
-        logging.getLogger(logger).addFilter(lambda record, message=message: not record.getMessage().startswith(message))
+        starts = lambda record, message=message: record.getMessage().startswith(message)
+        logging.getLogger(logger).addFilter(lambda record, starts=starts: not starts(record))

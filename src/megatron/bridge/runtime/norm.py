@@ -15,8 +15,8 @@ class TorchNorm(torch.nn.Module):
     """RMSNorm or LayerNorm over the last dimension, with fp32 statistics.
 
     Takes the place of `megatron.core.transformer.torch_norm.WrappedTorchNorm`, which refuses sequence parallelism,
-    zero-centred weights and `persist_layer_norm`. `persist_layer_norm` and `memory_efficient_layer_norm` choose kernels,
-    not results, and have no effect here.
+    zero-centred weights and `persist_layer_norm`. `persist_layer_norm` and `memory_efficient_layer_norm` choose
+    kernels, not results, and have no effect here.
 
     In low precision the place of the rounding matters (transformers 5.23):
 
@@ -74,7 +74,7 @@ class TorchNorm(torch.nn.Module):
         normalised = normalised * torch.rsqrt(normalised.pow(2).mean(-1, keepdim=True) + self.eps)
         if self.zero_centered:
             return (normalised * (1.0 + self.weight.float())).to(x.dtype)
-        return (self.weight * normalised.to(x.dtype)).to(x.dtype)
+        return (self.weight * normalised).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.normalization}, {self.hidden_size}, eps={self.eps}, zero_centered={self.zero_centered}"

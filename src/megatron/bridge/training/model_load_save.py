@@ -43,9 +43,7 @@ def state_dict_keys(num_chunks: int) -> list[str]:
     return ["model"] if num_chunks == 1 else [f"model{index}" for index in range(num_chunks)]
 
 
-def save_megatron_model(
-    model: list[Any], path: str | Path, hf_model_id: str | None = None, iteration: int = 0
-) -> Path:
+def save_megatron_model(model: list[Any], path: str | Path, hf_model_id: str | None = None, iteration: int = 0) -> Path:
     """Saves a live model's weights as a torch_dist checkpoint (collective); returns the iteration's folder.
 
     Args:
@@ -127,17 +125,10 @@ def load_megatron_model(
     from megatron.bridge import runtime
 
     runtime.enter()
+    from megatron.bridge.models.model_provider import UNSHARDED
+
     provider = load_model_config(path)[0] if provider is None else provider
-    for name, value in {
-        "tensor_model_parallel_size": 1,
-        "pipeline_model_parallel_size": 1,
-        "virtual_pipeline_model_parallel_size": None,
-        "context_parallel_size": 1,
-        "expert_model_parallel_size": 1,
-        "expert_tensor_parallel_size": None,
-        "sequence_parallel": False,
-        **(mp_overrides or {}),
-    }.items():
+    for name, value in {**UNSHARDED, **(mp_overrides or {})}.items():
         if not hasattr(provider, name):
             raise AttributeError(f"{type(provider).__name__} has no field {name!r}")
         setattr(provider, name, value)

@@ -11,15 +11,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
+import numpy
 import torch
 import torch.distributed as dist
 
 from megatron.bridge.errors import ParallelLayoutError
 from megatron.bridge.runtime import capabilities
 
-_layout: dict[str, Any] | None = None
+# What megatron-core's parallel state cannot be asked for: the other arguments it was made with, and the seed.
+_arguments: dict[str, Any] = {}
+_seed: int | None = None
 
 
 def launched_by_torchrun() -> bool:
@@ -80,14 +84,15 @@ def initialize(
     seed: int = 0,
     **kwargs: Any,
 ) -> None:
-    """Start `torch.distributed` (if it is not started) and megatron-core's model-parallel state, and seed the generators.
+    """Start `torch.distributed` (unless it is started) and megatron-core's model-parallel state; seed the generators.
 
-    Under torchrun the ranks come from its environment; without it, this process is the only rank and opens no port. Called
-    again with the same layout, it only seeds again; with another layout, the model-parallel groups are made anew, and
-    models built on the old ones must not be used any more.
+    Under torchrun the ranks come from its environment; without it, this process is the only rank and opens no port.
+    Called again with the same arguments, it does nothing; with another seed, it seeds; with another layout, it makes
+    the model-parallel groups anew, and models built on the old ones must not be used any more. State that the caller
+    has made itself with `initialize_model_parallel` is kept if it is of this layout.
 
     Args:
-        seed: pipeline stage `i` gets `seed + 100 * i` (as megatron-lm does), so that stages start from different weights.
+        seed: pipeline stage `i` gets `seed + 100 * i`, as in Megatron-LM: stages start from different weights.
         **kwargs: passed to `megatron.core.parallel_state.initialize_model_parallel` (`order`,
             `distributed_timeout_minutes`, ...).
 
@@ -95,26 +100,28 @@ def initialize(
         ParallelLayoutError: the sizes do not divide the number of ranks.
     """
     from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
-    global _layout
-    num_ranks = dist.get_world_size() if is_initialized() else _env_world_size()
-    _check_layout(num_ranks, tp, pp, vpp, cp, ep, etp)
-    if not is_initialized():
-        _init_process_group()
+    global _arguments, _seed
     layout = {
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": pp,
-        "virtual_pipeline_model_parallel_size": vpp,
+        "virtual_pipeline_model_parallel_size": None if vpp == 1 else vpp,
         "context_parallel_size": cp,
         "expert_model_parallel_size": ep,
-        "expert_tensor_parallel_size": etp,
-        **kwargs,
+        "expert_tensor_parallel_size": tp if etp is None else etp,
     }
-    if not (parallel_state.model_parallel_is_initialized() and layout == _layout):
+    _check_layout(dist.get_world_size() if is_initialized() else _env_world_size(), layout)
+    if not is_initialized():
+        _init_process_group(kwargs.get("distributed_timeout_minutes"))
+    if not (parallel_state.model_parallel_is_initialized() and _current_layout() == layout and _arguments == kwargs):
         _destroy_model_parallel()
-        parallel_state.initialize_model_parallel(**layout)
-        _layout = layout
-    _seed(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
+        parallel_state.initialize_model_parallel(**layout, **kwargs)
+        _arguments = kwargs
+    elif get_cuda_rng_tracker().is_initialized() and _seed in (seed, None):
+        return
+    _seed_generators(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
+    _seed = seed
 
 
 def destroy() -> None:
@@ -128,55 +135,68 @@ def _env_world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched_by_torchrun() else 1
 
 
-def _check_layout(num_ranks: int, tp: int, pp: int, vpp: int | None, cp: int, ep: int, etp: int | None) -> None:
-    sizes = {"tp": tp, "pp": pp, "vpp": vpp, "cp": cp, "ep": ep, "etp": etp}
-    problems = [f"{name}={size} is not a positive number" for name, size in sizes.items() if size is not None and size < 1]
+def _current_layout() -> dict[str, Any]:
+    from megatron.core import parallel_state
+
+    return {
+        "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
+        "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
+        "virtual_pipeline_model_parallel_size": parallel_state.get_virtual_pipeline_model_parallel_world_size(),
+        "context_parallel_size": parallel_state.get_context_parallel_world_size(),
+        "expert_model_parallel_size": parallel_state.get_expert_model_parallel_world_size(),
+        "expert_tensor_parallel_size": parallel_state.get_expert_tensor_parallel_world_size(),
+    }
+
+
+def _check_layout(num_ranks: int, layout: dict[str, Any]) -> None:
+    tp, pp, vpp, cp, ep, etp = layout.values()
+    problems = [
+        f"{name}={size} is not a positive number" for name, size in layout.items() if size is not None and size < 1
+    ]
     if not problems:
-        expert_tp = tp if etp is None else etp
-        for text, product in (
-            (f"tp={tp} * pp={pp} * cp={cp}", tp * pp * cp),
-            (f"etp={expert_tp} * ep={ep} * pp={pp}", expert_tp * ep * pp),
-        ):
-            if num_ranks % product:
-                problems.append(f"{text} = {product} does not divide the number of ranks")
-        if vpp is not None and vpp > 1 and pp == 1:
+        products = {f"tp={tp} * pp={pp} * cp={cp}": tp * pp * cp, f"etp={etp} * ep={ep} * pp={pp}": etp * ep * pp}
+        problems += [
+            f"{text} = {size} does not divide {num_ranks}" for text, size in products.items() if num_ranks % size
+        ]
+        if vpp is not None and pp == 1:
             problems.append(f"vpp={vpp} needs pp > 1")
     if problems:
         raise ParallelLayoutError(
-            f"parallel layout on {num_ranks} rank(s): {'; '.join(problems)}. Change the sizes, or start a matching number of "
-            "ranks (torchrun --nproc-per-node N, times the number of nodes)."
+            f"parallel layout on {num_ranks} rank(s): {'; '.join(problems)}. "
+            "Change the sizes, or start another number of ranks (torchrun --nproc-per-node N)."
         )
 
 
-def _init_process_group() -> None:
-    backend = capabilities.distributed_backend()
+def _init_process_group(timeout_minutes: int | None) -> None:
     device = capabilities.device()
-    device_id = None
+    arguments: dict[str, Any] = {"backend": capabilities.distributed_backend()}
+    if timeout_minutes is not None:
+        arguments["timeout"] = timedelta(minutes=timeout_minutes)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        device_id = device
-    if launched_by_torchrun():
-        dist.init_process_group(backend, device_id=device_id)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id)
+        arguments["device_id"] = device
+    if not launched_by_torchrun():
+        arguments.update(store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(**arguments)
 
 
 def _destroy_model_parallel() -> None:
-    """Destroy megatron-core's groups: `destroy_model_parallel` alone drops the references and leaves them connected."""
+    """Destroy megatron-core's groups: its `destroy_model_parallel` drops most of them while they stay connected."""
     from megatron.core import parallel_state
 
-    global _layout
-    _layout = None
+    global _arguments, _seed
+    _arguments, _seed = {}, None
     for group in parallel_state._global_process_group_list or []:
         if group is not None:  # None stands for the default group
             dist.destroy_process_group(group)
     parallel_state.destroy_model_parallel()
 
 
-def _seed(seed: int) -> None:
+def _seed_generators(seed: int) -> None:
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     random.seed(seed)
+    numpy.random.seed(seed)
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
 

@@ -30,7 +30,12 @@ from megatron.bridge.models.conversion.layout import Box, Shape, shifted, slices
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+_BACKEND = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +57,7 @@ class _StreamingPlanner(DefaultSavePlanner):
         super().__init__()
         self._entries: dict[tuple[str, Shape], Entry] = {}
         self._objects = objects
-        self._items = [
-            WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in objects
-        ]
+        self._items = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in objects]
         for entry in entries:
             self._entries[entry.key, entry.global_offset] = entry
             chunk = ChunkStorageMetadata(torch.Size(entry.global_offset), torch.Size(entry.shape))
@@ -126,7 +129,9 @@ class TorchDistReader:
             raise CheckpointError(f"{folder}: no torch_dist checkpoint (metadata.json and .metadata are expected)")
         metadata = dcp.FileSystemReader(folder).read_metadata()
         self.tensors: dict[str, TensorStorageMetadata] = {
-            key: entry for key, entry in metadata.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)
+            key: entry
+            for key, entry in metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
         }
         self.objects = frozenset(metadata.state_dict_metadata.keys() - self.tensors.keys())
         self._chunks: dict[str, list[tuple[Box, Any]]] = defaultdict(list)
@@ -134,7 +139,9 @@ class TorchDistReader:
             for chunk in entry.chunks:
                 info = metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
                 if info is None:
-                    raise CheckpointError(f"{folder}: {key} at {list(chunk.offsets)} has no data; the checkpoint is damaged")
+                    raise CheckpointError(
+                        f"{folder}: {key} at {list(chunk.offsets)} has no data; the checkpoint is damaged"
+                    )
                 box = tuple((int(o), int(o) + int(s)) for o, s in zip(chunk.offsets, chunk.sizes, strict=True))
                 self._chunks[key].append((box, info))
 
@@ -159,7 +166,9 @@ class TorchDistReader:
             out[slices(shifted(common, box))] = part
             num_read += part.numel()
         if num_read != out.numel():
-            raise CheckpointError(f"{self.folder}: the chunks of {key} do not cover {box}; the checkpoint is incomplete")
+            raise CheckpointError(
+                f"{self.folder}: the chunks of {key} do not cover {box}; the checkpoint is incomplete"
+            )
         return out
 
     def _load(self, info: Any, key: str) -> "Tensor":

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from megatron.bridge.errors import BridgeError, CheckpointError, UnsupportedModelError
+from megatron.bridge.errors import BridgeError, CheckpointError
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge, find_bridge, registered_bridges
 from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
 from megatron.bridge.models.hf_pretrained.config import load_config
@@ -75,7 +75,9 @@ class AutoBridge:
         return cls(config)
 
     @classmethod
-    def from_auto_config(cls, megatron_path: str | Path, hf_model_id: str | Path, trust_remote_code: bool = False) -> Self:
+    def from_auto_config(
+        cls, megatron_path: str | Path, hf_model_id: str | Path, trust_remote_code: bool = False
+    ) -> Self:
         """A bridge for a Megatron checkpoint, with the HF model that it came from."""
         from megatron.bridge.training.model_load_save import iteration_folder
 
@@ -263,7 +265,11 @@ class AutoBridge:
         from megatron.bridge.transport import process_groups
 
         self.save_hf_weights(
-            model, path, show_progress=show_progress, strict=strict, weight_dtype=weight_dtype,
+            model,
+            path,
+            show_progress=show_progress,
+            strict=strict,
+            weight_dtype=weight_dtype,
         )
         if process_groups.rank() == 0:
             self._source(source_path).save_artifacts(Path(path))
@@ -294,7 +300,9 @@ class AutoBridge:
         Raises:
             PlanError: the checkpoint and the model do not match; nothing is written.
         """
-        cls.from_hf_pretrained(hf_model_id, **kwargs).write_megatron_checkpoint(megatron_path, torch_dtype, show_progress)
+        cls.from_hf_pretrained(hf_model_id, **kwargs).write_megatron_checkpoint(
+            megatron_path, torch_dtype, show_progress
+        )
 
     def write_megatron_checkpoint(
         self, path: str | Path, torch_dtype: "torch.dtype | None" = None, show_progress: bool = False
@@ -313,7 +321,12 @@ class AutoBridge:
         offline.ensure_unsharded()
         if process_groups.rank() == 0:
             offline.import_checkpoint(
-                self._model_bridge, self.hf_pretrained, provider, Path(path), dtype=torch_dtype, show_progress=show_progress
+                self._model_bridge,
+                self.hf_pretrained,
+                provider,
+                Path(path),
+                dtype=torch_dtype,
+                show_progress=show_progress,
             )
         process_groups.barrier()
 

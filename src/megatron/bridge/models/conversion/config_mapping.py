@@ -73,7 +73,14 @@ def _activations() -> dict[str, Any]:
     import torch.nn.functional as F
     from megatron.core.activations import quick_gelu, squared_relu
 
-    return {"silu": F.silu, "swish": F.silu, "gelu": F.gelu, "relu": F.relu, "relu2": squared_relu, "quick_gelu": quick_gelu}
+    return {
+        "silu": F.silu,
+        "swish": F.silu,
+        "gelu": F.gelu,
+        "relu": F.relu,
+        "relu2": squared_relu,
+        "quick_gelu": quick_gelu,
+    }
 
 
 def activation_function(name: str, where: str) -> Any:
@@ -98,7 +105,7 @@ def activation_name(function: Any) -> str:
 
 
 def mapped_fields(hf_config: "PretrainedConfig", mapping: Mapping[str, str]) -> dict[str, Any]:
-    """The provider fields that have the same value as an HF field. A field that is `None` keeps the provider's default."""
+    """The provider fields that equal an HF field. A field that is `None` keeps the provider's default."""
     fields = {name: getattr(hf_config, name, None) for name in mapping}
     return {mapping[name]: value for name, value in fields.items() if value is not None}
 
@@ -151,7 +158,11 @@ def sliding_window_fields(hf_config: "PretrainedConfig", where: str) -> dict[str
 def sliding_window_values(provider: Any) -> dict[str, Any]:
     """The inverse of `sliding_window_fields`: all HF fields that describe a sliding window."""
     if provider.window_size is None:
-        return {"sliding_window": None, "use_sliding_window": False, "layer_types": ["full_attention"] * provider.num_layers}
+        return {
+            "sliding_window": None,
+            "use_sliding_window": False,
+            "layer_types": ["full_attention"] * provider.num_layers,
+        }
     is_sliding = provider.window_attn_skip_freq or [1] * provider.num_layers
     return {
         "sliding_window": provider.window_size[0] + 1,
@@ -161,7 +172,7 @@ def sliding_window_values(provider: Any) -> dict[str, Any]:
 
 
 def check_fields(hf_config: "PretrainedConfig", known: Iterable[str], where: str) -> None:
-    """Raises `UnsupportedConfigError` naming every field that is not known, and every fixed field with another value."""
+    """Raises `UnsupportedConfigError` naming every unknown field, and every fixed field with another value."""
     known = {*known, *IRRELEVANT_FIELDS}
     problems = []
     for name, value in hf_config.to_dict().items():

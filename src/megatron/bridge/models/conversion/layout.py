@@ -40,6 +40,7 @@ class Piece:
 
     @property
     def num_elements(self) -> int:
+        """Elements of the box."""
         return prod(stop - start for start, stop in self.megatron_box)
 
 
@@ -68,9 +69,7 @@ def shifted(box: Box, origin: Box) -> Box:
 
 def clip(piece: Piece, box: Box) -> Piece | None:
     """The part of `piece` inside `box` (both in coordinates of the whole weight), or `None` if they do not meet."""
-    common = tuple(
-        (max(a, c), min(b, d)) for (a, b), (c, d) in zip(piece.megatron_box, box, strict=True)
-    )
+    common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(piece.megatron_box, box, strict=True))
     if any(start >= stop for start, stop in common):
         return None
     if common == piece.megatron_box:

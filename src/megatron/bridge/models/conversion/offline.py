@@ -20,6 +20,7 @@ from megatron.bridge.models.conversion.layout import Shape
 from megatron.bridge.models.conversion.placement import Parameter, Shard, read_placement
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan, check_names
 from megatron.bridge.models.conversion.weight_stream import check_tied, hf_tensor_infos, read_hf_tensors
+from megatron.bridge.models.model_provider import UNSHARDED
 from megatron.bridge.training.model_load_save import TOKENIZER_FOLDER, TRACKER_NAME
 from megatron.bridge.training.run_config import write_run_config
 from megatron.bridge.transport import process_groups, torch_dist
@@ -51,20 +52,25 @@ def ensure_unsharded() -> None:
     )
     if sizes != (1, 1, 1):
         raise ParallelLayoutError(
-            f"offline conversion needs process groups of tensor, pipeline and expert size 1, found {sizes}; run it in a "
-            "process of its own, or save or load the live model instead"
+            f"offline conversion needs process groups of tensor, pipeline and expert size 1, found {sizes}; run it in "
+            "a process of its own, or save or load the live model instead"
         )
 
 
-def meta_placement(provider: Any) -> tuple[list[Parameter], Mapping[str, bytes]]:
-    """The whole model's parameters, and its non-tensor checkpoint entries, read from a model without memory."""
+def meta_placement(provider: Any) -> tuple[list[Parameter], Any, Mapping[str, bytes]]:
+    """What a checkpoint of the whole model holds, read from a model without memory.
+
+    Returns:
+        The parameters, the finalised config of the unsharded model, and the serialised non-tensor entries.
+    """
     ensure_unsharded()
     provider = copy.deepcopy(provider)
-    provider.use_cpu_initialization, provider.perform_initialization = True, False
+    for name, value in {**UNSHARDED, "use_cpu_initialization": True, "perform_initialization": False}.items():
+        setattr(provider, name, value)
     provider.finalize()
     with torch.device("meta"):
         model = provider.provide(pre_process=True, post_process=True)
-    return read_placement([model]), _objects(model)
+    return read_placement([model]), provider, _objects(model)
 
 
 def import_checkpoint(
@@ -92,8 +98,8 @@ def import_checkpoint(
     what = hf_pretrained.model_name_or_path
     if infos is None:
         raise CheckpointError(f"{what}: there are no weights to import, only a config")
-    parameters, objects = meta_placement(provider)
-    plan = build_plan(parameters, bridge.registry(), provider, infos, what=what)
+    parameters, config, objects = meta_placement(provider)
+    plan = build_plan(parameters, bridge.registry(), config, infos, what=what)
     state = hf_pretrained.state
     check_tied(plan, state)
     staging = out.with_name(f".{out.name}.incomplete")
@@ -181,8 +187,8 @@ def export_checkpoint(
     from megatron.bridge.models.hf_pretrained.writer import SafetensorsWriter
 
     reader = torch_dist.TorchDistReader(folder)
-    parameters, _ = meta_placement(provider)
-    plan = build_plan(parameters, bridge.registry(), provider, None, what=str(folder))
+    parameters, config, _ = meta_placement(provider)
+    plan = build_plan(parameters, bridge.registry(), config, None, what=str(folder))
     _check_keys(reader, plan, folder)
     infos = hf_tensor_infos(hf_pretrained)
     tied = {name: same_as for name, same_as in bridge.registry().tied().items() if infos is not None and name in infos}
@@ -226,7 +232,9 @@ def _check_keys(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path) ->
     problems = [f"Megatron weight {key}: missing in the checkpoint" for key in sorted(wanted - reader.tensors.keys())]
     for key in sorted(reader.tensors.keys() - wanted):
         if not key.startswith(_NOT_WEIGHTS) and "_extra_state" not in key:
-            problems.append(f"Megatron weight {key}: in the checkpoint, but not in the model of {folder / 'run_config.yaml'}")
+            problems.append(
+                f"Megatron weight {key}: in the checkpoint, but not in the model of {folder / 'run_config.yaml'}"
+            )
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise PlanError(f"{folder}: the checkpoint and its model do not match, nothing was converted:\n{lines}")

@@ -6,7 +6,7 @@ parallelism exist because the field's bridges use them, and all describe the sam
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
@@ -57,6 +57,7 @@ class MegatronParamMapping:
 
     @property
     def is_expert(self) -> bool:
+        """Whether the parameter belongs to an expert of a mixture."""
         return ".experts." in self.megatron_param
 
     def resolve(self, captures: Sequence[str]) -> Self:
@@ -198,5 +199,3 @@ def pattern_to_regex(pattern: str) -> re.Pattern[str]:
 def _substitute(pattern: str, captures: Sequence[str]) -> str:
     values = iter(captures)
     return _WILDCARD.sub(lambda _: str(next(values)), pattern)
-
-

@@ -9,7 +9,7 @@ may be on the meta device: no data is touched.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from megatron.bridge.models.conversion.layout import Box, Shape
 
@@ -69,7 +69,7 @@ def read_placement(chunks: Sequence["nn.Module"]) -> list[Parameter]:
     """
     parameters: list[Parameter] = []
     for vp_stage, chunk in enumerate(chunks):
-        for param_name, entry in chunk.sharded_state_dict().items():
+        for param_name, entry in cast(Any, chunk).sharded_state_dict().items():
             parameters.extend(_read_entry(param_name, entry, vp_stage))
     return parameters
 
@@ -134,6 +134,6 @@ def _box_of_view(tensor: "Tensor", view: "Tensor") -> Box:
     rest = view.storage_offset() - tensor.storage_offset()
     starts = []
     for stride in strides:
-        start, rest = divmod(rest, stride)
+        start, rest = divmod(int(rest), stride)
         starts.append(start)
     return tuple((start, start + size) for start, size in zip(starts, view.shape, strict=True))

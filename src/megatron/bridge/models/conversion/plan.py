@@ -164,8 +164,12 @@ def build_plan(
 def check_names(plan: Plan, expected: Mapping[str, TensorInfo], what: str) -> None:
     """Raises `PlanError` unless an export of `plan` gives exactly the tensors in `expected`, less the dropped ones."""
     given = plan.hf_shapes().keys() | plan.tied.keys()
-    problems = [f"HF tensor {name}: would be written, but the source has no such tensor" for name in given - expected.keys()]
-    problems += [f"HF tensor {name}: lost, no Megatron weight holds it" for name in expected.keys() - given - plan.dropped.keys()]
+    problems = [
+        f"HF tensor {name}: would be written, but the source has no such tensor" for name in given - expected.keys()
+    ]
+    problems += [
+        f"HF tensor {name}: lost, no Megatron weight holds it" for name in expected.keys() - given - plan.dropped.keys()
+    ]
     if problems:
         raise _plan_error(what, sorted(problems))
 
@@ -218,9 +222,7 @@ def _unread(
         elif mapping.megatron_param in allowed:
             dropped[name] = f"{mapping.megatron_param} is allowed to differ"
         elif owns(mapping.megatron_param):
-            problems.append(
-                f"HF tensor {name} {list(info.shape)}: not read, the model has no {mapping.megatron_param}"
-            )
+            problems.append(f"HF tensor {name} {list(info.shape)}: not read, the model has no {mapping.megatron_param}")
     return problems, dropped
 
 

@@ -18,7 +18,7 @@ from megatron.bridge.transport import collectives
 from megatron.bridge.transport.progress import Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -168,7 +168,9 @@ def export(
     """
     tasks = build_global_tasks(bridge, hf_pretrained, model) if conversion_tasks is None else conversion_tasks
     state = hf_pretrained.state if hf_tensor_infos(hf_pretrained) is not None else None
-    copies = {same_as: name for name, same_as in bridge.registry().tied().items() if state is not None and name in state}
+    copies = {
+        same_as: name for name, same_as in bridge.registry().tied().items() if state is not None and name in state
+    }
     assembler = _Assembler()
     with torch.no_grad(), Progress("exporting", None, enabled=show_progress) as progress:
         for bucket in _buckets(tasks, BUCKET_BYTES):
@@ -235,9 +237,7 @@ def _views(task: WeightConversionTask, parts: Sequence[tuple[Box, "Tensor"]]) ->
     return found
 
 
-def _buckets(
-    tasks: Iterable[WeightConversionTask | None], max_bytes: int
-) -> Iterator[list[WeightConversionTask]]:
+def _buckets(tasks: Iterable[WeightConversionTask | None], max_bytes: int) -> Iterator[list[WeightConversionTask]]:
     bucket: list[WeightConversionTask] = []
     size = 0
     for task in tasks:
@@ -260,7 +260,7 @@ def _convert(weight: "Tensor", cpu: bool, dtype: torch.dtype | None) -> "Tensor"
     return weight.cpu() if cpu else weight
 
 
-def _read_parameters(chunks: Sequence["nn.Module"]) -> list[Parameter]:
+def _read_parameters(chunks: Sequence[Any]) -> list[Parameter]:
     with ExitStack() as stack:
         for chunk in chunks:  # a value model hides its loss modules while weights are named
             if hasattr(chunk, "hide_loss_modules"):

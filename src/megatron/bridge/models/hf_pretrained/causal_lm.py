@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -141,7 +140,7 @@ class PreTrainedCausalLM:
         model_class = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
         loaded: Any = model_class.from_pretrained(
             self._resolve_weights(),
-            config=copy.deepcopy(self.config),  # transformers writes into it
+            config=self.config,
             dtype=self.dtype or "auto",
             trust_remote_code=self.trust_remote_code,
             output_loading_info=True,

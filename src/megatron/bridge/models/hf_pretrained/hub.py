@@ -32,6 +32,8 @@ def resolve(path_or_repo_id: str | Path, *, revision: str | None = None, weights
         OSError: the cache cannot be written.
     """
     name = str(path_or_repo_id)
+    if not name:  # pathlib would take it for the current folder
+        raise HubError("an empty name: give a model's folder or its hub id (org/name).")
     folder = Path(path_or_repo_id).expanduser()
     if folder.is_dir():
         return folder

@@ -1,0 +1,19 @@
+# Everything runs through uv, which makes the environment on first use.
+
+.PHONY: check test docs format
+
+check:  ## lint, types, sizes, public names
+	uv run ruff check .
+	uv run ruff format --check .
+	uv run mypy src/megatron/bridge/models/conversion
+	uv run python tools/check_project.py
+
+test:  ## the whole suite, on CPU, offline
+	uv run pytest
+
+docs:  ## the pages that are made from the code
+	uv run python tools/make_docs.py
+
+format:
+	uv run ruff check --fix .
+	uv run ruff format .

@@ -1,0 +1,80 @@
+"""The comparison with transformers that decides whether a family is right: logits forward, weights back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from megatron.bridge import AutoBridge
+from tests.ranks import run_ranks
+from tests.tiny_models import TinyModel
+
+TOLERANCE = 1e-5  # on logits of about 1 to 3
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a comparison found.
+
+    Attributes:
+        max_diff: largest absolute difference of logits over all ranks.
+        scale: largest absolute logit of transformers.
+        changed: names of HF tensors that the export lost, added or changed in any bit.
+    """
+
+    max_diff: float
+    scale: float
+    changed: list[str]
+
+    @property
+    def holds(self) -> bool:
+        return self.max_diff <= TOLERANCE and not self.changed
+
+
+def parity(tiny: TinyModel, layout: dict[str, Any], folder: Path) -> Parity:
+    """Loads a tiny model on the ranks of `layout`, compares its logits and its export with transformers'."""
+    hf_model = tiny.save(folder / "hf")
+    tokens = torch.randint(
+        0, hf_model.config.vocab_size, (2, tiny.seq_length), generator=torch.Generator().manual_seed(1)
+    )
+    with torch.no_grad():
+        reference = hf_model(tokens).logits
+    sizes = {name: layout.get(name, 1) for name in ("tp", "pp")}
+    num_ranks = sizes["tp"] * sizes["pp"]
+    results = run_ranks(_convert_and_run, num_ranks, folder / "hf", tokens, layout, folder / "out", **sizes)
+    assert all(logits.shape == reference.shape for logits in results)
+    max_diff = max((logits - reference).abs().max().item() for logits in results)
+    return Parity(max_diff, reference.abs().max().item(), changed_tensors(folder / "hf", folder / "out"))
+
+
+def changed_tensors(source: Path, exported: Path) -> list[str]:
+    """Names of tensors that are not in both folders with the same dtype, shape and bits."""
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, exported))
+    return sorted(
+        name
+        for name in before.keys() | after.keys()
+        if name not in before or name not in after or not _same_bits(before[name], after[name])
+    )
+
+
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+
+
+def _convert_and_run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any], save_to: Path) -> torch.Tensor:
+    from megatron.bridge.models.forward import full_logits
+
+    bridge = AutoBridge.from_hf_pretrained(folder)
+    provider = bridge.to_megatron_provider()
+    provider.tensor_model_parallel_size = layout.get("tp", 1)
+    provider.pipeline_model_parallel_size = layout.get("pp", 1)
+    provider.sequence_parallel = layout.get("sequence_parallel", False)
+    provider.finalize()
+    model = provider.provide_distributed_model(wrap_with_ddp=False)
+    logits = full_logits(model, tokens)
+    bridge.save_hf_pretrained(model, save_to)
+    return logits
