@@ -13,6 +13,7 @@ from megatron.core.inference.utils import InferenceMode
 
 from megatron.bridge.errors import BridgeError, ParallelLayoutError
 from megatron.bridge.models.model_building import unwrap_model
+from megatron.bridge.models.rotary import ScaledRotaryEmbedding
 from megatron.bridge.transport import pipeline
 
 # Flags of modules that are switched off while generating. A single new token cannot be split over the tensor-parallel
@@ -22,6 +23,10 @@ _SWITCHED_OFF = ("training", "sequence_parallel", "reduce_scatter_embeddings")
 
 class CachedForward:
     """One sequence's forward passes. Every rank of the model takes part, with the same tokens.
+
+    The logits are those of a forward pass over the whole sequence. So where a rope scaling changes its frequencies with
+    the length (longrope once, dynamic at each step past the original length), the whole sequence is computed again.
+    transformers does that with `use_cache=False`; with its cache it mixes keys of different frequencies.
 
     The state of the model (training mode, sequence parallelism) changes only during a call.
 
@@ -47,6 +52,8 @@ class CachedForward:
         self.group = self.chunk.pg_collection.pp
         self.device = next(self.chunk.parameters()).device
         self.context = StaticInferenceContext(max_batch_size=1, max_sequence_length=capacity)
+        self._rotary = getattr(self.chunk, "rotary_pos_emb", None)
+        self._token_ids: list[int] = []
         self._flags = _flags_to_switch_off(self.chunk)
 
     def __call__(self, token_ids: Sequence[int]) -> torch.Tensor | None:
@@ -55,8 +62,13 @@ class CachedForward:
         Returns:
             On the last pipeline stage, the logits of what follows, `[V]` in fp32 on the CPU; elsewhere `None`.
         """
+        num_cached = len(self._token_ids)
+        assert not num_cached or len(token_ids) == 1, "after the first call, megatron-core's cache takes one token at a time"
+        self._token_ids.extend(token_ids)
+        if num_cached and self._must_start_again(num_cached):
+            self.context.reset()
+            token_ids = self._token_ids
         start = self.context.sequence_len_offset
-        assert start == 0 or len(token_ids) == 1, "after the first call, megatron-core's cache takes one token at a time"
         ids = torch.tensor([token_ids], device=self.device)
         positions = torch.arange(start, start + len(token_ids), device=self.device)[None]
         if start:
@@ -67,6 +79,11 @@ class CachedForward:
         if output is None:
             return None
         return output[0, -1, : self.vocab_size].float().cpu()
+
+    def _must_start_again(self, num_cached: int) -> bool:
+        return isinstance(self._rotary, ScaledRotaryEmbedding) and self._rotary.changes_between(
+            num_cached, len(self._token_ids)
+        )
 
     def _run_stage(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
         """This rank's part of a pass: hidden states `[S, 1, H]` come in and go out, or, at the end, logits."""

@@ -9,13 +9,22 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
-from megatron.bridge.models.layer_specs import default_layer_spec
+from megatron.bridge.models.layer_specs import default_layer_spec, local_layer_spec, transformer_engine_layer_spec
 from megatron.bridge.models.model_provider import ModelProviderMixin
 from megatron.bridge.models.rotary import apply_rope_parameters
 from megatron.bridge.runtime.fusions import fit_config
 
 if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
+
+__all__ = [
+    "GPTModelProvider",
+    "default_layer_spec",
+    "local_layer_spec",
+    "padded_vocab_size",
+    "set_dtype",
+    "transformer_engine_layer_spec",
+]
 
 
 def padded_vocab_size(vocab_size: int, make_vocab_size_divisible_by: int, tensor_model_parallel_size: int) -> int:

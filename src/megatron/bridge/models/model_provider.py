@@ -166,6 +166,15 @@ class ModelProviderMixin[ModelT]:
         return _run_hooks(chunks, self._post_wrap_hooks if post_wrap_hook is None else post_wrap_hook)
 
 
+def get_model(provider: Any, ddp_config: "DistributedDataParallelConfig | None" = None, **kwargs: Any) -> list[Any]:
+    """`provider.provide_distributed_model` as a function.
+
+    Args:
+        kwargs: of `provide_distributed_model`.
+    """
+    return provider.provide_distributed_model(ddp_config=ddp_config, **kwargs)
+
+
 def _run_hooks(chunks: list[Any], hooks: "Hook | list[Hook] | None") -> list[Any]:
     for hook in hooks if isinstance(hooks, list) else [hooks] if hooks is not None else []:
         changed = hook(chunks)

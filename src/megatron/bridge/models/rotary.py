@@ -87,12 +87,7 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
             return _rope_init(self.kind)(self.hf_config, seq_len=length)[0]
 
     def get_rotary_seq_len(self, inference_context: Any, *args: Any, **kwargs: Any) -> int:
-        """The number of positions to make.
-
-        Keys are cached before they are rotated, and all of them are rotated at each step. So with a cache, as without,
-        the frequencies of every position are those of the length reached so far: what transformers computes without a
-        cache. (With its cache, transformers leaves old keys at the frequencies of their time.)
-        """
+        """The number of positions to make: with a KV cache, one whose frequencies are those of the length used so far."""
         num_positions = super().get_rotary_seq_len(inference_context, *args, **kwargs)
         if inference_context is None or self.kind not in _LENGTH_DEPENDENT:
             return num_positions
@@ -100,6 +95,15 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
         if num_used <= self._threshold:
             return min(num_positions, self._threshold)
         return num_used if self.kind == "dynamic" else num_positions
+
+    def changes_between(self, num_cached: int, num_used: int) -> bool:
+        """Whether the frequencies for `num_used` positions are others than for `num_cached`, a shorter length.
+
+        Then all hidden states that a KV cache was made from are others too, and it must be made anew.
+        """
+        if self.kind not in _LENGTH_DEPENDENT or num_used <= self._threshold:
+            return False
+        return self.kind == "dynamic" or num_cached <= self._threshold
 
     @lru_cache(maxsize=32)  # noqa: B019 - one small module for the life of the model, as in megatron-core
     def _frequencies_on_device(self, seq_len: int, device: torch.device) -> torch.Tensor:

@@ -74,7 +74,7 @@ class TorchNorm(torch.nn.Module):
         normalised = normalised * torch.rsqrt(normalised.pow(2).mean(-1, keepdim=True) + self.eps)
         if self.zero_centered:
             return (normalised * (1.0 + self.weight.float())).to(x.dtype)
-        return (self.weight * normalised).to(x.dtype)
+        return (self.weight * normalised.to(x.dtype)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.normalization}, {self.hidden_size}, eps={self.eps}, zero_centered={self.zero_centered}"

@@ -150,15 +150,17 @@ def _decode(value: Any, path: Path) -> Any:
 
 
 def _attribute(dotted: str, path: Path) -> Any:
-    """Resolves a dotted name below an allowed module, through at most one class."""
+    """Resolves a name in an allowed module, or a member of an enum there."""
     parts = dotted.split(".")
-    for depth in (1, 2):
-        module, names = ".".join(parts[:-depth]), parts[-depth:]
-        if module in _ALLOWED_MODULES or (depth == 1 and module.startswith(_PROVIDER_PREFIX)):
-            value: Any = importlib.import_module(module)
-            for name in names:
-                if name.startswith("_") or not hasattr(value, name):
-                    raise CheckpointError(f"{path}: no {dotted}")
-                value = getattr(value, name)
+    for num_names in (1, 2):
+        module, names = ".".join(parts[:-num_names]), parts[-num_names:]
+        if module not in _ALLOWED_MODULES and not (num_names == 1 and module.startswith(_PROVIDER_PREFIX)):
+            continue
+        value: Any = importlib.import_module(module)
+        for name in names:
+            if name.startswith("_") or not hasattr(value, name):
+                raise CheckpointError(f"{path}: no {dotted}")
+            owner, value = value, getattr(value, name)
+        if num_names == 1 or (isinstance(owner, type) and issubclass(owner, enum.Enum)):
             return value
     raise CheckpointError(f"{path}: {dotted} is outside the allowed modules ({', '.join(_ALLOWED_MODULES)})")

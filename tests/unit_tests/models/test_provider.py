@@ -1,0 +1,139 @@
+"""Providers: fields from the HF config and back, deferred checks, hooks and wrapping."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from megatron.bridge import AutoBridge
+from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.models.gpt_provider import padded_vocab_size
+from megatron.bridge.models.model_building import unwrap_model
+from tests.tiny_models import TINY_MODELS, TinyModel
+
+# Fields that say nothing about what the model computes.
+NOT_MODEL_FIELDS = {
+    "_name_or_path", "bos_token_id", "chunk_size_feed_forward", "eos_token_id", "id2label", "is_encoder_decoder",
+    "label2id", "max_window_layers", "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp",
+    "problem_type", "return_dict", "transformers_version", "use_cache",
+}  # fmt: skip
+
+
+def provider_of(name: str) -> Any:
+    return AutoBridge.from_hf_config(TINY_MODELS[name].hf_config()).to_megatron_provider(load_weights=False)
+
+
+@pytest.mark.parametrize("tiny", TINY_MODELS.values(), ids=TINY_MODELS)
+def test_config_round_trip(tiny: TinyModel) -> None:
+    """HF config -> provider -> HF config: every field that describes the model comes back."""
+    hf_config = tiny.hf_config()
+    hf_config.dtype = torch.bfloat16
+    bridge = AutoBridge.from_hf_config(hf_config)
+    provider = bridge.to_megatron_provider(load_weights=False)
+    provider.finalize()
+    values = bridge._model_bridge.megatron_to_hf_config(provider)
+    again = type(hf_config)(**values).to_dict()
+    for name, value in hf_config.to_dict().items():
+        if name not in NOT_MODEL_FIELDS:
+            assert again[name] == value, name
+
+
+def test_fields_may_be_set_in_any_order_before_finalize() -> None:
+    provider = provider_of("llama")
+    provider.num_query_groups = 3  # would be refused together with 4 heads
+    provider.num_query_groups = 4
+    provider.finalize()
+    provider.finalize()
+    assert provider.kv_channels == 16
+
+
+def test_megatron_core_checks_run_in_finalize() -> None:
+    provider = provider_of("llama")
+    provider.sequence_parallel = True
+    provider.recompute_granularity = "everything"
+    with pytest.raises(UnsupportedConfigError, match="megatron-core refuses"):
+        provider.finalize()
+
+
+def test_overrides_and_dtype() -> None:
+    provider = provider_of("llama")
+    provider.apply_overrides_and_finalize(dtype=torch.bfloat16, overrides={"attention_dropout": 0.1})
+    assert provider.bf16 and provider.params_dtype == torch.bfloat16 and provider.attention_dropout == 0.1
+    with pytest.raises(AttributeError, match="no field 'attention_dropuot'"):
+        provider.apply_overrides_and_finalize(overrides={"attention_dropuot": 0.1})
+
+
+def test_hooks_run_in_order_and_may_return_nothing() -> None:
+    provider = provider_of("llama")
+    calls = []
+    provider.register_pre_wrap_hook(lambda chunks: calls.append("first"))
+    provider.register_pre_wrap_hook(lambda chunks: calls.append("second") or chunks)
+    provider.register_pre_wrap_hook(lambda chunks: calls.append("before all"), prepend=True)
+    provider.register_post_wrap_hook(lambda chunks: calls.append("after"))
+    model = provider.provide_distributed_model(wrap_with_ddp=False)
+    assert calls == ["before all", "first", "second", "after"]
+    calls.clear()
+    provider.provide_distributed_model(wrap_with_ddp=False, pre_wrap_hook=lambda chunks: calls.append("instead"))
+    assert calls == ["instead", "after"]
+    assert len(model) == 1
+
+
+def test_wrapping() -> None:
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.transformer.module import Float16Module
+
+    provider = provider_of("llama")
+    provider.apply_overrides_and_finalize(dtype=torch.bfloat16)
+    ddp_config = DistributedDataParallelConfig(use_distributed_optimizer=True)
+    model = provider.provide_distributed_model(ddp_config=ddp_config)
+    assert isinstance(model[0], DistributedDataParallel) and isinstance(model[0].module, Float16Module)
+    bare = unwrap_model(model)[0]
+    assert bare is model[0].module.module
+    assert all(parameter.dtype == torch.bfloat16 for parameter in bare.parameters())
+    exported = dict(AutoBridge.from_hf_config(TINY_MODELS["llama"].hf_config()).export_hf_weights(model))
+    assert torch.equal(exported["model.norm.weight"], bare.decoder.final_layernorm.weight)
+
+
+def test_meta_device_takes_no_memory() -> None:
+    provider = provider_of("qwen3")
+    model = provider.provide_distributed_model(wrap_with_ddp=False, init_model_with_meta_device=True)
+    assert {parameter.device.type for parameter in model[0].parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "tp", "padded"), [(128, 1, 128), (128, 2, 256), (131, 1, 131), (131, 2, 132), (50257, 4, 50260)]
+)
+def test_vocabulary_padding(vocab_size: int, tp: int, padded: int) -> None:
+    bridge = AutoBridge.from_hf_config(TINY_MODELS["llama"].hf_config())
+    divisor = bridge._model_bridge.make_vocab_size_divisible_by(vocab_size)
+    assert padded_vocab_size(vocab_size, divisor, tp) == padded
+
+
+def test_tasks_are_the_public_contract() -> None:
+    """What reinforcement-learning frameworks read from conversion tasks, and how they pass them back."""
+    from dataclasses import replace
+
+    bridge = AutoBridge.from_hf_config(TINY_MODELS["qwen3"].hf_config())
+    model = bridge.to_megatron_model(load_weights=False, wrap_with_ddp=False)
+    tasks = bridge.get_conversion_tasks(model)
+    weights = dict(model[0].named_parameters())
+    assert {task.param_name for task in tasks} == weights.keys()
+    qkv = next(task for task in tasks if task.param_name == "decoder.layers.1.self_attention.linear_qkv.weight")
+    assert qkv.global_param_name == qkv.param_name and (qkv.pp_rank, qkv.vp_stage) == (0, 0)
+    assert qkv.megatron_module is model[0].decoder.layers[1].self_attention.linear_qkv
+    assert qkv.param_weight is weights[qkv.param_name]
+    assert qkv.mapping.hf_param["k"] == "model.layers.1.self_attn.k_proj.weight"
+
+    class Lazy:
+        """Iterable once, without indexing, with gaps and with weights made on access."""
+
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Any:
+            yield None
+            yield replace(qkv, param_weight=torch.full_like(qkv.param_weight, 7))
+
+    exported = dict(bridge.export_hf_weights(model, conversion_tasks=Lazy()))
+    assert exported.keys() == set(qkv.mapping.hf_param.values())
+    assert all((tensor == 7).all() for tensor in exported.values())

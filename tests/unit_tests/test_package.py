@@ -1,0 +1,53 @@
+"""What the package promises about itself."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import megatron.bridge
+from tools import check_project
+
+HEAVY = ("torch", "megatron.core", "transformers", "numpy")
+
+
+def loaded_after(code: str) -> list[str]:
+    """The heavy packages that are loaded after running `code` in a fresh interpreter."""
+    script = f"{code}\nimport json, sys\nprint(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    return json.loads(result.stdout)
+
+
+def test_import_is_light() -> None:
+    assert loaded_after("import megatron.bridge, megatron.bridge.errors, megatron.bridge.runtime") == []
+
+
+def test_the_table_of_families_is_light() -> None:
+    code = "from megatron.bridge.models.conversion.model_bridge import registered_bridges\nassert registered_bridges()"
+    assert loaded_after(code) == []
+
+
+def test_public_names() -> None:
+    assert sorted(megatron.bridge.__all__) == ["AutoBridge", "BridgeError", "__version__"]
+    for name in megatron.bridge.__all__:
+        assert getattr(megatron.bridge, name) is not None
+
+
+def test_names_that_clients_import() -> None:
+    """Import paths that training frameworks use."""
+    for module, names in {
+        "models.conversion.model_bridge": ["MegatronModelBridge"],
+        "models.conversion.mapping_registry": ["MegatronMappingRegistry"],
+        "models.conversion.param_mapping": ["AutoMapping", "MegatronParamMapping", "QKVMapping", "GatedMLPMapping"],
+        "models.hf_pretrained.causal_lm": ["PreTrainedCausalLM"],
+        "models.gpt_provider": ["GPTModelProvider", "transformer_engine_layer_spec"],
+        "models.model_provider": ["ModelProviderMixin", "get_model"],
+        "training.model_load_save": ["load_model_config", "save_megatron_model", "temporary_distributed_context"],
+    }.items():
+        loaded = importlib.import_module(f"megatron.bridge.{module}")
+        for name in names:
+            assert hasattr(loaded, name), f"{module}.{name}"
+
+
+def test_the_project_keeps_its_rules() -> None:
+    assert list(check_project.problems()) == []
