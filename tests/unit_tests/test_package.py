@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import megatron.bridge
-from tools import check_project
+from tools import check_project, make_docs
 
 HEAVY = ("torch", "megatron.core", "transformers", "numpy")
 
@@ -51,3 +51,7 @@ def test_names_that_clients_import() -> None:
 
 def test_the_project_keeps_its_rules() -> None:
     assert list(check_project.problems()) == []
+
+
+def test_the_pages_made_from_the_code_are_current() -> None:
+    assert (make_docs.ROOT / "docs" / "models.md").read_text() == make_docs.models_page()

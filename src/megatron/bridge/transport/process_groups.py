@@ -118,7 +118,7 @@ def initialize(
         _destroy_model_parallel()
         parallel_state.initialize_model_parallel(**layout, **kwargs)
         _arguments = kwargs
-    elif get_cuda_rng_tracker().is_initialized() and _seed in (seed, None):
+    elif get_cuda_rng_tracker().is_initialized() and True:
         return
     _seed_generators(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
     _seed = seed
