@@ -87,7 +87,7 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
             return _rope_init(self.kind)(self.hf_config, seq_len=length)[0]
 
     def get_rotary_seq_len(self, inference_context: Any, *args: Any, **kwargs: Any) -> int:
-        """The number of positions to make: with a KV cache, one whose frequencies are those of the length used so far."""
+        """The number of positions to make; with a KV cache, one with the frequencies of the length used so far."""
         num_positions = super().get_rotary_seq_len(inference_context, *args, **kwargs)
         if inference_context is None or self.kind not in _LENGTH_DEPENDENT:
             return num_positions

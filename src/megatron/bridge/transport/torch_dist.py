@@ -1,31 +1,39 @@
-"""torch_dist checkpoints: written and read tensor by tensor, through PyTorch's distributed-checkpoint files.
+"""torch_dist checkpoints, written and read tensor by tensor without holding them.
 
-The format is the one that megatron-core 0.19 writes (`dist_checkpointing`, backend `torch_dist`, version 1): PyTorch
-distributed-checkpoint files with one entry per key, layers and experts stacked on leading axes, and `metadata.json`.
+The format is the one that megatron-core 0.19 writes (`dist_checkpointing`, backend `torch_dist`, version 1): the files
+of PyTorch's distributed checkpoint (`torch.distributed.checkpoint`, `FileSystemWriter`), in which each chunk is a
+`torch.save` archive somewhere in a `.distcp` file, and `.metadata` says where. Layers and experts are stacked on
+leading axes of one tensor per key.
 """
 
 import io
 import json
+import mmap
+import os
+import pickle
+import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_global_save_plan
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.models.conversion.layout import Box, Shape, shifted, slices
+from megatron.bridge.models.conversion.layout import Box, Shape, common_box, shifted, slices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,64 +57,131 @@ class Entry:
     dtype: torch.dtype
     produce: "Callable[[], Tensor]"
 
-
-class _StreamingPlanner(DefaultSavePlanner):
-    """Asks for each chunk's data at the moment of writing, so that nothing is held before."""
-
-    def __init__(self, entries: Iterable[Entry], objects: Mapping[str, bytes]):
-        super().__init__()
-        self._entries: dict[tuple[str, Shape], Entry] = {}
-        self._objects = objects
-        self._items = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in objects]
-        for entry in entries:
-            self._entries[entry.key, entry.global_offset] = entry
-            chunk = ChunkStorageMetadata(torch.Size(entry.global_offset), torch.Size(entry.shape))
-            data = TensorWriteData(chunk, TensorProperties(dtype=entry.dtype), torch.Size(entry.global_shape))
-            index = MetadataIndex(entry.key, torch.Size(entry.global_offset))
-            self._items.append(WriteItem(index, WriteItemType.SHARD, tensor_data=data))
-
-    def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
-        self.is_coordinator = is_coordinator
-
-    def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan(self._items)
-        return self.plan
-
-    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        self.global_plan, self.metadata = create_default_global_save_plan(all_plans)
-        return self.global_plan, self.metadata
-
-    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
-        return new_plan
-
-    def resolve_data(self, write_item: WriteItem) -> "Tensor | io.BytesIO":
-        if write_item.type == WriteItemType.BYTE_IO:
-            return io.BytesIO(self._objects[write_item.index.fqn])
-        offset = write_item.index.offset
-        assert offset is not None
-        entry = self._entries[write_item.index.fqn, tuple(offset)]
-        return entry.produce().reshape(entry.shape)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the chunk's data."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
-def write(folder: Path, entries: Iterable[Entry], objects: Mapping[str, bytes], num_threads: int = 2) -> None:
-    """Writes a torch_dist checkpoint from this process alone.
+def group_entries(entries: Iterable[Entry], max_bytes: int) -> list[list[Entry]]:
+    """Consecutive entries, in groups of about `max_bytes`: the content of each file."""
+    groups: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if size and size + entry.nbytes > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(entry)
+        size += entry.nbytes
+    return groups
+
+
+def write_entries(entries: Sequence[Entry], stream: Any) -> dict[str, Any]:
+    """Writes chunks one after the other; returns where they lie, for `write_metadata`."""
+    places = []
+    position = 0
+    for entry in entries:
+        data = _exact_storage(entry.produce().reshape(entry.shape))
+        counting = _Counting(stream)
+        torch.save(data, counting)
+        places.append([entry.key, list(entry.global_offset), position, counting.num_bytes])
+        position += counting.num_bytes
+    return {"places": places}
+
+
+def write_objects(objects: Mapping[str, bytes], stream: Any) -> dict[str, Any]:
+    """Writes serialised non-tensor entries; equal ones share their bytes."""
+    places: list[list[Any]] = []
+    known: dict[bytes, tuple[int, int]] = {}
+    position = 0
+    for key, content in objects.items():
+        if content not in known:
+            stream.write(content)
+            known[content] = (position, len(content))
+            position += len(content)
+        places.append([key, None, *known[content]])
+    return {"places": places}
+
+
+def write_metadata(folder: Path, entries: Iterable[Entry], contents: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes `.metadata` and `metadata.json`, which make the files a checkpoint.
 
     Args:
-        folder: made if absent.
-        entries: the chunks; their data is asked for one at a time per thread.
-        objects: serialised non-tensor entries by key.
-        num_threads: files written at the same time.
+        entries: every chunk of the checkpoint.
+        contents: what `write_entries` and `write_objects` returned, by file name.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=num_threads)
-    # zipfile's CRC takes half of the time of torch.save, and torch.load does not check it.
-    compute_crc32 = torch.serialization.get_crc32_options()
+    tensors: dict[str, TensorStorageMetadata] = {}
+    for entry in entries:
+        if entry.key not in tensors:
+            properties = TensorProperties(dtype=entry.dtype)
+            tensors[entry.key] = TensorStorageMetadata(properties, torch.Size(entry.global_shape), [])
+        chunk = ChunkStorageMetadata(torch.Size(entry.global_offset), torch.Size(entry.shape))
+        tensors[entry.key].chunks.append(chunk)
+    storage = {}
+    state: dict[str, Any] = dict(tensors)
+    for name, content in contents.items():
+        for key, offset, position, length in content["places"]:
+            storage[MetadataIndex(key, offset)] = _StorageInfo(name, position, length)
+            if offset is None:
+                state[key] = BytesStorageMetadata()
+    metadata = Metadata(state, storage_data=storage, version="1.0.0")
+    partial = folder / ".metadata.partial"
+    with partial.open("wb") as file:
+        _PortablePickler(file).dump(metadata)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(folder / ".metadata")
+    (folder / "metadata.json").write_text(json.dumps(_BACKEND))
+
+
+class _PortablePickler(pickle.Pickler):
+    """Writes tensor properties in the form that older versions of PyTorch read too (without strides, new in 2.12)."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, TensorProperties):
+            return TensorProperties, (), tuple(obj.__getstate__())[:5]
+        return NotImplemented
+
+
+class _Counting:
+    """Passes writes on, completely, and counts their bytes."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+        self.num_bytes = 0
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        size = len(view)
+        while view:  # a raw file may write less than it was given
+            view = view[self._stream.write(view) :]
+        self.num_bytes += size
+        return size
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+@contextmanager
+def without_crc() -> Iterator[None]:
+    """Switches off zip's CRC for the whole process: it takes half of the time, and `torch.load` ignores it."""
+    before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
-        dcp.save({}, storage_writer=writer, planner=_StreamingPlanner(entries, objects), no_dist=True)
+        yield
     finally:
-        torch.serialization.set_crc32_options(compute_crc32)
-    (folder / "metadata.json").write_text(json.dumps(_BACKEND))
+        torch.serialization.set_crc32_options(before)
+
+
+def _exact_storage(tensor: "Tensor") -> "Tensor":
+    """The same contiguous data with a storage of its own size: `torch.save` writes whole storages."""
+    tensor = tensor.detach().contiguous()
+    storage = tensor.untyped_storage()
+    if storage.nbytes() == tensor.nbytes:
+        return tensor
+    start = tensor.storage_offset() * tensor.itemsize
+    part = storage[start : start + tensor.nbytes]
+    return torch.empty(0, dtype=tensor.dtype).set_(part, 0, tensor.shape)
 
 
 class TorchDistReader:
@@ -120,7 +195,7 @@ class TorchDistReader:
         objects: keys of the entries that are not tensors.
 
     Raises:
-        CheckpointError: not a torch_dist checkpoint.
+        CheckpointError: not a torch_dist checkpoint, or damaged.
     """
 
     def __init__(self, folder: Path):
@@ -135,52 +210,108 @@ class TorchDistReader:
         }
         self.objects = frozenset(metadata.state_dict_metadata.keys() - self.tensors.keys())
         self._chunks: dict[str, list[tuple[Box, Any]]] = defaultdict(list)
+        self._files: dict[str, memoryview] = {}
         for key, entry in self.tensors.items():
             for chunk in entry.chunks:
                 info = metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
                 if info is None:
                     raise CheckpointError(
-                        f"{folder}: {key} at {list(chunk.offsets)} has no data; the checkpoint is damaged"
+                        f"{folder}: {key} at {list(chunk.offsets)} has no data: the checkpoint is damaged"
                     )
                 box = tuple((int(o), int(o) + int(s)) for o, s in zip(chunk.offsets, chunk.sizes, strict=True))
                 self._chunks[key].append((box, info))
 
-    def read(self, key: str, box: Box) -> "Tensor":
-        """The elements of `key` in `box` (with the stacked axes), as a new CPU tensor.
+    def parts(self, key: str, box: Box) -> list[tuple[Box, "Tensor"]]:
+        """The stored pieces of `key` inside `box`, as views of the memory-mapped files, with the box of each.
 
         Raises:
-            CheckpointError: the key is absent, or its chunks do not cover the box.
+            CheckpointError: the key is absent, or its chunks do not cover the box exactly once.
         """
         if key not in self.tensors:
             raise CheckpointError(f"{self.folder}: no tensor {key}")
-        pieces = [(_common(chunk, box), chunk, info) for chunk, info in self._chunks[key]]
-        pieces = [piece for piece in pieces if piece[0] is not None]
-        if len(pieces) == 1 and pieces[0][0] == box:
-            _, chunk, info = pieces[0]
-            return self._load(info, key)[slices(shifted(box, chunk))]
+        found = []
+        for chunk, info in self._chunks[key]:
+            common = common_box(chunk, box)
+            if common is not None:
+                found.append((common, self._view(key, chunk, info)[slices(shifted(common, chunk))]))
+        if sum(part.numel() for _, part in found) != prod(stop - start for start, stop in box):
+            raise CheckpointError(f"{self.folder}: the chunks of {key} do not cover {box}: the checkpoint is damaged")
+        return found
+
+    def read(self, key: str, box: Box) -> "Tensor":
+        """The elements of `key` in `box` (with the stacked axes): a view if they are stored together, else a copy."""
+        parts = self.parts(key, box)
+        if len(parts) == 1:
+            return parts[0][1]
         out = torch.empty([stop - start for start, stop in box], dtype=self.tensors[key].properties.dtype)
-        num_read = 0
-        for common, chunk, info in pieces:
-            assert common is not None
-            part = self._load(info, key)[slices(shifted(common, chunk))]
-            out[slices(shifted(common, box))] = part
-            num_read += part.numel()
-        if num_read != out.numel():
-            raise CheckpointError(
-                f"{self.folder}: the chunks of {key} do not cover {box}; the checkpoint is incomplete"
-            )
+        for part_box, part in parts:
+            out[slices(shifted(part_box, box))] = part
         return out
 
-    def _load(self, info: Any, key: str) -> "Tensor":
-        path = self.folder / info.relative_path
-        with path.open("rb") as file:
-            file.seek(info.offset)
-            data = file.read(info.length)
+    def _view(self, key: str, chunk: Box, info: Any) -> "Tensor":
+        """A chunk's tensor on the memory map. Its archive says how the data lies; the data itself is not read."""
+        data = self._file(info.relative_path)[info.offset : info.offset + info.length]
+        where = f"{self.folder / info.relative_path}: {key} at {[start for start, _ in chunk]}"
         if len(data) != info.length:
-            raise CheckpointError(f"{path}: cut short, {key} needs {info.length} bytes at {info.offset}")
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            raise CheckpointError(f"{where}: the file is cut short, {info.length} bytes expected, found {len(data)}")
+        try:
+            with torch.serialization.skip_data():
+                form = torch.load(_Segment(data), map_location="cpu", weights_only=True)
+            with zipfile.ZipFile(_Segment(data)) as archive:
+                record = next(entry for entry in archive.infolist() if entry.filename.endswith("/data/0"))
+        except (RuntimeError, zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, EOFError) as error:
+            raise CheckpointError(f"{where}: the archive is damaged: {error}") from error
+        shape = tuple(stop - start for start, stop in chunk)
+        dtype = self.tensors[key].properties.dtype
+        if not isinstance(form, torch.Tensor) or tuple(form.shape) != shape or form.dtype != dtype:
+            raise CheckpointError(f"{where}: expected a {dtype} tensor of shape {list(shape)}, found {form!r:.80}")
+        # A zip record's data follows its local header: 30 bytes, then name and extra field (APPNOTE.TXT 4.3.7).
+        header = record.header_offset
+        name_length = int.from_bytes(data[header + 26 : header + 28], "little")
+        extra_length = int.from_bytes(data[header + 28 : header + 30], "little")
+        start = header + 30 + name_length + extra_length
+        count = record.file_size // dtype.itemsize
+        if form.storage_offset() + form.numel() > count or start + record.file_size > len(data):
+            raise CheckpointError(f"{where}: the archive's data is shorter than its tensor")
+        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=start)
+        return flat.as_strided(form.shape, form.stride(), form.storage_offset())
+
+    def _file(self, name: str) -> memoryview:
+        if name not in self._files:
+            path = (self.folder / name).resolve()
+            if not path.is_relative_to(self.folder.resolve()):
+                raise CheckpointError(f"{self.folder}: .metadata names a file outside the folder: {name}")
+            if not path.is_file() or path.stat().st_size == 0:
+                raise CheckpointError(f"{path}: missing or empty, but .metadata names it")
+            with path.open("rb") as file:
+                # A private map: torch wants writable memory, and nothing written to it reaches the file.
+                self._files[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        return self._files[name]
 
 
-def _common(a: Box, b: Box) -> Box | None:
-    common = tuple((max(p, r), min(q, s)) for (p, q), (r, s) in zip(a, b, strict=True))
-    return common if all(start < stop for start, stop in common) else None
+class _Segment(io.RawIOBase):
+    """A part of a file in memory, as a file of its own."""
+
+    def __init__(self, data: memoryview):
+        super().__init__()
+        self._data, self._position = data, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._data)}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._data[self._position : self._position + len(buffer)]
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)

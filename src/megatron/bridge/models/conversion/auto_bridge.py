@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from megatron.bridge.models.conversion.plan import WeightConversionTask
+    from megatron.bridge.models.conversion.resources import Resources
     from megatron.bridge.models.conversion.weight_stream import HFWeightTuple
 
 
@@ -286,6 +287,7 @@ class AutoBridge:
         low_memory_save: bool = False,
         torch_dtype: "torch.dtype | None" = None,
         show_progress: bool = False,
+        resources: "Resources | None" = None,
         **kwargs: Any,
     ) -> None:
         """Converts an HF model into a Megatron checkpoint, streamed: the model is never in memory.
@@ -295,19 +297,24 @@ class AutoBridge:
             megatron_path: a new folder.
             low_memory_save: accepted for clients that pass it; memory is always low.
             torch_dtype: convert the weights; default: as stored.
+            resources: memory, threads and share of the work. Under torchrun the ranks share the files by default.
             kwargs: of `from_hf_pretrained`.
 
         Raises:
             PlanError: the checkpoint and the model do not match; nothing is written.
         """
         cls.from_hf_pretrained(hf_model_id, **kwargs).write_megatron_checkpoint(
-            megatron_path, torch_dtype, show_progress
+            megatron_path, torch_dtype, show_progress, resources
         )
 
     def write_megatron_checkpoint(
-        self, path: str | Path, torch_dtype: "torch.dtype | None" = None, show_progress: bool = False
+        self,
+        path: str | Path,
+        torch_dtype: "torch.dtype | None" = None,
+        show_progress: bool = False,
+        resources: "Resources | None" = None,
     ) -> None:
-        """`import_ckpt` for a bridge that exists already. Under torchrun rank 0 writes and the others wait."""
+        """`import_ckpt` for a bridge that exists already."""
         from megatron.bridge import runtime
 
         runtime.enter()
@@ -318,16 +325,15 @@ class AutoBridge:
         provider = self.to_megatron_provider(load_weights=False)
         if torch_dtype is not None:
             set_dtype(provider, torch_dtype)
-        offline.ensure_unsharded()
-        if process_groups.rank() == 0:
-            offline.import_checkpoint(
-                self._model_bridge,
-                self.hf_pretrained,
-                provider,
-                Path(path),
-                dtype=torch_dtype,
-                show_progress=show_progress,
-            )
+        offline.import_checkpoint(
+            self._model_bridge,
+            self.hf_pretrained,
+            provider,
+            Path(path),
+            dtype=torch_dtype,
+            resources=resources,
+            show_progress=show_progress,
+        )
         process_groups.barrier()
 
     def export_ckpt(
@@ -338,6 +344,7 @@ class AutoBridge:
         strict: bool = True,
         source_path: str | Path | None = None,
         torch_dtype: "torch.dtype | None" = None,
+        resources: "Resources | None" = None,
     ) -> None:
         """Converts a Megatron checkpoint, saved from any parallel layout, into an HF folder, streamed.
 
@@ -347,6 +354,7 @@ class AutoBridge:
             strict: the tensors must be exactly those of the source model, if it has weights.
             source_path: take config, tokenizer and shard layout from this folder or hub id.
             torch_dtype: convert the weights; default: as stored.
+            resources: memory, threads and share of the work. Under torchrun the ranks share the files by default.
         """
         from megatron.bridge import runtime
 
@@ -357,18 +365,17 @@ class AutoBridge:
 
         folder = iteration_folder(megatron_path)
         provider, _ = load_model_config(folder)
-        offline.ensure_unsharded()
-        if process_groups.rank() == 0:
-            offline.export_checkpoint(
-                self._model_bridge,
-                self._source(source_path),
-                provider,
-                folder,
-                Path(hf_path),
-                dtype=torch_dtype,
-                strict=strict,
-                show_progress=show_progress,
-            )
+        offline.export_checkpoint(
+            self._model_bridge,
+            self._source(source_path),
+            provider,
+            folder,
+            Path(hf_path),
+            dtype=torch_dtype,
+            strict=strict,
+            resources=resources,
+            show_progress=show_progress,
+        )
         process_groups.barrier()
 
     def save_megatron_model(

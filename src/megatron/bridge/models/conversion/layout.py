@@ -67,10 +67,16 @@ def shifted(box: Box, origin: Box) -> Box:
     return tuple((start - begin, stop - begin) for (start, stop), (begin, _) in zip(box, origin, strict=True))
 
 
+def common_box(a: Box, b: Box) -> Box | None:
+    """Where two boxes of the same tensor meet, or `None`."""
+    common = tuple((max(p, r), min(q, s)) for (p, q), (r, s) in zip(a, b, strict=True))
+    return common if all(start < stop for start, stop in common) else None
+
+
 def clip(piece: Piece, box: Box) -> Piece | None:
     """The part of `piece` inside `box` (both in coordinates of the whole weight), or `None` if they do not meet."""
-    common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(piece.megatron_box, box, strict=True))
-    if any(start >= stop for start, stop in common):
+    common = common_box(piece.megatron_box, box)
+    if common is None:
         return None
     if common == piece.megatron_box:
         return piece
@@ -85,6 +91,31 @@ def clip(piece: Piece, box: Box) -> Piece | None:
         first = entry.start + (start - begin) * entry.step
         index[hf_axis] = slice(first, first + (stop - start - 1) * entry.step + 1, entry.step)
     return Piece(piece.role, tuple(index), common, piece.permute)
+
+
+def clip_hf_rows(piece: Piece, start: int, stop: int) -> Piece | None:
+    """The part of `piece` that lies in rows `start` to `stop` of its HF tensor, or `None`. Padding has no rows."""
+    if piece.role is None:
+        return None
+    rows = piece.hf_index[0]
+    if isinstance(rows, int):
+        return piece if start <= rows < stop else None
+    first = max(0, -(-(start - rows.start) // rows.step))
+    last = min(len(range(rows.start, rows.stop, rows.step)), -(-(stop - rows.start) // rows.step))
+    if first >= last:
+        return None
+    axis = piece.permute.index(0) if piece.permute else 0
+    box = list(piece.megatron_box)
+    begin = box[axis][0]
+    box[axis] = (begin + first, begin + last)
+    return clip(piece, tuple(box))
+
+
+def shift_hf_rows(piece: Piece, origin: int) -> Piece:
+    """The same piece of an HF tensor that begins at row `origin` of the whole one."""
+    rows = piece.hf_index[0]
+    moved = rows - origin if isinstance(rows, int) else slice(rows.start - origin, rows.stop - origin, rows.step)
+    return Piece(piece.role, (moved, *piece.hf_index[1:]), piece.megatron_box, piece.permute)
 
 
 def take(tensor: "Tensor", piece: Piece) -> "Tensor":

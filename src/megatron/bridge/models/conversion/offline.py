@@ -1,14 +1,16 @@
 """Offline conversion: HF folder <-> torch_dist checkpoint, without ever holding the model.
 
-The model is built on the meta device only to learn the placement of its weights; tensors then stream from file to
-file, each read at the moment it is written.
+The model is built on the meta device only to learn the placement of its weights. Tensors then stream from file to file:
+a weight that is stored alike on both sides goes from the source's memory map straight to the target file, any other is
+put together in blocks of bounded size.
 """
 
 import copy
 import io
-import shutil
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +18,19 @@ import torch
 
 from megatron.bridge.errors import CheckpointError, ParallelLayoutError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
-from megatron.bridge.models.conversion.layout import Shape
+from megatron.bridge.models.conversion.hf_save import output_shards
+from megatron.bridge.models.conversion.layout import Box, Layout, Piece
 from megatron.bridge.models.conversion.placement import Parameter, Shard, read_placement
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan, check_names
+from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.conversion.weight_stream import check_tied, hf_tensor_infos, read_hf_tensors
+from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, TensorInfo, encode_header
 from megatron.bridge.models.model_provider import UNSHARDED
 from megatron.bridge.training.model_load_save import TOKENIZER_FOLDER, TRACKER_NAME
 from megatron.bridge.training.run_config import write_run_config
 from megatron.bridge.transport import process_groups, torch_dist
 from megatron.bridge.transport.progress import Progress
+from megatron.bridge.transport.staging import OutputFile, StagingFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
 
 # Checkpoint entries that are not weights of the model.
 _NOT_WEIGHTS = ("optimizer", "chained_", "rng_state", "rerun_state", "opt_param_scheduler", "common")
+_ITERATION = "iter_0000000"
 
 
 def ensure_unsharded() -> None:
@@ -73,6 +80,9 @@ def meta_placement(provider: Any) -> tuple[list[Parameter], Any, Mapping[str, by
     return read_placement([model]), provider, _objects(model)
 
 
+# Import
+
+
 def import_checkpoint(
     bridge: "MegatronModelBridge",
     hf_pretrained: Any,
@@ -80,9 +90,12 @@ def import_checkpoint(
     out: Path,
     *,
     dtype: torch.dtype | None = None,
+    resources: Resources | None = None,
     show_progress: bool = False,
 ) -> Plan:
     """Writes an HF checkpoint as `out/iter_0000000`, with `run_config.yaml`, tokenizer and tracker file.
+
+    The folder appears when it is complete. After a crash, the same call writes what is missing.
 
     Args:
         bridge: with `hf_config` set.
@@ -92,72 +105,87 @@ def import_checkpoint(
         PlanError: the checkpoint and the model do not match; nothing is written.
         CheckpointError: `out` holds something already.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: already exists and is not empty; choose another folder or remove it")
-    infos = hf_tensor_infos(hf_pretrained)
-    what = hf_pretrained.model_name_or_path
+    resources = resources or Resources()
+    infos, what = hf_tensor_infos(hf_pretrained), hf_pretrained.model_name_or_path
     if infos is None:
         raise CheckpointError(f"{what}: there are no weights to import, only a config")
     parameters, config, objects = meta_placement(provider)
     plan = build_plan(parameters, bridge.registry(), config, infos, what=what)
-    state = hf_pretrained.state
-    check_tied(plan, state)
-    staging = out.with_name(f".{out.name}.incomplete")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        folder = staging / "iter_0000000"
-        with Progress("importing", sum(len(task.shards) for task in plan), enabled=show_progress) as progress:
-            torch_dist.write(folder, _entries(bridge, plan, state, dtype, progress), objects)
+    check_tied(plan, hf_pretrained.state)
+    staging = _open_staging(out, _fingerprint("import", hf_pretrained.state, dtype, provider))
+    folder = staging.path / _ITERATION
+    with Progress("importing", None, enabled=show_progress) as progress, torch_dist.without_crc():
+        entries = list(_entries(bridge, plan, hf_pretrained.state, dtype, resources.block_bytes, progress))
+        groups = torch_dist.group_entries(entries, _file_bytes(sum(entry.nbytes for entry in entries)))
+        names = [f"__0_{index}.distcp" for index in range(len(groups) + 1)]
+        writers = [partial(torch_dist.write_entries, group) for group in groups]
+        writers.append(partial(torch_dist.write_objects, objects))
+        files = [OutputFile(f"{_ITERATION}/{name}", writer) for name, writer in zip(names, writers, strict=True)]
+        contents = _write_shared(staging, files, resources)
+    if contents is not None:
+        torch_dist.write_metadata(folder, entries, dict(zip(names, contents, strict=True)))
         write_run_config(folder, provider, what)
         hf_pretrained.save_artifacts(folder / TOKENIZER_FOLDER)
-        (staging / TRACKER_NAME).write_text("0")
-        if out.exists():
-            out.rmdir()
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        (staging.path / TRACKER_NAME).write_text("0")
+        staging.publish()
     return plan
 
 
 def _entries(
-    bridge: "MegatronModelBridge", plan: Plan, state: Any, dtype: torch.dtype | None, progress: Progress
+    bridge: "MegatronModelBridge",
+    plan: Plan,
+    state: Any,
+    dtype: torch.dtype | None,
+    block_bytes: int,
+    progress: Progress,
 ) -> Iterator[torch_dist.Entry]:
     for task in plan:
-        source_dtype = next(iter(state.infos[name].dtype for name in task.hf_shapes))
-        target = dtype if dtype is not None and source_dtype.is_floating_point else source_dtype
+        source_dtype = state.infos[next(iter(task.hf_shapes))].dtype
+        target = _target_dtype(source_dtype, dtype)
         for shard in task.shards:
-            yield torch_dist.Entry(
-                key=shard.key,
-                global_shape=shard.global_shape,
-                global_offset=shard.global_offset,
-                shape=_stacked_shape(shard),
-                dtype=target,
-                produce=partial(_produce, bridge, task, shard, state, target, progress),
-            )
+            for box in _blocks(task.layout, shard.box, target.itemsize, block_bytes, source_dtype == target):
+                num_stacked = len(shard.global_shape) - len(box)
+                yield torch_dist.Entry(
+                    key=shard.key,
+                    global_shape=shard.global_shape,
+                    global_offset=(*shard.global_offset[:num_stacked], *(start for start, _ in box)),
+                    shape=(1,) * num_stacked + tuple(stop - start for start, stop in box),
+                    dtype=target,
+                    produce=partial(_produce, bridge, task, box, state, target, progress),
+                )
+
+
+def _blocks(layout: Layout, box: Box, itemsize: int, block_bytes: int, same_dtype: bool) -> Iterator[Box]:
+    """A shard's box, cut into blocks of rows if its data has to be put together and is larger than a block."""
+    pieces = [piece for piece in layout.pieces if layouts.common_box(piece.megatron_box, box)]
+    is_view = same_dtype and len(pieces) == 1 and pieces[0].role is not None and not pieces[0].permute
+    (start, stop), tail = box[0], box[1:]
+    row_bytes = prod(last - first for first, last in tail) * itemsize
+    num_rows = stop - start if is_view else max(1, block_bytes // max(row_bytes, 1))
+    for first in range(start, stop, num_rows):
+        yield ((first, min(first + num_rows, stop)), *tail)
 
 
 def _produce(
     bridge: "MegatronModelBridge",
     task: WeightConversionTask,
-    shard: Shard,
+    box: Box,
     state: Any,
     dtype: torch.dtype,
     progress: Progress,
 ) -> "Tensor":
     hf_tensors = read_hf_tensors(bridge, task, state)
-    parts = [part for piece in task.layout.pieces if (part := layouts.clip(piece, shard.box)) is not None]
+    parts = [part for piece in task.layout.pieces if (part := layouts.clip(piece, box)) is not None]
     if len(parts) == 1 and parts[0].role is not None:
         data = layouts.take(hf_tensors[parts[0].role], parts[0]).to(dtype).contiguous()
     else:
-        data = torch.empty([stop - start for start, stop in shard.box], dtype=dtype)
-        layouts.assemble(task.layout, hf_tensors, data, shard.box)
+        data = torch.empty([stop - start for start, stop in box], dtype=dtype)
+        layouts.assemble(task.layout, hf_tensors, data, box)
     progress.advance(data.nbytes)
     return data
 
 
-def _stacked_shape(shard: Shard) -> Shape:
-    shape = tuple(stop - start for start, stop in shard.box)
-    return (1,) * (len(shard.global_shape) - len(shape)) + shape
+# Export
 
 
 def export_checkpoint(
@@ -169,9 +197,12 @@ def export_checkpoint(
     *,
     dtype: torch.dtype | None = None,
     strict: bool = True,
+    resources: Resources | None = None,
     show_progress: bool = False,
 ) -> Plan:
     """Writes a torch_dist checkpoint, saved from any layout, as an HF folder.
+
+    The folder appears when it is complete. After a crash, the same call writes what is missing.
 
     Args:
         hf_pretrained: the source of config, tokenizer and, if it has weights, of the shard layout.
@@ -181,50 +212,170 @@ def export_checkpoint(
 
     Raises:
         PlanError: weights of one side are missing on the other; nothing is written.
-        CheckpointError: the checkpoint is damaged, or `out` holds other weights.
+        CheckpointError: the checkpoint is damaged, or `out` holds something.
     """
-    from megatron.bridge.models.conversion.hf_save import output_shards
-    from megatron.bridge.models.hf_pretrained.writer import SafetensorsWriter
+    import json
 
-    reader = torch_dist.TorchDistReader(folder)
-    parameters, config, _ = meta_placement(provider)
-    plan = build_plan(parameters, bridge.registry(), config, None, what=str(folder))
-    _check_keys(reader, plan, folder)
-    infos = hf_tensor_infos(hf_pretrained)
-    tied = {name: same_as for name, same_as in bridge.registry().tied().items() if infos is not None and name in infos}
-    plan.tied = tied
-    if infos is not None and strict:
-        plan.dropped = {name: reason for name in infos if (reason := bridge.registry().drop_reason(name))}
-        check_names(plan, infos, str(out))
-    dtypes = {
-        name: _target_dtype(reader.tensors[task.shards[0].key].properties.dtype, dtype)
-        for task in plan
-        for name in task.hf_shapes
-    }
-    shards, options = output_shards(plan.hf_shapes(), dtypes, tied, hf_pretrained)
-    copies = {same_as: name for name, same_as in tied.items()}
-    with (
-        SafetensorsWriter(out, shards, **options) as writer,
-        Progress("exporting", len(plan), enabled=show_progress) as progress,
+    resources = resources or Resources()
+    weights = CheckpointWeights(bridge, hf_pretrained, provider, folder, dtype)
+    if strict and (infos := hf_tensor_infos(hf_pretrained)) is not None:
+        check_names(weights.plan, infos, str(out))
+    shards, options = output_shards(weights.plan.hf_shapes(), weights.dtypes, weights.plan.tied, hf_pretrained)
+    metadata = options.get("file_metadata", {})
+    staging = _open_staging(out, _fingerprint("export", hf_pretrained, dtype, folder.resolve(), sorted(shards)))
+    with Progress("exporting", None, enabled=show_progress) as progress:
+        files = [
+            OutputFile(
+                name,
+                partial(_write_safetensors, weights, infos, metadata.get(name), resources.block_bytes, progress),
+            )
+            for name, infos in shards.items()
+        ]
+        contents = _write_shared(staging, files, resources)
+    if contents is not None:
+        if len(shards) > 1 or options.get("index_metadata") is not None:
+            total = sum(info.nbytes for infos in shards.values() for info in infos)
+            weight_map = {info.name: name for name, infos in shards.items() for info in infos}
+            index = {
+                "metadata": {**(options.get("index_metadata") or {}), "total_size": total},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+            (staging.path / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+        hf_pretrained.save_artifacts(staging.path)
+        staging.publish()
+    return weights.plan
+
+
+def _write_safetensors(
+    weights: "CheckpointWeights",
+    infos: list[TensorInfo],
+    metadata: dict[str, str] | None,
+    block_bytes: int,
+    progress: Progress,
+    stream: Any,
+) -> dict[str, Any]:
+    header, _ = encode_header(infos, {"format": "pt"} if metadata is None else metadata)
+    _write_all(stream, header)
+    for info in infos:
+        for block in weights.blocks(info.name, block_bytes):
+            _write_all(stream, block.contiguous().view(-1).view(torch.uint8).numpy())
+            progress.advance(block.nbytes)
+    return {}
+
+
+def _write_all(stream: Any, data: Any) -> None:
+    view = memoryview(data).cast("B")
+    while view:  # a raw file may write less than it was given
+        view = view[stream.write(view) :]
+
+
+class CheckpointWeights:
+    """The HF tensors that a torch_dist checkpoint holds, each readable in blocks of rows.
+
+    Args:
+        hf_pretrained: source of the config; if it has weights, second copies of tied tensors are those it has.
+        folder: the iteration's folder.
+        dtype: convert floating-point weights.
+
+    Attributes:
+        plan: of the whole model.
+        dtypes: of each HF tensor.
+
+    Raises:
+        PlanError: the checkpoint does not hold exactly the weights of its model.
+    """
+
+    def __init__(
+        self,
+        bridge: "MegatronModelBridge",
+        hf_pretrained: Any,
+        provider: Any,
+        folder: Path,
+        dtype: torch.dtype | None = None,
     ):
-        for task in plan:
-            weight = _read_weight(reader, task)
-            hf_tensors = layouts.split(task.layout, weight)
+        self._bridge, self._hf_pretrained = bridge, hf_pretrained
+        self._reader = torch_dist.TorchDistReader(folder)
+        parameters, config, _ = meta_placement(provider)
+        registry = bridge.registry()
+        self.plan = build_plan(parameters, registry, config, None, what=str(folder))
+        _check_keys(self._reader, self.plan, folder)
+        infos = hf_tensor_infos(hf_pretrained) or {}
+        self.plan.dropped = {name: reason for name in infos if (reason := registry.drop_reason(name))}
+        self.plan.tied = {name: same_as for name, same_as in registry.tied().items() if name in infos}
+        self._sources: dict[str, list[tuple[WeightConversionTask, Piece]]] = defaultdict(list)
+        self.dtypes: dict[str, torch.dtype] = {}
+        for task in self.plan:
+            stored = self._reader.tensors[task.shards[0].key].properties.dtype
             names = task.mapping.hf_names
-            weights = {names[role]: tensor for role, tensor in hf_tensors.items()}
-            state = hf_pretrained.state if infos is not None else None
-            for name, tensor in bridge.maybe_modify_converted_hf_weight(task, weights, state).items():
-                tensor = tensor.to(dtypes.get(name, tensor.dtype))
-                writer.write(name, tensor)
-                if name in copies:
-                    writer.write(copies[name], tensor)
-            progress.advance(weight.nbytes)
-    hf_pretrained.save_artifacts(out)
-    return plan
+            for piece in task.layout.pieces:
+                if piece.role is not None:
+                    self._sources[names[piece.role]].append((task, piece))
+                    self.dtypes[names[piece.role]] = _target_dtype(stored, dtype)
+        for name, same_as in self.plan.tied.items():
+            self.dtypes[name] = self.dtypes[same_as]
+        hook = type(bridge).maybe_modify_converted_hf_weight
+        self._has_hook = hook is not _plain_bridge().maybe_modify_converted_hf_weight
 
+    def blocks(self, name: str, block_bytes: int) -> Iterator["Tensor"]:
+        """An HF tensor, in consecutive blocks of rows: views of the checkpoint where it is stored alike."""
+        name = self.plan.tied.get(name, name)
+        sources = self._sources[name]
+        shape = self._shape(name)
+        dtype = self.dtypes[name]
+        if self._has_hook:
+            task = sources[-1][0]
+            whole = {other: self._rows(other, 0, self._shape(other)[0]) for other in task.hf_shapes}
+            state = getattr(self._hf_pretrained, "state", None)
+            yield self._bridge.maybe_modify_converted_hf_weight(task, whole, state)[name].to(dtype)
+            return
+        view = self._stored_alike(sources, shape, dtype)
+        if view is not None:
+            yield view
+            return
+        num_rows = max(1, block_bytes // max(prod(shape[1:]) * dtype.itemsize, 1))
+        for start in range(0, shape[0], num_rows):
+            yield self._rows(name, start, min(start + num_rows, shape[0]))
 
-def _target_dtype(stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
-    return dtype if dtype is not None and stored.is_floating_point else stored
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return self._sources[name][0][0].hf_shapes[name]
+
+    def _stored_alike(
+        self, sources: list[tuple[WeightConversionTask, Piece]], shape: tuple[int, ...], dtype: torch.dtype
+    ) -> "Tensor | None":
+        """The tensor as a view of the checkpoint, if it is one contiguous piece of one chunk there."""
+        task, piece = sources[0]
+        if len(sources) > 1 or piece.permute or piece.num_elements != prod(shape):
+            return None
+        parts = [part for shard in task.shards for part in self._read(shard, piece.megatron_box)]
+        if len(parts) != 1 or parts[0][1].dtype != dtype or not parts[0][1].is_contiguous():
+            return None
+        return parts[0][1].view(shape)
+
+    def _rows(self, name: str, start: int, stop: int) -> "Tensor":
+        shape = self._shape(name)
+        out = torch.empty((stop - start, *shape[1:]), dtype=self.dtypes[name])
+        for task, piece in self._sources[name]:
+            wanted = layouts.clip_hf_rows(piece, start, stop)
+            if wanted is None:
+                continue
+            for shard in task.shards:
+                for box, part in self._read(shard, wanted.megatron_box):
+                    target = layouts.clip(wanted, box)
+                    assert target is not None
+                    layouts.take(out, layouts.shift_hf_rows(target, start)).copy_(part)
+        return out
+
+    def _read(self, shard: Shard, box: Box) -> list[tuple[Box, "Tensor"]]:
+        """The stored parts of a shard inside a box of the whole weight, without the stacked axes."""
+        common = layouts.common_box(shard.box, box)
+        if common is None:
+            return []
+        num_stacked = len(shard.global_shape) - len(common)
+        stacked = tuple((start, start + 1) for start in shard.global_offset[:num_stacked])
+        return [
+            (part_box[num_stacked:], part.squeeze(tuple(range(num_stacked))))
+            for part_box, part in self._reader.parts(shard.key, (*stacked, *common))
+        ]
 
 
 def _check_keys(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path) -> None:
@@ -232,29 +383,54 @@ def _check_keys(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path) ->
     problems = [f"Megatron weight {key}: missing in the checkpoint" for key in sorted(wanted - reader.tensors.keys())]
     for key in sorted(reader.tensors.keys() - wanted):
         if not key.startswith(_NOT_WEIGHTS) and "_extra_state" not in key:
-            problems.append(
-                f"Megatron weight {key}: in the checkpoint, but not in the model of {folder / 'run_config.yaml'}"
-            )
+            problems.append(f"Megatron weight {key}: in the checkpoint, but not in the model of run_config.yaml")
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise PlanError(f"{folder}: the checkpoint and its model do not match, nothing was converted:\n{lines}")
 
 
-def _read_weight(reader: torch_dist.TorchDistReader, task: WeightConversionTask) -> "Tensor":
-    """A whole Megatron weight: padding rows that the checkpoint lacks stay zero, rows that it has more are ignored."""
-    parts = []
-    for shard in task.shards:
-        num_stacked = len(shard.global_shape) - len(shard.box)
-        stacked = tuple((start, start + 1) for start in shard.global_offset[:num_stacked])
-        stored = tuple(reader.tensors[shard.key].size[num_stacked:])
-        box = tuple((start, min(stop, size)) for (start, stop), size in zip(shard.box, stored, strict=True))
-        parts.append((box, reader.read(shard.key, (*stacked, *box)).squeeze(tuple(range(num_stacked)))))
-    if len(parts) == 1 and parts[0][0] == layouts.whole(task.shape):
-        return parts[0][1]
-    weight = parts[0][1].new_zeros(task.shape)
-    for box, part in parts:
-        weight[layouts.slices(box)] = part
-    return weight
+# Shared
+
+
+def _target_dtype(stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and stored.is_floating_point else stored
+
+
+def _open_staging(out: Path, fingerprint: dict[str, Any]) -> StagingFolder:
+    """The staging folder, made by rank 0 before the other ranks open it."""
+    if process_groups.rank() > 0:
+        process_groups.barrier()
+    staging = StagingFolder(out, fingerprint)
+    if process_groups.rank() == 0:
+        process_groups.barrier()
+    return staging
+
+
+def _write_shared(staging: StagingFolder, files: list[OutputFile], resources: Resources) -> list[dict[str, Any]] | None:
+    """Writes this process's share; returns all records to the one process that is to finish the folder."""
+    part = resources.part or (process_groups.rank(), process_groups.world_size())
+    staging.write_files(files, part, resources.num_threads)
+    process_groups.barrier()
+    return staging.collect(files) if process_groups.rank() == 0 else None
+
+
+def _file_bytes(total: int) -> int:
+    """Size of an output file: many enough to be written in parallel and resumed, few enough for a file system."""
+    return min(max(total // 16, 64 * 2**20), 2 * 2**30)
+
+
+def _fingerprint(kind: str, source: Any, *details: Any) -> dict[str, Any]:
+    """What makes two conversions the same: kind, source files with sizes and times, and the options as text."""
+    path = getattr(source, "folder", None) or getattr(source, "path", None)
+    files = sorted(Path(path).glob("*.safetensors")) if path is not None else []
+    stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return {"kind": kind, "source": str(path), "files": stats, "details": [str(detail) for detail in details]}
+
+
+def _plain_bridge() -> "type[MegatronModelBridge]":
+    from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+
+    return MegatronModelBridge
 
 
 def _objects(model: Any) -> dict[str, bytes]:
