@@ -41,8 +41,8 @@ def parity(tiny: TinyModel, layout: dict[str, Any], folder: Path) -> Parity:
     )
     with torch.no_grad():
         reference = hf_model(tokens).logits
-    sizes = {name: layout.get(name, 1) for name in ("tp", "pp")}
-    num_ranks = sizes["tp"] * sizes["pp"]
+    sizes = {name: layout[name] for name in ("tp", "pp", "ep", "etp") if name in layout}
+    num_ranks = layout.get("pp", 1) * max(layout.get("tp", 1), layout.get("ep", 1) * layout.get("etp", 1))
     results = run_ranks(_convert_and_run, num_ranks, folder / "hf", tokens, layout, folder / "out", **sizes)
     assert all(logits.shape == reference.shape for logits in results)
     max_diff = max((logits - reference).abs().max().item() for logits in results)
@@ -72,6 +72,8 @@ def _convert_and_run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any],
     provider = bridge.to_megatron_provider()
     provider.tensor_model_parallel_size = layout.get("tp", 1)
     provider.pipeline_model_parallel_size = layout.get("pp", 1)
+    provider.expert_model_parallel_size = layout.get("ep", 1)
+    provider.expert_tensor_parallel_size = layout.get("etp")
     provider.sequence_parallel = layout.get("sequence_parallel", False)
     provider.finalize()
     model = provider.provide_distributed_model(wrap_with_ddp=False)

@@ -36,13 +36,17 @@ class TinyModel:
         architecture: HF model class.
         config: differences from `BASE`.
         seq_length: of the compared sequences.
-        layouts: names of parallel layouts that do not apply.
     """
 
     name: str
     architecture: str
     config: dict[str, Any] = field(default_factory=dict)
     seq_length: int = 40
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether the model has experts, and so layouts that cut them."""
+        return any("experts" in name for name in self.config)
 
     def hf_config(self) -> transformers.PretrainedConfig:
         model_class = getattr(transformers, self.architecture)
@@ -81,6 +85,14 @@ _LONGROPE = {
 }
 _LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0, "original_max_position_embeddings": 64}
 
+_MOE = {
+    "head_dim": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+
 TINY_MODELS = {
     model.name: model
     for model in (
@@ -110,6 +122,9 @@ TINY_MODELS = {
         TinyModel("qwen3-attention-bias", _QWEN3, {"head_dim": 16, "attention_bias": True}),
         TinyModel("qwen3-window-on-some-layers", _QWEN3, {"head_dim": 16, **_WINDOW_ON_SOME}),
         TinyModel("qwen3-yarn-rope", _QWEN3, {"head_dim": 16, **rope("yarn", factor=2.0, attention_factor=1.5)}),
+        TinyModel("qwen3-moe", "Qwen3MoeForCausalLM", _MOE),
+        TinyModel("qwen3-moe-softmax-first", "Qwen3MoeForCausalLM", {**_MOE, "norm_topk_prob": False}),
+        TinyModel("qwen3-moe-dense-layers", "Qwen3MoeForCausalLM", {**_MOE, "mlp_only_layers": [0, 2]}),
         TinyModel("mistral", _MISTRAL, {"sliding_window": None}),
         TinyModel("mistral-window", _MISTRAL, {"sliding_window": 8}),
         TinyModel("mistral-head-dim", _MISTRAL, {"sliding_window": None, "head_dim": 32}),

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from megatron.bridge import runtime
 from megatron.bridge.errors import ParallelLayoutError
@@ -89,13 +90,15 @@ def test_the_same_layout_changes_nothing_and_another_replaces_it():
         assert torch.equal(torch.get_rng_state(), generator)
         num_groups = len(dist.distributed_c10d._world.pg_map)
 
-        seen = []
+        seen, groups = [], []
         for layout in ({"pp": 2}, {"ep": 2}, {}, {"tp": 2, "order": "tp-cp-ep-pp-dp"}, {"tp": 2}):
             process_groups.initialize(**layout)
             seen.append(sizes())
+            groups.append(parallel_state.get_tensor_model_parallel_group())
             total = torch.ones(1)
             dist.all_reduce(total, group=parallel_state.get_model_parallel_group())
             assert total.item() == parallel_state.get_model_parallel_group().size()
+        assert groups[3] is not groups[4]  # the same sizes, but another order
         assert len(dist.distributed_c10d._world.pg_map) == num_groups  # nothing is left of the others
         return seen
 
@@ -107,6 +110,7 @@ def test_state_that_the_caller_made_is_kept():
         process_groups.destroy()
         process_groups._init_process_group(None)
         parallel_state.initialize_model_parallel(expert_model_parallel_size=1)
+        get_cuda_rng_tracker().reset()
         group = parallel_state.get_tensor_model_parallel_group()
         process_groups.initialize()
         assert parallel_state.get_tensor_model_parallel_group() is group
@@ -176,7 +180,7 @@ def test_a_failing_rank_ends_the_launch(tmp_path):
         """,
     )
     start = time.monotonic()
-    assert process_groups.launch([path], 2) == 1
+    assert process_groups.launch([path], 2) == 3
     assert time.monotonic() - start < 60
 
 

@@ -63,7 +63,9 @@ class CachedForward:
             On the last pipeline stage, the logits of what follows, `[V]` in fp32 on the CPU; elsewhere `None`.
         """
         num_cached = len(self._token_ids)
-        assert not num_cached or len(token_ids) == 1, "after the first call, megatron-core's cache takes one token at a time"
+        assert not num_cached or len(token_ids) == 1, (
+            "after the first call, megatron-core's cache takes one token at a time"
+        )
         self._token_ids.extend(token_ids)
         if num_cached and self._must_start_again(num_cached):
             self.context.reset()
@@ -109,8 +111,8 @@ def single_chunk(model: Any) -> Any:
     chunks = unwrap_model(model)
     if len(chunks) != 1:
         raise ParallelLayoutError(
-            f"generation: the model has {len(chunks)} chunks per rank (virtual pipeline stages), expected 1; build it with "
-            "virtual_pipeline_model_parallel_size=None"
+            f"generation: the model has {len(chunks)} chunks per rank (virtual pipeline stages), expected 1; build it "
+            "with virtual_pipeline_model_parallel_size=None"
         )
     return chunks[0]
 
@@ -124,7 +126,8 @@ def vocab_size_of(config: Any) -> int:
     vocab_size = getattr(config, "vocab_size", None)
     if not vocab_size:
         raise BridgeError(
-            f"generation: {type(config).__name__} has no vocab_size, so padding cannot be told from tokens; pass vocab_size"
+            f"generation: {type(config).__name__} has no vocab_size, so padding cannot be told from tokens; "
+            "pass vocab_size"
         )
     return int(vocab_size)
 

@@ -69,7 +69,9 @@ def _generate(forward: Any, prompt_ids: list[int], params: SamplingParams, eos: 
 
 def _check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:
     if not prompt_ids:
-        raise BridgeError("generation: the prompt has no tokens, expected at least one (such as the tokenizer's bos token)")
+        raise BridgeError(
+            "generation: the prompt has no tokens, expected at least one (such as the tokenizer's bos token)"
+        )
     outside = [token for token in prompt_ids if not 0 <= token < vocab_size]
     if outside:
         raise BridgeError(

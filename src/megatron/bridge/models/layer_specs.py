@@ -7,6 +7,7 @@ from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
@@ -24,10 +25,15 @@ def transformer_engine_layer_spec(config: "GPTModelProvider") -> ModuleSpec:
     )
 
 
-def local_layer_spec(config: "GPTModelProvider") -> ModuleSpec:
-    """One transformer layer of megatron-core's own modules, with norms that accept sequence parallelism."""
+def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> ModuleSpec:
+    """One transformer layer of megatron-core's own modules, with norms that accept sequence parallelism.
+
+    Args:
+        is_moe: whether the layer has experts; default: if the model has any.
+    """
+    is_moe = config.num_moe_experts is not None if is_moe is None else is_moe
     spec = gpt_layer_specs.get_gpt_layer_local_spec(
-        num_experts=config.num_moe_experts,
+        num_experts=config.num_moe_experts if is_moe else None,
         moe_grouped_gemm=False,
         qk_layernorm=config.qk_layernorm,
         normalization=config.normalization,
@@ -41,19 +47,37 @@ def local_layer_spec(config: "GPTModelProvider") -> ModuleSpec:
         for name in names:
             if getattr(owner, name, None) not in (None, IdentityOp):
                 setattr(owner, name, TorchNorm)
+    if is_moe:
+        # In a checkpoint, the norm before experts keeps its name, as with Transformer Engine: there is no one linear
+        # layer that it could be a part of.
+        layer.sharded_state_dict_keys_map = {
+            name: key for name, key in layer.sharded_state_dict_keys_map.items() if name != "pre_mlp_layernorm."
+        }
+    _set_biases(spec, config)
     return spec
 
 
 def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) -> Any:
     """The spec of this rank's decoder layers, by what the machine offers, with the biases that the config asks for."""
     if capabilities.has_transformer_engine():
-        spec = transformer_engine_layer_spec(config)
-        _set_biases(spec, config)
-        return spec
-    spec = local_layer_spec(config)
-    _set_biases(spec, config)
+        block = gpt_layer_specs.get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        for spec in {id(spec): spec for spec in block.layer_specs}.values():
+            _set_biases(spec, config)
+        return block
+    first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=TorchNorm)
+    kinds = moe_layers(config)[first : first + num_layers]
+    specs = {is_moe: local_layer_spec(config, is_moe) for is_moe in set(kinds)}
+    return TransformerBlockSubmodules(layer_specs=[specs[is_moe] for is_moe in kinds], layer_norm=TorchNorm)
+
+
+def moe_layers(config: "GPTModelProvider") -> list[bool]:
+    """For each layer of the model whether it has experts."""
+    if config.num_moe_experts is None:
+        return [False] * config.num_layers
+    if isinstance(config.moe_layer_freq, int):
+        return [layer % config.moe_layer_freq == 0 for layer in range(config.num_layers)]
+    return [bool(kind) for kind in config.moe_layer_freq]
 
 
 def _set_biases(spec: ModuleSpec, config: "GPTModelProvider") -> None:
@@ -64,6 +88,8 @@ def _set_biases(spec: ModuleSpec, config: "GPTModelProvider") -> None:
         attention.linear_proj = partial(_build_linear, attention.linear_proj, config.attention_output_bias)
     if config.mlp_bias is not None:
         mlp = layer.mlp.keywords["submodules"]
+        if not hasattr(mlp, "linear_fc1"):
+            return  # experts have their own switch
         mlp.linear_fc1 = partial(_build_linear, mlp.linear_fc1, config.mlp_bias)
         mlp.linear_fc2 = partial(_build_linear, mlp.linear_fc2, config.mlp_bias)
 

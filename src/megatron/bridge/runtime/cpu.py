@@ -207,7 +207,7 @@ def _resolve(path: str) -> tuple[Any, str]:
     """The object that holds the attribute `module:name` or `module:Class.name`, and the attribute's name."""
     module, _, attributes = path.partition(":")
     *owners, name = attributes.split(".")
-    owner = importlib.import_module(module)
+    owner: Any = importlib.import_module(module)
     for part in owners:
         owner = getattr(owner, part, None)
     if not hasattr(owner, name):
@@ -239,9 +239,19 @@ def _run_eagerly() -> None:
                 setattr(owner, name, original)
 
 
+class _Mute(logging.Filter):
+    """Drops the records that start with a message."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self.message = message
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self.message)
+
+
 def _silence() -> None:
     for module, message in QUIET_WARNINGS:
         warnings.filterwarnings("ignore", message=message, module=module)
     for logger, message in QUIET_LOGS:
-        starts = lambda record, message=message: record.getMessage().startswith(message)
-        logging.getLogger(logger).addFilter(lambda record, starts=starts: not starts(record))
+        logging.getLogger(logger).addFilter(_Mute(message))

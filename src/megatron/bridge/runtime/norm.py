@@ -59,11 +59,12 @@ class TorchNorm(torch.nn.Module):
         self.eps = eps
         weight = torch.full((hidden_size,), 0.0 if self.zero_centered else 1.0, dtype=config.params_dtype)
         self.weight = torch.nn.Parameter(weight)
+        self.bias: torch.nn.Parameter | None
         bias = torch.nn.Parameter(torch.zeros_like(weight)) if normalization == "LayerNorm" else None
         self.register_parameter("bias", bias)
         for parameter in self.parameters():
             # Each rank of the group sees part of the sequence: megatron-core then sums the gradients over the group.
-            parameter.sequence_parallel = config.sequence_parallel
+            setattr(parameter, "sequence_parallel", config.sequence_parallel)  # noqa: B010 (not an attribute of Parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise `x` [..., D]."""

@@ -6,11 +6,6 @@ Sizes are numbers of ranks: `tp` tensor, `pp` pipeline, `vpp` virtual pipeline (
 
 import os
 import random
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +15,7 @@ import torch.distributed as dist
 
 from megatron.bridge.errors import ParallelLayoutError
 from megatron.bridge.runtime import capabilities
+from megatron.bridge.transport.launcher import launch as launch
 
 # What megatron-core's parallel state cannot be asked for: the other arguments it was made with, and the seed.
 _arguments: dict[str, Any] = {}
@@ -118,7 +114,7 @@ def initialize(
         _destroy_model_parallel()
         parallel_state.initialize_model_parallel(**layout, **kwargs)
         _arguments = kwargs
-    elif get_cuda_rng_tracker().is_initialized() and True:
+    elif get_cuda_rng_tracker().is_initialized() and _seed in (seed, None):
         return
     _seed_generators(seed + 100 * parallel_state.get_pipeline_model_parallel_rank())
     _seed = seed
@@ -199,32 +195,3 @@ def _seed_generators(seed: int) -> None:
     numpy.random.seed(seed)
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
-
-
-def launch(argv: list[str], num_ranks: int, env: Mapping[str, str] | None = None) -> int:
-    """Run `python argv...` on `num_ranks` ranks of this machine under torchrun, and wait.
-
-    When one rank fails, torchrun ends the others. SIGINT and SIGTERM are passed on.
-
-    Args:
-        argv: what follows `python`: a script and its arguments, or `-m` and a module.
-        env: added to this process's environment.
-
-    Returns:
-        torchrun's exit code: 0 if every rank ended well; 128 + n if signal n ended it.
-    """
-    environment = {**os.environ, **(env or {})}
-    if not capabilities.has_cuda():
-        environment.setdefault("OMP_NUM_THREADS", "1")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks), *argv]
-    process = subprocess.Popen(command, env=environment)
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handlers[number] = signal.signal(number, lambda signum, frame: process.send_signal(signum))
-    try:
-        code = process.wait()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    return code if code >= 0 else 128 - code

@@ -72,6 +72,44 @@ def attention(
     return mappings
 
 
+def moe(
+    *,
+    hf: str = "model.layers.*.mlp",
+    router: str = "gate",
+    router_bias: str | None = None,
+    experts: str = "experts",
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    shared: str | None = None,
+    shared_gate: str | None = None,
+) -> Mappings:
+    """Mixture of gated experts, each expert's tensors stored on their own.
+
+    Args:
+        router: HF name of the router, below `hf`.
+        router_bias: HF name of the bias that is added to scores for the choice of experts.
+        experts: HF name of the list of experts.
+        names: HF names of an expert's gate, up and down projections.
+        shared: HF name of the shared expert, if there is one.
+        shared_gate: HF name of the projection that gates the shared expert.
+    """
+    megatron = f"{LAYER}.mlp"
+    gate, up, down = (f"{hf}.{experts}.*.{name}.weight" for name in names)
+    mappings: Mappings = [
+        AutoMapping(f"{megatron}.router.weight", f"{hf}.{router}.weight"),
+        GatedMLPMapping(f"{megatron}.experts.linear_fc1.weight*", gate=gate, up=up),
+        AutoMapping(f"{megatron}.experts.linear_fc2.weight*", down),
+    ]
+    if router_bias is not None:
+        mappings.append(AutoMapping(f"{megatron}.router.expert_bias", f"{hf}.{router_bias}"))
+    if shared is not None:
+        gate, up, down = (f"{hf}.{shared}.{name}.weight" for name in names)
+        mappings.append(GatedMLPMapping(f"{megatron}.shared_experts.linear_fc1.weight", gate=gate, up=up))
+        mappings.append(AutoMapping(f"{megatron}.shared_experts.linear_fc2.weight", down))
+    if shared_gate is not None:
+        mappings.append(AutoMapping(f"{megatron}.shared_experts.gate_weight", f"{hf}.{shared_gate}.weight"))
+    return mappings
+
+
 def gated_mlp(*, hf: str = "model.layers.*.mlp", bias: bool = False) -> Mappings:
     """MLP with gate, up and down projections."""
     megatron = f"{LAYER}.mlp"

@@ -129,6 +129,27 @@ def rotary_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
     }
 
 
+# HF field -> provider field of mixtures of experts, in addition to `DECODER_FIELDS`.
+MOE_FIELDS = {
+    "num_experts": "num_moe_experts",
+    "num_experts_per_tok": "moe_router_topk",
+    "moe_intermediate_size": "moe_ffn_hidden_size",
+    "router_aux_loss_coef": "moe_aux_loss_coeff",
+}
+
+# Provider fields that every mixture of experts has. Fused kernels are switched off where they cannot run.
+MOE_DEFAULTS: dict[str, Any] = {
+    "moe_token_dispatcher_type": "alltoall",
+    "moe_router_load_balancing_type": "aux_loss",
+    "moe_grouped_gemm": True,
+}
+
+
+def moe_layer_freq(is_moe: list[bool]) -> int | list[int]:
+    """megatron-core's field for which layers have experts; a list makes each layer's checkpoint keys its own."""
+    return 1 if all(is_moe) else [int(moe) for moe in is_moe]
+
+
 def sliding_window_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
     """The provider fields of sliding-window attention: HF window W sees W positions, Megatron's (W - 1, 0) likewise.
 

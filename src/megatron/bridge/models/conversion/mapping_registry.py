@@ -21,9 +21,15 @@ class MegatronMappingRegistry:
 
     Args:
         *mappings: parameter mappings, and `Dropped` marks for HF tensors that are left out on purpose.
+
+    Attributes:
+        entries: all of them, for a family that extends another's.
+        mappings: the parameter mappings.
+        dropped: the marks.
     """
 
     def __init__(self, *mappings: MegatronParamMapping | Dropped):
+        self.entries = mappings
         self.mappings = [mapping for mapping in mappings if isinstance(mapping, MegatronParamMapping)]
         self.dropped = [mapping for mapping in mappings if isinstance(mapping, Dropped)]
         self._by_megatron = _PatternIndex()

@@ -11,8 +11,7 @@ class Resources:
         memory: bytes of buffers, over all threads.
         num_threads: files written at the same time.
         part: (index, count): this process writes every `count`-th file, and whoever finishes last publishes; for
-            processes that know nothing of each other (a Slurm array). Default: the files are shared between the ranks of
-            this run.
+            processes that know nothing of each other (a Slurm array). Default: the ranks of this run share the files.
     """
 
     memory: int = 256 * 2**20

@@ -1,0 +1,96 @@
+"""What a user sees: results on stdout (text or JSON), everything else on stderr, and no noise of libraries."""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Warnings and log messages that tell a user of the command line nothing: module or logger, and how they start.
+_QUIET_WARNINGS = (
+    (r"torch\.distributed\.checkpoint", ""),
+    (r"torch\.distributed\.", "You are using a Backend"),
+    (r"megatron\.core\.", ""),
+    (r"gguf\.", ""),
+)
+_QUIET_LOGS = (
+    ("megatron.core.models.gpt.gpt_model", "GPTModel IS DEPRECATED"),
+    ("megatron.core.dist_checkpointing", ""),
+)
+
+
+def quiet() -> None:
+    """Silences what libraries say on a normal run, here and on the ranks started from here. Imports none of them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for module, message in _QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", message=message, module=module)
+    for logger, message in _QUIET_LOGS:
+        logging.getLogger(logger).addFilter(lambda record, message=message: not record.getMessage().startswith(message))
+
+
+def hide_loading_bars() -> None:
+    """Leaves to transformers only the bars of downloads: it loads models from memory-mapped files in a moment."""
+    from huggingface_hub.utils import enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    enable_progress_bars()
+
+
+def is_main_rank() -> bool:
+    """Whether this process may speak: it is rank 0, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def console(stderr: bool = False) -> "Console":
+    """Where text goes; nowhere on ranks other than 0."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, quiet=not is_main_rank(), soft_wrap=True)
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Prints one JSON object on rank 0. NaN and infinities become strings, which JSON has no numbers for."""
+    if is_main_rank():
+        sys.stdout.write(json.dumps({name: _plain(value) for name, value in values.items()}) + "\n")
+        sys.stdout.flush()
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_error(message: str) -> None:
+    """Prints `error: ...` on stderr, once for all ranks.
+
+    All ranks usually meet the same error. Rank 0 prints it at once; the launcher then ends the others. So a rank that
+    lives on after two seconds has an error of its own.
+    """
+    if not is_main_rank():
+        time.sleep(2)
+    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.flush()
+
+
+def size(num_bytes: int) -> str:
+    """A number of bytes as `1.23 GB` (powers of ten)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:,.2f} {unit}"
+    return f"{num_bytes} B"
+
+
+def peak_memory() -> int:
+    """The largest resident memory, in bytes, that this process or a child that ended has had."""
+    import resource
+
+    scale = 1 if sys.platform == "darwin" else 1024
+    usages = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return max(usages) * scale

