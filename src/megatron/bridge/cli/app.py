@@ -224,7 +224,8 @@ def generate(
     from megatron.bridge.cli import commands
 
     choice = commands.ModelChoice(model, trust_remote_code, revision, hf)
-    sampling = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    sampling["max_new_tokens"] = max_new_tokens
     commands.generate(context.obj, choice, (tp, pp, 1), (prompt, chat, system), sampling, dtype, json)
 
 

@@ -63,7 +63,7 @@ def import_hf(hf: str, out: Path, dtype: str | None, trust_remote_code: bool, re
     start = time.monotonic()
     with _process_groups():
         bridge = AutoBridge.from_hf_pretrained(hf, trust_remote_code=trust_remote_code, revision=revision)
-        bridge.write_megatron_checkpoint(out, torch_dtype(dtype), show_progress=not json)
+        bridge.write_megatron_checkpoint(out, torch_dtype(dtype), show_progress=output.show_progress(json))
     _report_conversion("Imported", hf, out, out.glob("iter_*/*.distcp"), time.monotonic() - start, json)
 
 
@@ -74,7 +74,7 @@ def export(checkpoint: Path, out: Path, hf: str | None, dtype: str | None, trust
         bridge, note = _bridge_of(checkpoint, hf, trust_remote_code)
         if note:
             output.console(stderr=True).print(f"note: {note}", markup=False)
-        bridge.export_ckpt(checkpoint, out, show_progress=not json, torch_dtype=torch_dtype(dtype))
+        bridge.export_ckpt(checkpoint, out, show_progress=output.show_progress(json), torch_dtype=torch_dtype(dtype))
     source = str(bridge.hf_pretrained.model_name_or_path)
     seconds = time.monotonic() - start
     _report_conversion("Exported", str(checkpoint), out, out.glob("*.safetensors"), seconds, json, hf=source)
@@ -133,7 +133,7 @@ def roundtrip(argv: Sequence[str], model: ModelChoice, sizes: Sizes, out: Path |
             out=out,
             trust_remote_code=model.trust_remote_code,
             revision=model.revision,
-            show_progress=not json,
+            show_progress=output.show_progress(json),
         )
     seconds = time.monotonic() - start
     if json:

@@ -49,6 +49,11 @@ def is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def show_progress(json: bool) -> bool:
+    """Whether to draw progress bars: for a person, at a terminal."""
+    return not json and sys.stderr.isatty()
+
+
 def console(stderr: bool = False) -> "Console":
     """Where text goes; nowhere on ranks other than 0."""
     from rich.console import Console

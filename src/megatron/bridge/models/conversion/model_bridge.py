@@ -177,6 +177,12 @@ class MegatronModelBridge(ABC):
 
     # Helpers
 
+    @property
+    def changes_exported_weights(self) -> bool:
+        """Whether the family overrides `maybe_modify_converted_hf_weight`, so that exports need whole tensors."""
+        hook = type(self).maybe_modify_converted_hf_weight
+        return hook is not MegatronModelBridge.maybe_modify_converted_hf_weight
+
     @staticmethod
     def dtype_from_hf(hf_config: "PretrainedConfig", default: "torch.dtype | None" = None) -> "torch.dtype":
         """The dtype that the HF config states; `default` (float32 if not given) where it states none."""

@@ -24,7 +24,7 @@ from megatron.bridge.models.conversion.placement import Parameter, Shard, read_p
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan, check_names
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.conversion.weight_stream import check_tied, hf_tensor_infos, read_hf_tensors
-from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, TensorInfo, encode_header
+from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo, encode_header, write_index
 from megatron.bridge.models.model_provider import UNSHARDED
 from megatron.bridge.training.model_load_save import TOKENIZER_FOLDER, TRACKER_NAME
 from megatron.bridge.training.run_config import write_run_config
@@ -214,8 +214,6 @@ def export_checkpoint(
         PlanError: weights of one side are missing on the other; nothing is written.
         CheckpointError: the checkpoint is damaged, or `out` holds something.
     """
-    import json
-
     resources = resources or Resources()
     weights = CheckpointWeights(bridge, hf_pretrained, provider, folder, dtype)
     if strict and (infos := hf_tensor_infos(hf_pretrained)) is not None:
@@ -233,14 +231,7 @@ def export_checkpoint(
         ]
         contents = _write_shared(staging, files, resources)
     if contents is not None:
-        if len(shards) > 1 or options.get("index_metadata") is not None:
-            total = sum(info.nbytes for infos in shards.values() for info in infos)
-            weight_map = {info.name: name for name, infos in shards.items() for info in infos}
-            index = {
-                "metadata": {**(options.get("index_metadata") or {}), "total_size": total},
-                "weight_map": dict(sorted(weight_map.items())),
-            }
-            (staging.path / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
+        write_index(staging.path, shards, options.get("index_metadata"))
         hf_pretrained.save_artifacts(staging.path)
         staging.publish()
     return weights.plan
@@ -313,8 +304,6 @@ class CheckpointWeights:
                     self.dtypes[names[piece.role]] = _target_dtype(stored, dtype)
         for name, same_as in self.plan.tied.items():
             self.dtypes[name] = self.dtypes[same_as]
-        hook = type(bridge).maybe_modify_converted_hf_weight
-        self._has_hook = hook is not _plain_bridge().maybe_modify_converted_hf_weight
 
     def blocks(self, name: str, block_bytes: int) -> Iterator["Tensor"]:
         """An HF tensor, in consecutive blocks of rows: views of the checkpoint where it is stored alike."""
@@ -322,7 +311,7 @@ class CheckpointWeights:
         sources = self._sources[name]
         shape = self._shape(name)
         dtype = self.dtypes[name]
-        if self._has_hook:
+        if self._bridge.changes_exported_weights:
             task = sources[-1][0]
             whole = {other: self._rows(other, 0, self._shape(other)[0]) for other in task.hf_shapes}
             state = getattr(self._hf_pretrained, "state", None)
@@ -425,12 +414,6 @@ def _fingerprint(kind: str, source: Any, *details: Any) -> dict[str, Any]:
     files = sorted(Path(path).glob("*.safetensors")) if path is not None else []
     stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     return {"kind": kind, "source": str(path), "files": stats, "details": [str(detail) for detail in details]}
-
-
-def _plain_bridge() -> "type[MegatronModelBridge]":
-    from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-
-    return MegatronModelBridge
 
 
 def _objects(model: Any) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -164,6 +164,20 @@ def encode_header(infos: Iterable[TensorInfo], metadata: dict[str, str] | None) 
     text += b" " * (-len(text) % _HEADER_ALIGNMENT)
     header = struct.pack("<Q", len(text)) + text
     return header, {name: len(header) + offset for name, offset in offsets.items()}
+
+
+def write_index(
+    folder: Path, shards: Mapping[str, Sequence[TensorInfo]], index_metadata: Mapping[str, Any] | None
+) -> None:
+    """Writes the index of several files, or of one if the source had an index; its `total_size` is counted anew."""
+    if len(shards) == 1 and index_metadata is None:
+        return
+    total = sum(info.nbytes for infos in shards.values() for info in infos)
+    weight_map = {info.name: filename for filename, infos in shards.items() for info in infos}
+    index = {"metadata": {**(index_metadata or {}), "total_size": total}, "weight_map": weight_map}
+    partial = folder / f"{INDEX_NAME}.partial"
+    partial.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(folder / INDEX_NAME)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
