@@ -31,3 +31,14 @@ def test_logits_and_export(tiny: TinyModel, layout: dict[str, Any], tmp_path: Pa
     found = parity(tiny, layout, tmp_path)
     assert found.changed == []
     assert found.max_diff <= TOLERANCE, f"logits of up to {found.scale:.1f}"
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "llama-all-biases"])
+@pytest.mark.parametrize("layout", [{"tp": 2}, {"tp": 2, "sequence_parallel": True}], ids=str)
+def test_added_query_groups_change_nothing(name: str, layout: dict[str, Any], tmp_path: Path) -> None:
+    """Three query groups on two ranks: a group of zeros is added, and left out on export."""
+    config = {**TINY_MODELS[name].config, "hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3}
+    tiny = TinyModel(name, TINY_MODELS[name].architecture, config)
+    found = parity(tiny, {**layout, "pad_query_groups": True}, tmp_path)
+    assert found.changed == []
+    assert found.max_diff <= TOLERANCE

@@ -132,6 +132,10 @@ class MegatronModelBridge(ABC):
         (token ids and the like) are left to the source config.
         """
         values = {hf: getattr(provider, megatron) for hf, megatron in dict(self.CONFIG_MAPPING).items()}
+        if provider.unpadded_query_groups and "num_key_value_heads" in values:
+            ratio = provider.num_attention_heads // provider.num_query_groups
+            values["num_key_value_heads"] = provider.unpadded_query_groups
+            values["num_attention_heads"] = provider.unpadded_query_groups * ratio
         if "hidden_act" in self.CONFIG_CHECKED:
             values["hidden_act"] = config_mapping.activation_name(provider.activation_func)
         if "sliding_window" in self.CONFIG_CHECKED:

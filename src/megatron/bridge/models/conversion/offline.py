@@ -8,7 +8,7 @@ put together in blocks of bounded size.
 import copy
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ from megatron.bridge.errors import CheckpointError, ParallelLayoutError, PlanErr
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.hf_save import output_shards
 from megatron.bridge.models.conversion.layout import Box, Layout, Piece
+from megatron.bridge.models.conversion.param_mapping import VOCABULARY_WEIGHTS
 from megatron.bridge.models.conversion.placement import Parameter, Shard, read_placement
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan, check_names
 from megatron.bridge.models.conversion.resources import Resources
@@ -27,7 +28,7 @@ from megatron.bridge.models.conversion.weight_stream import check_tied, hf_tenso
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo, encode_header, write_index
 from megatron.bridge.models.model_provider import UNSHARDED
 from megatron.bridge.training.model_load_save import TOKENIZER_FOLDER, TRACKER_NAME
-from megatron.bridge.training.run_config import write_run_config
+from megatron.bridge.training.run_config import provider_as_data, write_run_config
 from megatron.bridge.transport import process_groups, torch_dist
 from megatron.bridge.transport.progress import Progress
 from megatron.bridge.transport.staging import OutputFile, StagingFolder
@@ -112,22 +113,26 @@ def import_checkpoint(
     parameters, config, objects = meta_placement(provider)
     plan = build_plan(parameters, bridge.registry(), config, infos, what=what)
     check_tied(plan, hf_pretrained.state)
-    staging = _open_staging(out, _fingerprint("import", hf_pretrained.state, dtype, provider))
-    folder = staging.path / _ITERATION
+    state = hf_pretrained.state
     with Progress("importing", None, enabled=show_progress) as progress, torch_dist.without_crc():
-        entries = list(_entries(bridge, plan, hf_pretrained.state, dtype, resources.block_bytes, progress))
+        entries = list(_entries(bridge, plan, state, dtype, resources.block_bytes, progress))
         groups = torch_dist.group_entries(entries, _file_bytes(sum(entry.nbytes for entry in entries)))
+        content = [[[e.key, e.global_shape, e.global_offset, e.shape, str(e.dtype)] for e in group] for group in groups]
+        staging = StagingFolder(out, ["import", state.files.fingerprint(), provider_as_data(provider), content])
+        folder = staging.path / _ITERATION
         names = [f"__0_{index}.distcp" for index in range(len(groups) + 1)]
         writers = [partial(torch_dist.write_entries, group) for group in groups]
         writers.append(partial(torch_dist.write_objects, objects))
         files = [OutputFile(f"{_ITERATION}/{name}", writer) for name, writer in zip(names, writers, strict=True)]
-        contents = _write_shared(staging, files, resources)
-    if contents is not None:
-        torch_dist.write_metadata(folder, entries, dict(zip(names, contents, strict=True)))
-        write_run_config(folder, provider, what)
-        hf_pretrained.save_artifacts(folder / TOKENIZER_FOLDER)
-        (staging.path / TRACKER_NAME).write_text("0")
-        staging.publish()
+
+        def finish(contents: list[dict[str, Any]]) -> None:
+            torch_dist.write_metadata(folder, entries, dict(zip(names, contents, strict=True)))
+            write_run_config(folder, provider, what)
+            hf_pretrained.save_artifacts(folder / TOKENIZER_FOLDER)
+            (staging.path / TRACKER_NAME).write_text("0")
+            state.files.check()
+
+        _write_shared(staging, files, resources, finish)
     return plan
 
 
@@ -220,7 +225,9 @@ def export_checkpoint(
         check_names(weights.plan, infos, str(out))
     shards, options = output_shards(weights.plan.hf_shapes(), weights.dtypes, weights.plan.tied, hf_pretrained)
     metadata = options.get("file_metadata", {})
-    staging = _open_staging(out, _fingerprint("export", hf_pretrained, dtype, folder.resolve(), sorted(shards)))
+    sources = [weights.files] if hf_tensor_infos(hf_pretrained) is None else [weights.files, hf_pretrained.state.files]
+    content = {name: [[info.name, info.shape, str(info.dtype)] for info in infos] for name, infos in shards.items()}
+    staging = StagingFolder(out, ["export", [files.fingerprint() for files in sources], content, options])
     with Progress("exporting", None, enabled=show_progress) as progress:
         files = [
             OutputFile(
@@ -229,11 +236,14 @@ def export_checkpoint(
             )
             for name, infos in shards.items()
         ]
-        contents = _write_shared(staging, files, resources)
-    if contents is not None:
-        write_index(staging.path, shards, options.get("index_metadata"))
-        hf_pretrained.save_artifacts(staging.path)
-        staging.publish()
+
+        def finish(contents: list[dict[str, Any]]) -> None:
+            write_index(staging.path, shards, options.get("index_metadata"))
+            hf_pretrained.save_artifacts(staging.path)
+            for source in sources:
+                source.check()
+
+        _write_shared(staging, files, resources, finish)
     return weights.plan
 
 
@@ -271,6 +281,7 @@ class CheckpointWeights:
     Attributes:
         plan: of the whole model.
         dtypes: of each HF tensor.
+        files: of the checkpoint.
 
     Raises:
         PlanError: the checkpoint does not hold exactly the weights of its model.
@@ -286,17 +297,18 @@ class CheckpointWeights:
     ):
         self._bridge, self._hf_pretrained = bridge, hf_pretrained
         self._reader = torch_dist.TorchDistReader(folder)
+        self.files = self._reader.files
         parameters, config, _ = meta_placement(provider)
         registry = bridge.registry()
         self.plan = build_plan(parameters, registry, config, None, what=str(folder))
-        _check_keys(self._reader, self.plan, folder)
+        _check_tensors(self._reader, self.plan, folder)
         infos = hf_tensor_infos(hf_pretrained) or {}
         self.plan.dropped = {name: reason for name in infos if (reason := registry.drop_reason(name))}
         self.plan.tied = {name: same_as for name, same_as in registry.tied().items() if name in infos}
         self._sources: dict[str, list[tuple[WeightConversionTask, Piece]]] = defaultdict(list)
         self.dtypes: dict[str, torch.dtype] = {}
         for task in self.plan:
-            stored = self._reader.tensors[task.shards[0].key].properties.dtype
+            stored = self._reader.tensors[task.shards[0].key].dtype
             names = task.mapping.hf_names
             for piece in task.layout.pieces:
                 if piece.role is not None:
@@ -367,15 +379,29 @@ class CheckpointWeights:
         ]
 
 
-def _check_keys(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path) -> None:
-    wanted = {shard.key for task in plan for shard in task.shards}
-    problems = [f"Megatron weight {key}: missing in the checkpoint" for key in sorted(wanted - reader.tensors.keys())]
-    for key in sorted(reader.tensors.keys() - wanted):
-        if not key.startswith(_NOT_WEIGHTS) and "_extra_state" not in key:
+def _check_tensors(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path) -> None:
+    problems = []
+    wanted = {shard.key: (task, shard.global_shape) for task in plan for shard in task.shards}
+    for key, (task, shape) in sorted(wanted.items()):
+        if key not in reader.tensors:
+            problems.append(f"Megatron weight {key}: missing in the checkpoint")
+            continue
+        found = reader.tensors[key].shape
+        # The number of padding rows depends on the tensor-parallel size that the checkpoint was saved with.
+        is_padded = task.global_param_name in VOCABULARY_WEIGHTS and found[1:] == shape[1:]
+        if found != shape and not is_padded:
+            problems.append(f"Megatron weight {key}: expected {list(shape)}, found {list(found)} in the checkpoint")
+    for key in sorted(reader.tensors.keys() - wanted.keys()):
+        if is_weight(key):
             problems.append(f"Megatron weight {key}: in the checkpoint, but not in the model of run_config.yaml")
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise PlanError(f"{folder}: the checkpoint and its model do not match, nothing was converted:\n{lines}")
+
+
+def is_weight(key: str) -> bool:
+    """Whether a checkpoint's tensor of this name belongs to the model, and not to the optimizer or the like."""
+    return not key.startswith(_NOT_WEIGHTS) and "_extra_state" not in key
 
 
 # Shared
@@ -385,35 +411,23 @@ def _target_dtype(stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype
     return dtype if dtype is not None and stored.is_floating_point else stored
 
 
-def _open_staging(out: Path, fingerprint: dict[str, Any]) -> StagingFolder:
-    """The staging folder, made by rank 0 before the other ranks open it."""
-    if process_groups.rank() > 0:
-        process_groups.barrier()
-    staging = StagingFolder(out, fingerprint)
-    if process_groups.rank() == 0:
-        process_groups.barrier()
-    return staging
-
-
-def _write_shared(staging: StagingFolder, files: list[OutputFile], resources: Resources) -> list[dict[str, Any]] | None:
-    """Writes this process's share; returns all records to the one process that is to finish the folder."""
+def _write_shared(
+    staging: StagingFolder,
+    files: list[OutputFile],
+    resources: Resources,
+    finish: Callable[[list[dict[str, Any]]], None],
+) -> None:
+    """Writes this process's share of the files; the last process has the rest written and publishes."""
     part = resources.part or (process_groups.rank(), process_groups.world_size())
     staging.write_files(files, part, resources.num_threads)
     process_groups.barrier()
-    return staging.collect(files) if process_groups.rank() == 0 else None
+    if process_groups.rank() == 0:
+        staging.publish(files, finish)
 
 
 def _file_bytes(total: int) -> int:
     """Size of an output file: many enough to be written in parallel and resumed, few enough for a file system."""
     return min(max(total // 16, 64 * 2**20), 2 * 2**30)
-
-
-def _fingerprint(kind: str, source: Any, *details: Any) -> dict[str, Any]:
-    """What makes two conversions the same: kind, source files with sizes and times, and the options as text."""
-    path = getattr(source, "folder", None) or getattr(source, "path", None)
-    files = sorted(Path(path).glob("*.safetensors")) if path is not None else []
-    stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return {"kind": kind, "source": str(path), "files": stats, "details": [str(detail) for detail in details]}
 
 
 def _objects(model: Any) -> dict[str, bytes]:

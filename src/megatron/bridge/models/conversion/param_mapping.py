@@ -17,7 +17,7 @@ HFParam = str | dict[str, str]
 
 _WILDCARD = re.compile(r"\*\*|\*")
 # The rows of these weights are vocabulary entries, which Megatron pads.
-_VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
+VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 
 
 class MegatronParamMapping:
@@ -78,8 +78,11 @@ class MegatronParamMapping:
             shape: of the unsharded weight.
             config: the provider (a TransformerConfig with `vocab_size`).
         """
-        if self.megatron_param in _VOCABULARY_WEIGHTS:
-            return layouts.padded_rows(shape, min(config.vocab_size, shape[0]))
+        if self.megatron_param in VOCABULARY_WEIGHTS:
+            return layouts.padded(shape, 0, min(config.vocab_size, shape[0]))
+        if self.megatron_param.endswith("self_attention.linear_proj.weight") and config.unpadded_query_groups:
+            # Columns of added query groups.
+            return layouts.padded(shape, 1, shape[1] // config.num_query_groups * config.unpadded_query_groups)
         return layouts.identity(shape)
 
 
@@ -145,7 +148,7 @@ class QKVMapping(MegatronParamMapping):
                 f"{self.megatron_param}: expected {num_groups * sum(rows.values())} rows for {num_groups} query "
                 f"groups, found {shape[0]}; tensor parallelism must divide the number of query groups"
             )
-        return layouts.grouped_rows(shape, num_groups, rows)
+        return layouts.grouped_rows(shape, config.unpadded_query_groups or num_groups, rows)
 
 
 class GatedMLPMapping(MegatronParamMapping):

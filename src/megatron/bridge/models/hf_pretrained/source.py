@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, SINGLE_NAME, TensorInfo, read_header
+from megatron.bridge.transport.source_files import SourceFiles
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         shards: each file's tensor names, in the order of their data.
         file_metadata: each file's `__metadata__`, such as `{"format": "pt"}`; empty where it has none.
         index_metadata: the index's "metadata", or None without an index.
+        files: the files, which must stay as they are while they are read.
 
     Raises:
         CheckpointError: no safetensors weights; a file is absent, cut short or malformed; a tensor has a dtype unknown
@@ -50,9 +52,11 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         self.infos: dict[str, TensorInfo] = {}
         self.shards: dict[str, list[str]] = {}
         self.file_metadata: dict[str, dict[str, str]] = {}
+        self.files = SourceFiles()
         self._handles: dict[str, Any] = {}
         repeated: list[str] = []
         for filename in filenames:
+            self.files.add(self.folder / filename)
             header = read_header(self.folder / filename, filename)
             self._handles[filename] = _open(self.folder / filename)
             self.shards[filename] = [info.name for info in header.infos]
@@ -78,11 +82,13 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         """The tensor, on CPU, as a view of the memory-mapped file.
 
         Raises:
-            CheckpointError: there is no such tensor.
+            CheckpointError: there is no such tensor, or its file was altered since it was opened.
         """
         if name not in self.infos:
             raise CheckpointError(f"{self.folder}: no tensor {name} among its {len(self.infos)} tensors.")
-        tensor: torch.Tensor = self._handles[self.infos[name].filename].get_tensor(name)
+        filename = self.infos[name].filename
+        self.files.check(self.folder / filename)
+        tensor: torch.Tensor = self._handles[filename].get_tensor(name)
         return tensor
 
     def __getitem__(self, name: str) -> torch.Tensor:
