@@ -33,11 +33,12 @@ class ParallelLayout:
 
     @property
     def provider_fields(self) -> dict[str, int]:
-        """The sizes under the names of a provider's fields."""
+        """The sizes under the names of a provider's fields; query groups are padded where `tp` does not divide them."""
         return {
             "tensor_model_parallel_size": self.tp,
             "pipeline_model_parallel_size": self.pp,
             "expert_model_parallel_size": self.ep,
+            "pad_query_groups": self.tp > 1,
         }
 
     def __str__(self) -> str:

@@ -41,7 +41,7 @@ class TextStream:
     def _advance(self, whole_characters: bool) -> str:
         before = self._decode(self._before)
         text = self._decode(self._before + self._new)
-        if (whole_characters and text.endswith(_INCOMPLETE)):
+        if len(text) <= len(before) or (whole_characters and text.endswith(_INCOMPLETE)):
             return ""
         self._before, self._new = self._new, []
         return text[len(before) :]

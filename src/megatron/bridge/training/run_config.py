@@ -51,6 +51,16 @@ def write_run_config(folder: Path, provider: Any, hf_model_id: str | None = None
         folder: the iteration's folder.
         hf_model_id: hub id or folder that the model came from, kept for export.
     """
+    content = {"model": provider_as_data(provider), "checkpoint": {"hf_model_id": hf_model_id}}
+    (folder / FILE_NAME).write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def provider_as_data(provider: Any) -> dict[str, Any]:
+    """A provider's class and the fields that differ from its defaults, the same in every process.
+
+    Raises:
+        CheckpointError: a field cannot be written as data.
+    """
     provider_class = type(provider)
     model: dict[str, Any] = {"_target_": f"{provider_class.__module__}.{provider_class.__qualname__}"}
     for field in dataclasses.fields(provider):
@@ -58,8 +68,7 @@ def write_run_config(folder: Path, provider: Any, hf_model_id: str | None = None
         if field.name.startswith("_") or field.name in _RUNTIME_FIELDS or value == _default(field):
             continue
         model[field.name] = _encode(value, field.name)
-    content = {"model": model, "checkpoint": {"hf_model_id": hf_model_id}}
-    (folder / FILE_NAME).write_text(yaml.safe_dump(content, sort_keys=False))
+    return model
 
 
 def read_run_config(folder: Path) -> dict[str, Any]:
