@@ -19,6 +19,7 @@ BASE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
+    "pad_token_id": None,
     "tie_word_embeddings": False,
 }
 
@@ -85,6 +86,19 @@ _LONGROPE = {
 }
 _LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0, "original_max_position_embeddings": 64}
 
+_MINISTRAL3 = {
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.3,
+}
+_SMOLLM3_WINDOW = {"use_sliding_window": True, "sliding_window": 8, "no_rope_layers": [1, 0, 1, 0]}
+_PHI3_LONGROPE = {
+    "original_max_position_embeddings": 32,
+    **rope("longrope", partial_rotary_factor=0.5, short_factor=[1.0, 1.1, 1.3, 2.0], long_factor=[1.0, 2.0, 4.0, 8.0]),
+}
+
 _MOE = {
     "head_dim": 16,
     "num_experts": 4,
@@ -128,5 +142,24 @@ TINY_MODELS = {
         TinyModel("mistral", _MISTRAL, {"sliding_window": None}),
         TinyModel("mistral-window", _MISTRAL, {"sliding_window": 8}),
         TinyModel("mistral-head-dim", _MISTRAL, {"sliding_window": None, "head_dim": 32}),
+        TinyModel("ministral3", "Ministral3ForCausalLM", {"head_dim": 16, **rope("yarn", **_MINISTRAL3)}),
+        TinyModel("starcoder2", "Starcoder2ForCausalLM"),
+        TinyModel(
+            "starcoder2-tied-window", "Starcoder2ForCausalLM", {"tie_word_embeddings": True, "sliding_window": 8}
+        ),
+        TinyModel("starcoder2-no-bias", "Starcoder2ForCausalLM", {"use_bias": False, "hidden_act": "gelu"}),
+        TinyModel("arcee", "ArceeForCausalLM"),
+        TinyModel("arcee-biases", "ArceeForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+        TinyModel("smollm3", "SmolLM3ForCausalLM"),
+        TinyModel("smollm3-tied-window", "SmolLM3ForCausalLM", {"tie_word_embeddings": True, **_SMOLLM3_WINDOW}),
+        TinyModel("seed-oss", "SeedOssForCausalLM", {"head_dim": 24}),
+        TinyModel("seed-oss-output-bias", "SeedOssForCausalLM", {"head_dim": 16, "attention_out_bias": True}),
+        TinyModel("seed-oss-mlp-bias", "SeedOssForCausalLM", {"attention_bias": False, "mlp_bias": True}),
+        TinyModel("ernie-4.5", "Ernie4_5ForCausalLM", {"head_dim": 24}),
+        TinyModel("ernie-4.5-tied-bias", "Ernie4_5ForCausalLM", {"tie_word_embeddings": True, "use_bias": True}),
+        TinyModel("phi3", "Phi3ForCausalLM"),
+        TinyModel("phi3-window", "Phi3ForCausalLM", {"sliding_window": 8, "num_key_value_heads": 4}),
+        TinyModel("phi3-partial-longrope-long", "Phi3ForCausalLM", _PHI3_LONGROPE),
+        TinyModel("phi3-partial-longrope-short", "Phi3ForCausalLM", _PHI3_LONGROPE, seq_length=24),
     )
 }

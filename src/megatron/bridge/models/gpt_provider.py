@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.models.layer_specs import default_layer_spec, local_layer_spec, transformer_engine_layer_spec
 from megatron.bridge.models.model_provider import ModelProviderMixin
 from megatron.bridge.models.rotary import apply_rope_parameters
+from megatron.bridge.models.transformer.gpt_model import GPTModel
 from megatron.bridge.runtime.fusions import fit_config
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         seq_length: positions the model is made for (HF `max_position_embeddings`).
         rope_parameters: the HF config's rope parameters; `None` for plain rope with `rotary_base`.
         attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
+        lm_head_bias: bias of the output layer, one number per vocabulary entry.
+        embedding_dropout: dropout of the embeddings alone; `None` follows `hidden_dropout`.
+        embedding_multiplier, logits_multiplier: factors of the word embeddings and of the logits.
+        final_logit_softcapping: c in `c * tanh(logits / c)`; `None` for none.
         transformer_layer_spec: a spec, or a function of the provider (and, if it takes it, `vp_stage`) that makes one.
         seed: for `provide_distributed_model` where model parallelism is not initialised yet.
     """
@@ -67,6 +71,11 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     fp16_lm_cross_entropy: bool = False
     attention_output_bias: bool | None = None
     mlp_bias: bool | None = None
+    lm_head_bias: bool = False
+    embedding_dropout: float | None = None
+    embedding_multiplier: float = 1.0
+    logits_multiplier: float = 1.0
+    final_logit_softcapping: float | None = None
     transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=default_layer_spec)
     seed: int = 0
 
@@ -157,6 +166,12 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         )
         apply_rope_parameters(model, self.rope_parameters, self.seq_length)
         return model
+
+    def modify_layer_spec(self, spec: "ModuleSpec") -> None:
+        """Changes the spec of a layer in place: for a family whose layers have modules of their own.
+
+        Called for each different layer spec, after everything that fields ask for.
+        """
 
     @property
     def padded_vocab_size(self) -> int:

@@ -54,6 +54,7 @@ def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> 
             name: key for name, key in layer.sharded_state_dict_keys_map.items() if name != "pre_mlp_layernorm."
         }
     _set_biases(spec, config)
+    config.modify_layer_spec(spec)
     return spec
 
 
@@ -63,6 +64,7 @@ def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) 
         block = gpt_layer_specs.get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
         for spec in {id(spec): spec for spec in block.layer_specs}.values():
             _set_biases(spec, config)
+            config.modify_layer_spec(spec)
         return block
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)

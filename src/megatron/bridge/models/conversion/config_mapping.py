@@ -30,6 +30,12 @@ DECODER_FIELDS = {
     "rope_parameters": "rope_parameters",
 }
 
+
+def decoder_fields(**hf_names: str) -> dict[str, str]:
+    """`DECODER_FIELDS` for a config class that names some fields otherwise: `rms_norm_eps="norm_epsilon"`."""
+    return {hf_names.get(name, name): field for name, field in DECODER_FIELDS.items()}
+
+
 # Fields that do not change what a forward pass computes.
 IRRELEVANT_FIELDS = {
     "transformers_version": "which version wrote the file",
@@ -73,10 +79,14 @@ def _activations() -> dict[str, Any]:
     import torch.nn.functional as F
     from megatron.core.activations import quick_gelu, squared_relu
 
+    from megatron.bridge.models.transformer.activations import gelu_new, gelu_tanh
+
     return {
         "silu": F.silu,
         "swish": F.silu,
         "gelu": F.gelu,
+        "gelu_pytorch_tanh": gelu_tanh,
+        "gelu_new": gelu_new,
         "relu": F.relu,
         "relu2": squared_relu,
         "quick_gelu": quick_gelu,

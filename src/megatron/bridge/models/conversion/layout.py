@@ -8,7 +8,7 @@ a rank holds, counting bytes, and proving that nothing is lost. Nothing here kno
 Letters in shapes: H hidden, D head dimension, A attention heads, G query groups, F feed-forward, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -229,3 +229,20 @@ def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Lay
             pieces.append(Piece(role, index, _rows(shape, start, start + num_rows)))
             start += num_rows
     return Layout(tuple(pieces), hf_shapes)
+
+
+def regrouped_rows(shape: Shape, num_groups: int, rows: Sequence[int]) -> Layout:
+    """Like `grouped_rows`, where one HF tensor holds the parts one after the other.
+
+    Args:
+        rows: per part, its rows in each group.
+    """
+    pieces, start = [], 0
+    for group in range(num_groups):
+        part_start = 0
+        for num_rows in rows:
+            index = _index(shape, part_start + group * num_rows, num_rows)
+            pieces.append(Piece("weight", index, _rows(shape, start, start + num_rows)))
+            start += num_rows
+            part_start += num_groups * num_rows
+    return Layout(tuple(pieces), {"weight": shape})
