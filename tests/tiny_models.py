@@ -99,6 +99,51 @@ _PHI3_LONGROPE = {
     **rope("longrope", partial_rotary_factor=0.5, short_factor=[1.0, 1.1, 1.3, 2.0], long_factor=[1.0, 2.0, 4.0, 8.0]),
 }
 
+_BIAS = {"attention_bias": True}
+_TIED = {"tie_word_embeddings": True}
+_ALL_FULL = {"layer_types": ["full_attention"] * 4}
+_GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.15,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 0.7,
+}
+_OLMO3_YARN = {
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "rope_theta": 1e4,
+            "original_max_position_embeddings": 64,
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+_ALPHA_ROPE = rope("dynamic", alpha=50.0, factor=1.0)
+# Caps of the size of the values that they cap, so that they matter.
+_GEMMA2 = {
+    "head_dim": 16,
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 24,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
+_NO_CAPS = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+_GEMMA3 = {
+    "head_dim": 16,
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 24,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "final_logit_softcapping": 3.0,
+}
+_GEMMA3_LINEAR = {
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    },
+}
+
 _MOE = {
     "head_dim": 16,
     "num_experts": 4,
@@ -161,5 +206,39 @@ TINY_MODELS = {
         TinyModel("phi3-window", "Phi3ForCausalLM", {"sliding_window": 8, "num_key_value_heads": 4}),
         TinyModel("phi3-partial-longrope-long", "Phi3ForCausalLM", _PHI3_LONGROPE),
         TinyModel("phi3-partial-longrope-short", "Phi3ForCausalLM", _PHI3_LONGROPE, seq_length=24),
+        TinyModel("gemma", "GemmaForCausalLM", {"head_dim": 24}),
+        TinyModel("gemma-tied-bias", "GemmaForCausalLM", {"tie_word_embeddings": True, "attention_bias": True}),
+        TinyModel("gemma2", "Gemma2ForCausalLM", _GEMMA2),
+        TinyModel("gemma2-tied-bias", "Gemma2ForCausalLM", {**_GEMMA2, "tie_word_embeddings": True, **_BIAS}),
+        TinyModel("gemma2-no-caps", "Gemma2ForCausalLM", {**_GEMMA2, **_NO_CAPS}),
+        TinyModel("gemma3", "Gemma3ForCausalLM", _GEMMA3),
+        TinyModel("gemma3-tied-linear-rope", "Gemma3ForCausalLM", {**_GEMMA3, **_GEMMA3_LINEAR}),
+        TinyModel("glm4", "Glm4ForCausalLM", {"head_dim": 16}),
+        TinyModel("glm4-tied-no-bias", "Glm4ForCausalLM", {"tie_word_embeddings": True, "attention_bias": False}),
+        TinyModel("olmo2", "Olmo2ForCausalLM"),
+        TinyModel("olmo2-tied-bias", "Olmo2ForCausalLM", {"tie_word_embeddings": True, **_BIAS}),
+        TinyModel("olmo3", "Olmo3ForCausalLM", {"sliding_window": 8}),
+        TinyModel("olmo3-yarn-rope", "Olmo3ForCausalLM", {"sliding_window": 8, **_OLMO3_YARN}),
+        TinyModel("granite", "GraniteForCausalLM", _GRANITE),
+        TinyModel("granite-tied-biases", "GraniteForCausalLM", {**_GRANITE, **_BIAS, "mlp_bias": True, **_TIED}),
+        TinyModel("exaone4", "Exaone4ForCausalLM", {"sliding_window": 8}),
+        TinyModel("exaone4-tied-no-window", "Exaone4ForCausalLM", {"sliding_window": None, **_ALL_FULL, **_TIED}),
+        TinyModel("hunyuan-dense", "HunYuanDenseV1ForCausalLM", {"head_dim": 24}),
+        TinyModel("hunyuan-dense-alpha-rope", "HunYuanDenseV1ForCausalLM", {"head_dim": 16, **_ALPHA_ROPE}),
+        TinyModel("hunyuan-dense-tied-bias", "HunYuanDenseV1ForCausalLM", {"head_dim": 16, **_TIED, **_BIAS}),
+        TinyModel("nemotron", "NemotronForCausalLM", {"head_dim": 24}),
+        TinyModel("nemotron-tied-biases", "NemotronForCausalLM", {**_TIED, **_BIAS, "mlp_bias": True}),
+        TinyModel("apertus", "ApertusForCausalLM"),
+        TinyModel("apertus-tied-bias", "ApertusForCausalLM", {**_TIED, **_BIAS}),
+        TinyModel("phi", "PhiForCausalLM"),
+        TinyModel("phi-tied-qk-norm", "PhiForCausalLM", {**_TIED, "qk_layernorm": True}),
+        TinyModel("phi-odd-vocabulary", "PhiForCausalLM", {"vocab_size": 131}),
+        TinyModel("cohere2", "Cohere2ForCausalLM", {"sliding_window": 8, "logit_scale": 0.7}),
+        TinyModel(
+            "cohere2-tied-bias", "Cohere2ForCausalLM", {"sliding_window": 8, "logit_scale": 0.7, **_TIED, **_BIAS}
+        ),
+        TinyModel("stablelm", "StableLmForCausalLM"),
+        TinyModel("stablelm-tied-parallel", "StableLmForCausalLM", {**_TIED, "use_parallel_residual": True}),
+        TinyModel("stablelm-head-norms", "StableLmForCausalLM", {"use_qkv_bias": True, "qk_layernorm": True}),
     )
 }

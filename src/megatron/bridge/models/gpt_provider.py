@@ -44,11 +44,19 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         vocab_size: rows of the HF embedding, without padding.
         seq_length: positions the model is made for (HF `max_position_embeddings`).
         rope_parameters: the HF config's rope parameters; `None` for plain rope with `rotary_base`.
+        window_rope_parameters: those of layers with a sliding window, where they differ; `None` for the same.
         attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
         lm_head_bias: bias of the output layer, one number per vocabulary entry.
         embedding_dropout: dropout of the embeddings alone; `None` follows `hidden_dropout`.
         embedding_multiplier, logits_multiplier: factors of the word embeddings and of the logits.
+        residual_multiplier: factor of what attention and MLP add to the residual stream.
         final_logit_softcapping: c in `c * tanh(logits / c)`; `None` for none.
+        attn_logit_softcapping: the same of attention scores, which needs megatron-core's own core attention.
+        use_pre_norms, use_post_norms: norms in front of attention and MLP, and behind them.
+        norm_bias: whether LayerNorms have biases.
+        parallel_attention_and_mlp: both read the output of `input_layernorm`; their outputs are added together.
+        qk_layernorm_scope: what `qk_layernorm` normalises: each "head", the whole "projection", or "separate_heads",
+            with weights of their own; "head_after_rope" for each head after the rotary embedding.
         transformer_layer_spec: a spec, or a function of the provider (and, if it takes it, `vp_stage`) that makes one.
         seed: for `provide_distributed_model` where model parallelism is not initialised yet.
     """
@@ -65,6 +73,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     rotary_base: float = 10000
     rotary_percent: float = 1.0
     rope_parameters: dict[str, Any] | None = None
+    window_rope_parameters: dict[str, Any] | None = None
     seq_len_interpolation_factor: float | None = None
     parallel_output: bool = True
     scatter_embedding_sequence_parallel: bool = True
@@ -75,7 +84,14 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     embedding_dropout: float | None = None
     embedding_multiplier: float = 1.0
     logits_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
     final_logit_softcapping: float | None = None
+    attn_logit_softcapping: float | None = None
+    use_pre_norms: bool = True
+    use_post_norms: bool = False
+    norm_bias: bool = True
+    parallel_attention_and_mlp: bool = False
+    qk_layernorm_scope: str = "head"
     transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=default_layer_spec)
     seed: int = 0
 
@@ -164,7 +180,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             pg_collection=self._pg_collection,
             vp_stage=vp_stage,
         )
-        apply_rope_parameters(model, self.rope_parameters, self.seq_length)
+        apply_rope_parameters(model, self.rope_parameters, self.window_rope_parameters, self.seq_length)
         return model
 
     def modify_layer_spec(self, spec: "ModuleSpec") -> None:

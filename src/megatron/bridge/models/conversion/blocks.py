@@ -67,12 +67,27 @@ def pre_norms(
     ]
 
 
+def post_norms(
+    *,
+    hf: str = "model.layers.*",
+    attention: str = "post_attention_layernorm",
+    mlp: str = "post_feedforward_layernorm",
+) -> Mappings:
+    """The norms behind attention and MLP, in front of the residual addition."""
+    return [
+        AutoMapping(f"{LAYER}.self_attention.linear_proj.post_layernorm.weight", f"{hf}.{attention}.weight"),
+        AutoMapping(f"{LAYER}.mlp.linear_fc2.post_layernorm.weight", f"{hf}.{mlp}.weight"),
+    ]
+
+
 def attention(
     *,
     hf: str = "model.layers.*.self_attn",
     qkv_bias: bool = False,
     output_bias: bool = False,
     qk_norm: bool = False,
+    qk_norm_bias: bool = False,
+    qk_norm_names: tuple[str, str] = ("q_norm", "k_norm"),
     fused_qkv: str | None = None,
     output: str = "o_proj",
 ) -> Mappings:
@@ -80,7 +95,9 @@ def attention(
 
     Args:
         qkv_bias, output_bias: whether the projections have biases.
-        qk_norm: norms of q and k over each head.
+        qk_norm: whether q and k have norms.
+        qk_norm_bias: whether these have biases.
+        qk_norm_names: their HF names.
         fused_qkv: HF name of one projection that holds all of q, then k, then v; default: three projections.
         output: HF name of the output projection.
     """
@@ -95,8 +112,9 @@ def attention(
     for kind in _kinds(output_bias):
         mappings.append(AutoMapping(f"{megatron}.linear_proj.{kind}", f"{hf}.{output}.{kind}"))
     if qk_norm:
-        for role in ("q", "k"):
-            mappings.append(AutoMapping(f"{megatron}.{role}_layernorm.weight", f"{hf}.{role}_norm.weight"))
+        for role, name in zip(("q", "k"), qk_norm_names, strict=True):
+            for kind in _kinds(qk_norm_bias):
+                mappings.append(AutoMapping(f"{megatron}.{role}_layernorm.{kind}", f"{hf}.{name}.{kind}"))
     # Checkpoints made by old versions of transformers carry the rotary frequencies.
     mappings.append(Dropped(f"{hf}.rotary_emb.inv_freq", "rotary frequencies are computed from the config"))
     return mappings

@@ -155,6 +155,16 @@ class GatedMLPMapping(MegatronParamMapping):
         return layouts.concatenated_rows(shape, {"gate": half, "up": half})
 
 
+class ConcatenatedMapping(MegatronParamMapping):
+    """Several HF tensors of the same shape, one after the other, make one Megatron weight."""
+
+    def __init__(self, megatron_param: str, hf_params: Sequence[str]):
+        super().__init__(megatron_param, {str(index): name for index, name in enumerate(hf_params)})
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        return layouts.concatenated_rows(shape, dict.fromkeys(self.hf_names, shape[0] // len(self.hf_names)))
+
+
 class Dropped:
     """HF tensors that have no place in the Megatron model, with the reason why losing them is right.
 
