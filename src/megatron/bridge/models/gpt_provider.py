@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.models.layer_specs import default_layer_spec, local_layer_spec, transformer_engine_layer_spec
 from megatron.bridge.models.model_provider import ModelProviderMixin
 from megatron.bridge.models.rotary import apply_rope_parameters
+from megatron.bridge.models.transformer.gpt_model import GPTModel
 from megatron.bridge.runtime.fusions import fit_config
 
 if TYPE_CHECKING:
@@ -47,7 +47,19 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         pad_query_groups: add query groups (and their heads) of zeros where tensor parallelism does not divide them. The
             model computes the same, and exports leave them out.
         unpadded_query_groups: the number before padding; set by `finalize`.
+        window_rope_parameters: those of layers with a sliding window, where they differ; `None` for the same.
         attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
+        lm_head_bias: bias of the output layer, one number per vocabulary entry.
+        embedding_dropout: dropout of the embeddings alone; `None` follows `hidden_dropout`.
+        embedding_multiplier, logits_multiplier: factors of the word embeddings and of the logits.
+        residual_multiplier: factor of what attention and MLP add to the residual stream.
+        final_logit_softcapping: c in `c * tanh(logits / c)`; `None` for none.
+        attn_logit_softcapping: the same of attention scores, which needs megatron-core's own core attention.
+        use_pre_norms, use_post_norms: norms in front of attention and MLP, and behind them.
+        norm_bias: whether LayerNorms have biases.
+        parallel_attention_and_mlp: both read the output of `input_layernorm`; their outputs are added together.
+        qk_layernorm_scope: what `qk_layernorm` normalises: each "head", the whole "projection", or "separate_heads",
+            with weights of their own; "head_after_rope" for each head after the rotary embedding.
         transformer_layer_spec: a spec, or a function of the provider (and, if it takes it, `vp_stage`) that makes one.
         seed: for `provide_distributed_model` where model parallelism is not initialised yet.
     """
@@ -64,6 +76,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     rotary_base: float = 10000
     rotary_percent: float = 1.0
     rope_parameters: dict[str, Any] | None = None
+    window_rope_parameters: dict[str, Any] | None = None
     seq_len_interpolation_factor: float | None = None
     parallel_output: bool = True
     scatter_embedding_sequence_parallel: bool = True
@@ -72,6 +85,18 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     unpadded_query_groups: int | None = None
     attention_output_bias: bool | None = None
     mlp_bias: bool | None = None
+    lm_head_bias: bool = False
+    embedding_dropout: float | None = None
+    embedding_multiplier: float = 1.0
+    logits_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    final_logit_softcapping: float | None = None
+    attn_logit_softcapping: float | None = None
+    use_pre_norms: bool = True
+    use_post_norms: bool = False
+    norm_bias: bool = True
+    parallel_attention_and_mlp: bool = False
+    qk_layernorm_scope: str = "head"
     transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=default_layer_spec)
     seed: int = 0
 
@@ -174,8 +199,14 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             pg_collection=self._pg_collection,
             vp_stage=vp_stage,
         )
-        apply_rope_parameters(model, self.rope_parameters, self.seq_length)
+        apply_rope_parameters(model, self.rope_parameters, self.window_rope_parameters, self.seq_length)
         return model
+
+    def modify_layer_spec(self, spec: "ModuleSpec") -> None:
+        """Changes the spec of a layer in place: for a family whose layers have modules of their own.
+
+        Called for each different layer spec, after everything that fields ask for.
+        """
 
     @property
     def padded_vocab_size(self) -> int:
