@@ -140,12 +140,20 @@ def apply_rope_parameters(
     """
     if not rope_parameters or not hasattr(model, "rotary_pos_emb"):
         return
+    kind = rope_parameters.get("rope_type", "default")
+    if kind == "default" and window_rope_parameters is None:
+        return
     config = model.config
-    if rope_parameters.get("rope_type", "default") != "default":
+    if kind != "default":
         model.rotary_pos_emb = _rotary_embedding(model, rope_parameters, max_position_embeddings)
     scaling = attention_scaling(rope_parameters, config.kv_channels, max_position_embeddings)
     scalings = {False: scaling, True: scaling}
     if window_rope_parameters is not None:
+        if {kind, window_rope_parameters.get("rope_type")} & set(_LENGTH_DEPENDENT):
+            raise UnsupportedConfigError(
+                f"rope_parameters: {' and '.join(_LENGTH_DEPENDENT)} are supported only if they are the same for all "
+                "layers, because a KV cache must be made anew when they change"
+            )
         window = _rotary_embedding(model, window_rope_parameters, max_position_embeddings)
         model.rotary_pos_emb = LayerRotaryEmbedding(model.rotary_pos_emb, window)
         scalings[True] = attention_scaling(window_rope_parameters, config.kv_channels, max_position_embeddings)
