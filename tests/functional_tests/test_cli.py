@@ -78,9 +78,9 @@ def test_a_check_that_fails_on_two_ranks(hf_folder):
 
 
 def test_an_error_on_three_ranks_is_one_message(hf_folder):
-    result = megatron_bridge("compare", hf_folder, "--tp", 3)
+    result = megatron_bridge("compare", hf_folder, "--pp", 3)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
-    assert "tensor_model_parallel_size 3" in result.stderr
+    assert "4 layers cannot be split over 3 pipeline stages" in result.stderr

@@ -1,4 +1,4 @@
-"""The quickstart, and the same real model on the layouts that it leaves out."""
+"""The quickstart: what it claims, checked against transformers and the files that it wrote."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron.bridge import AutoBridge, quickstart
+from megatron.bridge import quickstart
 from megatron.bridge.cli import main
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.transport import process_groups
-from megatron.bridge.verification import ParallelLayout, Reference, compare_folders, compare_with
-from tests.ranks import run_ranks
+from megatron.bridge.verification import compare_folders
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def test_everything_is_proven(report):
     assert report["passed"]
     assert all(step["passed"] for step in report["steps"])
     comparisons = {(step["tp"], step["pp"]): step for step in report["steps"] if "max_abs_diff" in step}
-    assert set(comparisons) == {(1, 1), (3, 1), (1, 3)}
+    assert set(comparisons) == {(1, 1), (2, 1), (1, 2)}
     for step in comparisons.values():
         assert step["max_abs_diff"] <= 2e-4
         assert step["num_new_tokens"] == step["num_same_new_tokens"] == 64
@@ -66,18 +65,6 @@ def test_the_folder_is_an_ordinary_one(report, workdir):
     model = AutoModelForCausalLM.from_pretrained(workdir / "hf", dtype=torch.float32)
     output = model.generate(**inputs, do_sample=False, max_new_tokens=64)[0, inputs["input_ids"].shape[1] :]
     assert tokenizer.decode(output, skip_special_tokens=True) == report["answer"]
-
-
-def test_on_two_pipeline_stages(report, workdir):
-    def on_a_rank():
-        provider = AutoBridge.from_hf_pretrained(workdir / "hf").to_megatron_provider()
-        provider.apply_overrides_and_finalize(torch.float32, ParallelLayout(pp=2).provider_fields)
-        return compare_with(reference, provider.provide_distributed_model(wrap_with_ddp=False))
-
-    reference = Reference(**torch.load(workdir / quickstart.REFERENCE_FILE, weights_only=True))
-    for result in run_ranks(on_a_rank, 2, pp=2):
-        assert result.passes(2e-4)
-        assert result.num_same_new_tokens == 64
 
 
 def test_a_missing_package_is_a_clear_error(monkeypatch):

@@ -289,4 +289,4 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     found = []
     peak = _peak_anonymous_bytes(lambda: found.append(verify_checkpoints(tmp_path / "a", tmp_path / "b")))
     assert [difference.what for difference in found[0].differences] == ["values"] * 2
-    assert peak < 48 * 2**20, f"{peak / 2**20:.0f} MiB for 2 checkpoints of 128 MiB"
+    assert peak < 64 * 2**20, f"{peak / 2**20:.0f} MiB for 2 checkpoints of 128 MiB"

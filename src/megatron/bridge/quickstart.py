@@ -294,7 +294,7 @@ def _rank_main(folder: Path) -> None:
     runtime.enter()
     import torch
 
-    from megatron.bridge import verification
+    from megatron.bridge import AutoBridge, verification
     from megatron.bridge.transport import process_groups
 
     reference = verification.Reference(**torch.load(folder / REFERENCE_FILE, weights_only=True))
@@ -302,7 +302,14 @@ def _rank_main(folder: Path) -> None:
     for layout in SHARDED_LAYOUTS:
         start = time.monotonic()
         process_groups.initialize(tp=layout.tp, pp=layout.pp, ep=layout.ep)
-        result = verification.compare_with(reference, _load(folder / MEGATRON_FOLDER, layout))
+        if layout.tp == 1:
+            model = _load(folder / MEGATRON_FOLDER, layout)
+        else:  # tp does not divide the model's 3 query groups, which a checkpoint has as they are
+            bridge = AutoBridge.from_hf_pretrained(folder / EXPORT_FOLDER)
+            model = verification.provider_for(bridge, layout, torch.float32).provide_distributed_model(
+                wrap_with_ddp=False
+            )
+        result = verification.compare_with(reference, model)
         entries.append({"layout": asdict(layout), "result": asdict(result), "seconds": time.monotonic() - start})
     if process_groups.rank() == 0:
         (folder / RANKS_FILE).write_text(json_format.dumps(entries))

@@ -285,10 +285,12 @@ class TorchDistReader:
             if not isinstance(form, torch.Tensor) or tuple(form.shape) != chunk.sizes or form.dtype != dtype:
                 found = f"{form.dtype} {list(form.shape)}" if isinstance(form, torch.Tensor) else type(form).__name__
                 raise ValueError(f"expected {dtype} {list(chunk.sizes)}, found {found}")
+            if form.storage_offset() or form.numel() * dtype.itemsize != size or not _is_dense(form):
+                raise ValueError("its elements are not the data, each once")
             if form.numel() == 0:
                 return torch.empty(form.shape, dtype=dtype)
-            flat = torch.frombuffer(data, dtype=dtype, count=size // dtype.itemsize, offset=start)
-            return flat.as_strided(form.shape, form.stride(), form.storage_offset())  # within `flat`, or an error
+            flat = torch.frombuffer(data, dtype=dtype, count=form.numel(), offset=start)
+            return flat.as_strided(form.shape, form.stride())
         except (*PARSER_ERRORS, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{where}: the archive is damaged: {error!s:.300}") from error
 
@@ -306,7 +308,7 @@ class TorchDistReader:
         if "\0" in name or not path.resolve().is_relative_to(self.folder.resolve()):
             raise CheckpointError(f"{self.folder / '.metadata'}: names a file outside the folder: {name!r:.200}")
         if not _is_file(path) or path.stat().st_size == 0:
-            raise CheckpointError(f"{path}: missing or empty, but .metadata names it. Fetch it again.")
+            raise CheckpointError(f"{path!s:.1000}: missing or empty, but .metadata names it. Fetch it again.")
         self.files.add(path)
 
     def _file(self, name: str) -> memoryview:
@@ -342,6 +344,16 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except OSError:  # a name that is too long
         return False
+
+
+def _is_dense(tensor: "Tensor") -> bool:
+    """Whether the strides are those of a contiguous tensor with permuted axes, as PyTorch's writer keeps them."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _check_backend(path: Path) -> None:

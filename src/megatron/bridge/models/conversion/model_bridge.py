@@ -279,7 +279,9 @@ def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
         if architecture in bridges:
             return bridges[architecture]
     found = ", ".join(architectures) if architectures else "none"
+    name = getattr(hf_config, "name_or_path", "")
     raise UnsupportedModelError(
-        f"{type(hf_config).__name__}: no bridge for architecture {found}. Supported: {', '.join(sorted(bridges))}. "
+        f"{type(hf_config).__name__}{f' of {name}' if name else ''}: no bridge for architecture {found}. "
+        f"Supported: {', '.join(sorted(bridges))}. "
         "`megatron-bridge models` lists them; a new one is a subclass of MegatronModelBridge."
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from megatron.bridge.errors import CheckpointError, ParallelLayoutError, PlanError
+from megatron.bridge.errors import BridgeError, CheckpointError, ParallelLayoutError, PlanError, UnsupportedConfigError
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.hf_save import output_shards
 from megatron.bridge.models.conversion.layout import Box, Layout, Piece
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 # Checkpoint entries that are not weights of the model.
 _NOT_WEIGHTS = ("optimizer", "chained_", "rng_state", "rerun_state", "opt_param_scheduler", "common")
 _ITERATION = "iter_0000000"
+# What megatron-core raises when a value of the config is of the wrong kind.
+_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def ensure_unsharded() -> None:
@@ -65,19 +67,40 @@ def ensure_unsharded() -> None:
         )
 
 
-def meta_placement(provider: Any) -> tuple[list[Parameter], Any, Mapping[str, bytes]]:
+def meta_placement(
+    provider: Any, what: str = "the config", num_stored: int | None = None
+) -> tuple[list[Parameter], Any, Mapping[str, bytes]]:
     """What a checkpoint of the whole model holds, read from a model without memory.
+
+    Args:
+        what: the model, named in errors.
+        num_stored: how many tensors there are, if that is known; a model cannot have more layers.
 
     Returns:
         The parameters, the finalised config of the unsharded model, and the serialised non-tensor entries.
+
+    Raises:
+        UnsupportedConfigError: megatron-core refuses the config.
     """
     ensure_unsharded()
+    if num_stored is not None and provider.num_layers > num_stored:
+        raise UnsupportedConfigError(
+            f"{what}: the config has {provider.num_layers} layers, the weights are only {num_stored} tensors; "
+            "correct the config"
+        )
     provider = copy.deepcopy(provider)
     for name, value in {**UNSHARDED, "use_cpu_initialization": True, "perform_initialization": False}.items():
         setattr(provider, name, value)
-    provider.finalize()
-    with torch.device("meta"):
-        model = provider.provide(pre_process=True, post_process=True)
+    try:
+        provider.finalize()
+        with torch.device("meta"):
+            model = provider.provide(pre_process=True, post_process=True)
+    except BridgeError:
+        raise
+    except _REFUSALS as error:
+        raise UnsupportedConfigError(
+            f"{what}: megatron-core cannot build the model of this config: {type(error).__name__}: {error!s:.500}"
+        ) from error
     return read_placement([model]), provider, _objects(model)
 
 
@@ -110,7 +133,7 @@ def import_checkpoint(
     infos, what = hf_tensor_infos(hf_pretrained), hf_pretrained.model_name_or_path
     if infos is None:
         raise CheckpointError(f"{what}: there are no weights to import, only a config")
-    parameters, config, objects = meta_placement(provider)
+    parameters, config, objects = meta_placement(provider, what, len(infos))
     plan = build_plan(parameters, bridge.registry(), config, infos, what=what)
     check_tied(plan, hf_pretrained.state)
     state = hf_pretrained.state
@@ -301,7 +324,8 @@ class CheckpointWeights:
         self._bridge, self._hf_pretrained = bridge, hf_pretrained
         self._reader = torch_dist.TorchDistReader(folder)
         self.files = self._reader.files
-        parameters, config, _ = meta_placement(provider)
+        num_chunks = sum(len(tensor.chunks) for tensor in self._reader.tensors.values())
+        parameters, config, _ = meta_placement(provider, str(folder), num_chunks)
         registry = bridge.registry()
         self.plan = build_plan(parameters, registry, config, None, what=str(folder))
         _check_tensors(self._reader, self.plan, folder)

@@ -187,15 +187,15 @@ class _Values:
         """Compares two parts of the same shape. `flat_index(i)`: place of the part's element i in the tensor."""
         import torch
 
-        a, b = (part.contiguous().reshape(-1) for part in (a, b))
         itemsize = a.itemsize
-        a, b = (part.view(torch.uint8) for part in (a, b))
+        a, b = (part.contiguous().reshape(-1).view(torch.uint8) for part in (a, b))
         if torch.equal(a, b):
             return
-        different = (a != b).view(-1, itemsize).any(dim=1)
+        bytes_a, bytes_b = a.numpy(), b.numpy()
+        different = (bytes_a != bytes_b).reshape(-1, itemsize).any(axis=1)
         self._num_different += int(different.sum())
-        at = int(different.to(torch.uint8).argmax())
-        bits = [bytes(part[at * itemsize : (at + 1) * itemsize].tolist())[::-1].hex() for part in (a, b)]
+        at = int(different.argmax())
+        bits = [part[at * itemsize : (at + 1) * itemsize].tobytes()[::-1].hex() for part in (bytes_a, bytes_b)]
         first = (flat_index(at), f"0x{bits[0]} in A, 0x{bits[1]} in B")
         self._first = min(self._first or first, first)
 

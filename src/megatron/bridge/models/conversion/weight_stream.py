@@ -141,7 +141,8 @@ def check_tied(plan: Plan, state: Any) -> None:
     for name, same_as in plan.tied.items():
         if not torch.equal(state[name], state[same_as]):
             raise PlanError(
-                f"HF tensor {name}: the config ties it to {same_as}, but the checkpoint holds different values; "
+                f"{getattr(state, 'folder', 'the checkpoint')}: HF tensor {name}: the config ties it to {same_as}, but "
+                "they hold different values; "
                 "set tie_word_embeddings to false in config.json if both are meant"
             )
 

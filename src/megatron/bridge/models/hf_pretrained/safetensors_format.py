@@ -53,6 +53,7 @@ _TORCH_NAMES = {
 _CODES = {name: code for code, name in _TORCH_NAMES.items()}
 _CODE_RANK = {code: rank for rank, code in enumerate(_TORCH_NAMES)}
 _HEADER_ALIGNMENT = 8
+_MAX_HEADER_NBYTES = 100_000_000  # the library's limit
 
 
 class TensorInfo(NamedTuple):
@@ -124,17 +125,24 @@ def read_header(path: Path, filename: str) -> Header:
                 f"{path}: truncated, or not a safetensors file: it has {size} bytes, and its header "
                 f"alone should end at byte {data_begin}. Fetch the file again."
             )
+        if header_nbytes > _MAX_HEADER_NBYTES:
+            raise CheckpointError(
+                f"{path}: its header has {header_nbytes} bytes; no more than {_MAX_HEADER_NBYTES} are allowed. "
+                "Fetch the file again."
+            )
         text = file.read(header_nbytes)
     try:
-        entries = json.loads(text, object_pairs_hook=_unique_keys)
+        entries = json.loads(text, object_pairs_hook=unique_keys)
         metadata = entries.pop("__metadata__", {})
         order = sorted(entries, key=lambda name: (entries[name]["data_offsets"], name))
         data_nbytes = max((entries[name]["data_offsets"][1] for name in order), default=0)
         infos = [_tensor_info(path, filename, name, entries[name]) for name in order]
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path}: malformed safetensors header ({error!r}). Fetch the file again.") from error
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: malformed safetensors header ({error!r:.300}). Fetch the file again."
+        ) from error
     if data_begin + data_nbytes > size:
         raise CheckpointError(
             f"{path}: truncated: its header describes {data_begin + data_nbytes} bytes, "
@@ -180,11 +188,17 @@ def write_index(
     partial.replace(folder / INDEX_NAME)
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"repeated key {next(name for name in names if names.count(name) > 1)!r}")
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file, for `object_pairs_hook`. Of a key that comes twice, readers take different values.
+
+    Raises:
+        ValueError: a key comes twice.
+    """
+    entries: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in entries:
+            raise ValueError(f"repeated key {name!r:.200}")
+        entries[name] = value
     return entries
 
 
@@ -197,7 +211,9 @@ def _tensor_info(path: Path, filename: str, name: str, entry: dict[str, Any]) ->
             f"{path}: tensor {name} has dtype {entry['dtype']!r}, which torch {torch.__version__} "
             f"does not have. Known dtypes: {', '.join(_TORCH_NAMES)}."
         )
-    shape = tuple(int(size) for size in entry["shape"])
+    shape = tuple(entry["shape"])
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"tensor {name:.200}: its shape is not a list of whole numbers from 0 up")
     if entry["dtype"] == "F4":  # the header counts 4-bit elements; torch's dtype holds two of them
         shape = (*shape[:-1], shape[-1] // 2)
     return TensorInfo(name, shape, dtype, filename)

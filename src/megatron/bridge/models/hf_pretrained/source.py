@@ -8,7 +8,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, SINGLE_NAME, TensorInfo, read_header
+from megatron.bridge.models.hf_pretrained.safetensors_format import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    TensorInfo,
+    read_header,
+    unique_keys,
+)
 from megatron.bridge.transport.source_files import SourceFiles
 
 if TYPE_CHECKING:
@@ -56,6 +62,7 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         self._handles: dict[str, Any] = {}
         repeated: list[str] = []
         for filename in filenames:
+            check_inside(self.folder, self.folder / filename)
             self.files.add(self.folder / filename)
             header = read_header(self.folder / filename, filename)
             self._handles[filename] = _open(self.folder / filename)
@@ -115,37 +122,66 @@ def has_weights(folder: str | Path) -> bool:
     return (folder / INDEX_NAME).is_file() or any(path.is_file() for path in folder.glob("*.safetensors"))
 
 
+def check_inside(folder: Path, path: Path) -> None:
+    """Makes sure that a file of a model folder is not a link to something else.
+
+    A link may lead into the folder, or into the blob store of the Hugging Face cache that the folder is a snapshot of:
+    `<cache>/models--org--name/snapshots/<commit>`, with links into `../../blobs`.
+
+    Raises:
+        CheckpointError: it leads elsewhere, and could publish a file that is not the model's.
+    """
+    roots = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        roots.append(folder.parent.parent.resolve() / "blobs")
+    target = path.resolve()
+    if not any(target.is_relative_to(root) for root in roots):
+        raise CheckpointError(
+            f"{path}: a link that leads outside the model's folder, to {target}. Replace it by the "
+            "file itself, or remove it."
+        )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def _open(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a valid safetensors file: {error}. Fetch the file again.") from error
+        raise CheckpointError(f"{path}: not a valid safetensors file: {error!s:.300}. Fetch the file again.") from error
 
 
 def _read_index(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     path = folder / INDEX_NAME
     try:
-        index = json.loads(path.read_bytes())
+        index = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
         weight_map = {name: PurePosixPath(file).as_posix() for name, file in index["weight_map"].items()}
-        metadata = dict(index.get("metadata") or {})
+        metadata = {**(index.get("metadata") or {})}
         filenames = sorted(set(weight_map.values()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if not filenames:
+            raise ValueError("its weight_map is empty")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: malformed index ({error!r}): it should be a JSON object with a `weight_map` "
+            f"{path}: malformed index ({error!r:.300}): it should be a JSON object with a `weight_map` "
             "from tensor names to file names. Fetch the file again."
         ) from error
     outside = [name for name in filenames if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if outside:
         raise CheckpointError(
-            f"{path}: names files outside the folder: {', '.join(outside)}. "
+            f"{path}: names files outside the folder: {', '.join(outside)!s:.300}. "
             "The index must name files of its own folder."
         )
-    absent = [name for name in filenames if not (folder / name).is_file()]
+    absent = [name for name in filenames if not _is_file(folder / name)]
     if absent:
         raise CheckpointError(
-            f"{path}: {len(absent)} of {len(filenames)} files are absent: {', '.join(absent)}. Fetch them."
+            f"{path}: {len(absent)} of {len(filenames)} files are absent: {', '.join(absent)!s:.2000}. Fetch them."
         )
     if (folder / SINGLE_NAME).is_file() and SINGLE_NAME not in filenames:
         raise CheckpointError(
