@@ -45,6 +45,10 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         seq_length: positions the model is made for (HF `max_position_embeddings`).
         rope_parameters: the HF config's rope parameters; `None` for plain rope with `rotary_base`.
         attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
+        moe_router_renormalize: whether the scores of the chosen experts are divided by their sum; `None` is
+            megatron-core's rule. This and the next two fields choose `GeneralTopKRouter`.
+        moe_router_group_score: what groups of experts are chosen by, "top2_sum" or "max"; `None` is megatron-core's.
+        moe_router_softmax_expert_bias: a bias on softmax scores for the choice of experts.
         transformer_layer_spec: a spec, or a function of the provider (and, if it takes it, `vp_stage`) that makes one.
         seed: for `provide_distributed_model` where model parallelism is not initialised yet.
     """
@@ -67,6 +71,9 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     fp16_lm_cross_entropy: bool = False
     attention_output_bias: bool | None = None
     mlp_bias: bool | None = None
+    moe_router_renormalize: bool | None = None
+    moe_router_group_score: str | None = None
+    moe_router_softmax_expert_bias: bool = False
     transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=default_layer_spec)
     seed: int = 0
 

@@ -9,6 +9,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
+from megatron.bridge.models.transformer.multi_latent_attention import MLADotProductAttention, MultiLatentSelfAttention
+from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
 
@@ -16,13 +18,24 @@ if TYPE_CHECKING:
     from megatron.bridge.models.gpt_provider import GPTModelProvider
 
 
+# Local MLA: a norm that is part of a linear layer with Transformer Engine is saved under the name that it has there.
+_LOCAL_MLA_KEYS = {
+    "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
+    "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+
+
 def transformer_engine_layer_spec(config: "GPTModelProvider") -> ModuleSpec:
     """One transformer layer of Transformer Engine modules."""
-    return gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
+    spec = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
         num_experts=config.num_moe_experts,
         moe_grouped_gemm=config.moe_grouped_gemm,
         qk_layernorm=config.qk_layernorm,
+        multi_latent_attention=config.multi_latent_attention,
     )
+    _set_modules(spec, config)
+    return spec
 
 
 def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> ModuleSpec:
@@ -36,13 +49,17 @@ def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> 
         num_experts=config.num_moe_experts if is_moe else None,
         moe_grouped_gemm=False,
         qk_layernorm=config.qk_layernorm,
+        multi_latent_attention=config.multi_latent_attention,
         normalization=config.normalization,
     )
     layer = spec.submodules
     attention = layer.self_attention.submodules
+    if config.multi_latent_attention:
+        attention.core_attention = MLADotProductAttention
+        layer.sharded_state_dict_keys_map = dict(_LOCAL_MLA_KEYS)
     for owner, names in (
         (layer, ("input_layernorm", "pre_mlp_layernorm")),
-        (attention, ("q_layernorm", "k_layernorm")),
+        (attention, ("q_layernorm", "k_layernorm", "kv_layernorm")),
     ):
         for name in names:
             if getattr(owner, name, None) not in (None, IdentityOp):
@@ -53,7 +70,7 @@ def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> 
         layer.sharded_state_dict_keys_map = {
             name: key for name, key in layer.sharded_state_dict_keys_map.items() if name != "pre_mlp_layernorm."
         }
-    _set_biases(spec, config)
+    _set_modules(spec, config)
     return spec
 
 
@@ -62,7 +79,7 @@ def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) 
     if capabilities.has_transformer_engine():
         block = gpt_layer_specs.get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
         for spec in {id(spec): spec for spec in block.layer_specs}.values():
-            _set_biases(spec, config)
+            _set_modules(spec, config)
         return block
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
@@ -78,6 +95,17 @@ def moe_layers(config: "GPTModelProvider") -> list[bool]:
     if isinstance(config.moe_layer_freq, int):
         return [layer % config.moe_layer_freq == 0 for layer in range(config.num_layers)]
     return [bool(kind) for kind in config.moe_layer_freq]
+
+
+def _set_modules(spec: ModuleSpec, config: "GPTModelProvider") -> None:
+    """Puts the modules that megatron-core lacks into a layer's spec, local or Transformer Engine."""
+    layer = spec.submodules
+    if config.multi_latent_attention:
+        layer.self_attention.module = MultiLatentSelfAttention
+    mlp = layer.mlp.keywords["submodules"]
+    if needs_general_router(config) and hasattr(mlp, "router"):
+        mlp.router = GeneralTopKRouter
+    _set_biases(spec, config)
 
 
 def _set_biases(spec: ModuleSpec, config: "GPTModelProvider") -> None:

@@ -72,6 +72,31 @@ def attention(
     return mappings
 
 
+def latent_attention(*, hf: str = "model.layers.*.self_attn", q_latent: bool = True) -> Mappings:
+    """Multi-latent attention.
+
+    Args:
+        q_latent: whether queries are projected down and up again (`q_lora_rank`), or by one matrix.
+    """
+    megatron = f"{LAYER}.self_attention"
+    names = {
+        "linear_kv_down_proj.weight": "kv_a_proj_with_mqa.weight",
+        "linear_kv_up_proj.layer_norm_weight": "kv_a_layernorm.weight",
+        "linear_kv_up_proj.weight": "kv_b_proj.weight",
+        "linear_proj.weight": "o_proj.weight",
+    }
+    if q_latent:
+        names |= {
+            "linear_q_down_proj.weight": "q_a_proj.weight",
+            "linear_q_up_proj.layer_norm_weight": "q_a_layernorm.weight",
+            "linear_q_up_proj.weight": "q_b_proj.weight",
+        }
+    else:
+        names["linear_q_proj.weight"] = "q_proj.weight"
+    mappings: Mappings = [AutoMapping(f"{megatron}.{ours}", f"{hf}.{theirs}") for ours, theirs in names.items()]
+    return [*mappings, Dropped(f"{hf}.rotary_emb.inv_freq", "rotary frequencies are computed from the config")]
+
+
 def moe(
     *,
     hf: str = "model.layers.*.mlp",

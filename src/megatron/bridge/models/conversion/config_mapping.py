@@ -150,6 +150,109 @@ def moe_layer_freq(is_moe: list[bool]) -> int | list[int]:
     return 1 if all(is_moe) else [int(moe) for moe in is_moe]
 
 
+# HF fields that `sparse_step_fields` reads.
+SPARSE_STEP_FIELDS = ("norm_topk_prob", "decoder_sparse_step", "mlp_only_layers")
+
+
+def sparse_step_fields(hf_config: "PretrainedConfig") -> dict[str, Any]:
+    """The provider fields of Qwen's mixtures: which layers have experts, and when the softmax is taken."""
+    step, dense = hf_config.decoder_sparse_step, hf_config.mlp_only_layers
+    is_moe = [layer not in dense and (layer + 1) % step == 0 for layer in range(hf_config.num_hidden_layers)]
+    return {"moe_router_pre_softmax": not hf_config.norm_topk_prob, "moe_layer_freq": moe_layer_freq(is_moe)}
+
+
+def sparse_step_values(provider: Any) -> dict[str, Any]:
+    """The inverse of `sparse_step_fields`."""
+    freq = provider.moe_layer_freq
+    return {
+        "norm_topk_prob": not provider.moe_router_pre_softmax,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [] if isinstance(freq, int) else [layer for layer, moe in enumerate(freq) if not moe],
+    }
+
+
+def first_dense_layers(moe_layer_freq: int | list[int]) -> int:
+    """The number of layers in front of the first one with experts; inverse of a list of dense, then MoE layers."""
+    return 0 if isinstance(moe_layer_freq, int) else moe_layer_freq.index(1)
+
+
+# HF fields that `grouped_sigmoid_fields` reads.
+GROUPED_SIGMOID_FIELDS = ("n_group", "topk_group", "norm_topk_prob")
+
+
+def grouped_sigmoid_fields(hf_config: "PretrainedConfig") -> dict[str, Any]:
+    """The provider fields of DeepSeek-V3's router: sigmoid scores, a bias for the choice, groups of experts.
+
+    megatron-core's own router is chosen where it computes the same: it takes the best K / topk_group scores of a group
+    where HF takes the best two, and always divides by the sum of the scores (but not of a single one).
+    """
+    topk, num_groups, num_chosen = hf_config.num_experts_per_tok, hf_config.n_group, hf_config.topk_group
+    is_grouped = num_groups > 1
+    is_limited = is_grouped and num_chosen < num_groups
+    return {
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        "moe_router_dtype": "fp32",
+        "moe_router_num_groups": num_groups if is_grouped else None,
+        "moe_router_group_topk": num_chosen if is_grouped else None,
+        "moe_router_group_score": "top2_sum" if is_limited and topk // num_chosen != 2 else None,
+        "moe_router_renormalize": None if hf_config.norm_topk_prob == (topk > 1) else hf_config.norm_topk_prob,
+    }
+
+
+def grouped_sigmoid_values(provider: Any) -> dict[str, Any]:
+    """The inverse of `grouped_sigmoid_fields`."""
+    renormalize = provider.moe_router_renormalize
+    return {
+        "n_group": provider.moe_router_num_groups or 1,
+        "topk_group": provider.moe_router_group_topk or 1,
+        "norm_topk_prob": provider.moe_router_topk > 1 if renormalize is None else renormalize,
+    }
+
+
+# HF field -> provider field of multi-latent attention.
+MLA_FIELDS = {
+    "kv_lora_rank": "kv_lora_rank",
+    "qk_nope_head_dim": "qk_head_dim",
+    "qk_rope_head_dim": "qk_pos_emb_head_dim",
+    "v_head_dim": "v_head_dim",
+}
+
+
+def mla_rotary_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
+    """The provider fields of multi-latent attention's rotary embedding: default or YaRN.
+
+    Raises:
+        UnsupportedConfigError: another kind, or numbers that megatron-core's YaRN for MLA has no place for.
+    """
+    parameters = rotary_fields(hf_config, where)["rope_parameters"]
+    fields = {"rotary_base": float(parameters["rope_theta"]), "rope_parameters": parameters}
+    kind = parameters.get("rope_type", "default")
+    if kind == "default":
+        # megatron-core scales the softmax by the factor and mscale_all_dim even without YaRN.
+        return {**fields, "rope_type": "rope", "rotary_scaling_factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
+    mscale, mscale_all_dim = parameters.get("mscale") or 0.0, parameters.get("mscale_all_dim") or 0.0
+    is_exact = not mscale_all_dim or mscale  # otherwise HF scales cos and sin by a number that does not fit
+    others = [parameters.get(name) for name in ("attention_factor", "truncate", "partial_rotary_factor")]
+    if kind != "yarn" or not is_exact or any(value is not None for value in others):
+        raise UnsupportedConfigError(
+            f"{where}: rope_parameters {parameters!r} cannot be represented with multi-latent attention; expected "
+            "rope_type default, or yarn with mscale if there is mscale_all_dim, and without "
+            "attention_factor, truncate and partial_rotary_factor"
+        )
+    return {
+        **fields,
+        "rope_type": "yarn",
+        "rotary_scaling_factor": float(parameters["factor"]),
+        "original_max_position_embeddings": int(parameters["original_max_position_embeddings"]),
+        "beta_fast": float(parameters.get("beta_fast") or 32),
+        "beta_slow": float(parameters.get("beta_slow") or 1),
+        # Without mscale_all_dim HF ignores mscale.
+        "mscale": float(mscale) if mscale_all_dim else 1.0,
+        "mscale_all_dim": float(mscale_all_dim),
+    }
+
+
 def sliding_window_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
     """The provider fields of sliding-window attention: HF window W sees W positions, Megatron's (W - 1, 0) likewise.
 
@@ -192,14 +295,17 @@ def sliding_window_values(provider: Any) -> dict[str, Any]:
     }
 
 
-def check_fields(hf_config: "PretrainedConfig", known: Iterable[str], where: str) -> None:
+def check_fields(
+    hf_config: "PretrainedConfig", known: Iterable[str], where: str, fixed: Mapping[str, Any] | None = None
+) -> None:
     """Raises `UnsupportedConfigError` naming every unknown field, and every fixed field with another value."""
     known = {*known, *IRRELEVANT_FIELDS}
+    fixed = {**FIXED_FIELDS, **(fixed or {})}
     problems = []
     for name, value in hf_config.to_dict().items():
-        if name in FIXED_FIELDS:
-            if value != FIXED_FIELDS[name]:
-                problems.append(f"{name}: expected {FIXED_FIELDS[name]!r}, found {value!r}")
+        if name in fixed:
+            if value is not None and value != fixed[name]:
+                problems.append(f"{name}: expected {fixed[name]!r}, found {value!r}")
         elif name not in known and value is not None:
             problems.append(f"{name} = {value!r}: unknown to this family")
     if problems:

@@ -43,6 +43,8 @@ class MegatronModelBridge(ABC):
         CONFIG_MAPPING: HF field -> provider field, for fields with the same value on both sides.
         CONFIG_CHECKED: HF fields that the family's hooks read in another way.
         CONFIG_IRRELEVANT: HF fields of this family that do not change the computation, with the reason.
+        CONFIG_FIXED: HF fields that must have the given value (or none): those of other software, or which
+            transformers does not compute with.
         CONFIG_DEFAULTS: provider fields that are the same for every model of the family.
         PROVIDER_CLASS: default `GPTModelProvider`.
         ADDITIONAL_FILE_PATTERNS: further artifact files to copy on export.
@@ -51,6 +53,7 @@ class MegatronModelBridge(ABC):
     CONFIG_MAPPING: ClassVar[Mapping[str, str] | Sequence[tuple[str, str]]] = config_mapping.DECODER_FIELDS
     CONFIG_CHECKED: ClassVar[tuple[str, ...]] = ("hidden_act", "rope_parameters")
     CONFIG_IRRELEVANT: ClassVar[Mapping[str, str]] = {}
+    CONFIG_FIXED: ClassVar[Mapping[str, Any]] = {}
     CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
@@ -100,7 +103,10 @@ class MegatronModelBridge(ABC):
         """
         mapping = dict(self.CONFIG_MAPPING)
         config_mapping.check_fields(
-            hf_config, (*mapping, *self.CONFIG_CHECKED, *self.CONFIG_IRRELEVANT), self._where(hf_config)
+            hf_config,
+            (*mapping, *self.CONFIG_CHECKED, *self.CONFIG_IRRELEVANT),
+            self._where(hf_config),
+            self.CONFIG_FIXED,
         )
         fields = {**self.CONFIG_DEFAULTS, **config_mapping.mapped_fields(hf_config, mapping)}
         if "hidden_act" in self.CONFIG_CHECKED:
