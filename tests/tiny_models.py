@@ -129,6 +129,26 @@ _GROUPED_SIGMOID = {
 }
 _DEEPSEEK_V3 = {**_MLA, **_GROUPED_SIGMOID, "n_shared_experts": 2}
 _DEEPSEEK_YARN = {"factor": 4.0, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0}
+_DEEPSEEK_V2 = {
+    **_MLA,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
+}
+_GLM4_MOE = {**_GROUPED_SIGMOID, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "head_dim": 24}
+_GLM4_MOE_LITE = {
+    **_MLA,
+    **{name: value for name, value in _GROUPED_SIGMOID.items() if name != "first_k_dense_replace"},
+    "n_shared_experts": 1,
+}
+_DOTS1 = {**_GROUPED_SIGMOID, "n_shared_experts": 2, "norm_topk_prob": True, "head_dim": 16}
+_EXAONE_MOE = {
+    **{"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 32, "num_shared_experts": 2},
+    "head_dim": 24,
+}
 
 TINY_MODELS = {
     model.name: model
@@ -196,6 +216,31 @@ TINY_MODELS = {
             _DEEPSEEK,
             {**_DEEPSEEK_V3, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "rms_norm_eps": 1e-5},
         ),
+        TinyModel("deepseek-v2", "DeepseekV2ForCausalLM", _DEEPSEEK_V2),
+        TinyModel(
+            "deepseek-v2-groups",
+            "DeepseekV2ForCausalLM",
+            {
+                **_DEEPSEEK_V2,
+                **{"num_experts_per_tok": 6, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 3},
+                **rope("yarn", **{**_DEEPSEEK_YARN, "mscale": 0.7, "mscale_all_dim": 0.7}),
+            },
+        ),
+        TinyModel("deepseek-v2-lite", "DeepseekV2ForCausalLM", {**_DEEPSEEK_V2, "q_lora_rank": None}),
+        TinyModel("glm4-moe", "Glm4MoeForCausalLM", {**_GLM4_MOE, "use_qk_norm": True}),
+        TinyModel("glm4-moe-attention-bias", "Glm4MoeForCausalLM", {**_GLM4_MOE, "attention_bias": True}),
+        TinyModel("glm4-moe-lite", "Glm4MoeLiteForCausalLM", _GLM4_MOE_LITE),
+        TinyModel(
+            "glm4-moe-lite-layer-types",
+            "Glm4MoeLiteForCausalLM",
+            {**_GLM4_MOE_LITE, "mlp_layer_types": ["sparse", "dense", "dense", "sparse"]},
+        ),
+        TinyModel("dots1", "Dots1ForCausalLM", {**_DOTS1, "sliding_window": None}),
+        TinyModel(
+            "dots1-attention-bias", "Dots1ForCausalLM", {**_DOTS1, "sliding_window": None, "attention_bias": True}
+        ),
+        TinyModel("dots1-window", "Dots1ForCausalLM", {**_DOTS1, "sliding_window": 8, "max_window_layers": 2}),
+        TinyModel("exaone-moe", "ExaoneMoeForCausalLM", {**_EXAONE_MOE, "sliding_window": 8}),
         TinyModel("mixtral", "MixtralForCausalLM", _MIXTRAL),
         TinyModel("mixtral-window", "MixtralForCausalLM", {**_MIXTRAL, "sliding_window": 8, "head_dim": 24}),
         TinyModel("mistral", _MISTRAL, {"sliding_window": None}),

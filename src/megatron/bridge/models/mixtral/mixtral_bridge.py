@@ -1,6 +1,6 @@
 """Mixtral."""
 
-from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion import blocks, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -18,7 +18,7 @@ class MixtralBridge(MegatronModelBridge):
     }
     CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "sliding_window")
     CONFIG_IRRELEVANT = {"router_jitter_noise": "training", "output_router_logits": "what the HF model returns"}
-    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, **config_mapping.MOE_DEFAULTS}
+    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, **moe_config.MOE_DEFAULTS}
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         return MegatronMappingRegistry(

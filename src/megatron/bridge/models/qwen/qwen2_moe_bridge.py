@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion import blocks, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.qwen.qwen2_bridge import Qwen2Bridge
@@ -17,23 +17,23 @@ class Qwen2MoeBridge(Qwen2Bridge):
 
     CONFIG_MAPPING = {
         **{hf: ours for hf, ours in Qwen2Bridge.CONFIG_MAPPING.items() if hf != "head_dim"},
-        **config_mapping.MOE_FIELDS,
+        **moe_config.MOE_FIELDS,
         "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
         "qkv_bias": "add_qkv_bias",
     }
-    CONFIG_CHECKED = (*Qwen2Bridge.CONFIG_CHECKED, *config_mapping.SPARSE_STEP_FIELDS)
+    CONFIG_CHECKED = (*Qwen2Bridge.CONFIG_CHECKED, *moe_config.SPARSE_STEP_FIELDS)
     CONFIG_IRRELEVANT = {"output_router_logits": "what the HF model returns"}
     CONFIG_DEFAULTS = {
         **Qwen2Bridge.CONFIG_DEFAULTS,
-        **config_mapping.MOE_DEFAULTS,
+        **moe_config.MOE_DEFAULTS,
         "moe_shared_expert_gate": True,
     }
 
     def hf_config_to_provider_kwargs(self, hf_config: "Qwen2MoeConfig") -> dict[str, Any]:
-        return {**super().hf_config_to_provider_kwargs(hf_config), **config_mapping.sparse_step_fields(hf_config)}
+        return {**super().hf_config_to_provider_kwargs(hf_config), **moe_config.sparse_step_fields(hf_config)}
 
     def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
-        return {**super().megatron_to_hf_config(provider), **config_mapping.sparse_step_values(provider)}
+        return {**super().megatron_to_hf_config(provider), **moe_config.sparse_step_values(provider)}
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         return MegatronMappingRegistry(

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion import blocks, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.qwen.qwen3_bridge import Qwen3Bridge
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 class Qwen3MoeBridge(Qwen3Bridge):
     """Qwen3 with experts in some or all layers; the router takes the softmax before or after choosing."""
 
-    CONFIG_MAPPING = {**Qwen3Bridge.CONFIG_MAPPING, **config_mapping.MOE_FIELDS}
-    CONFIG_CHECKED = (*Qwen3Bridge.CONFIG_CHECKED, *config_mapping.SPARSE_STEP_FIELDS)
+    CONFIG_MAPPING = {**Qwen3Bridge.CONFIG_MAPPING, **moe_config.MOE_FIELDS}
+    CONFIG_CHECKED = (*Qwen3Bridge.CONFIG_CHECKED, *moe_config.SPARSE_STEP_FIELDS)
     CONFIG_IRRELEVANT = {"num_local_experts": "another name of num_experts", "output_router_logits": "HF output"}
-    CONFIG_DEFAULTS = {**Qwen3Bridge.CONFIG_DEFAULTS, **config_mapping.MOE_DEFAULTS}
+    CONFIG_DEFAULTS = {**Qwen3Bridge.CONFIG_DEFAULTS, **moe_config.MOE_DEFAULTS}
 
     def hf_config_to_provider_kwargs(self, hf_config: "Qwen3MoeConfig") -> dict[str, Any]:
-        return {**super().hf_config_to_provider_kwargs(hf_config), **config_mapping.sparse_step_fields(hf_config)}
+        return {**super().hf_config_to_provider_kwargs(hf_config), **moe_config.sparse_step_fields(hf_config)}
 
     def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
-        return {**super().megatron_to_hf_config(provider), **config_mapping.sparse_step_values(provider)}
+        return {**super().megatron_to_hf_config(provider), **moe_config.sparse_step_values(provider)}
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         return MegatronMappingRegistry(*super().mapping_registry().entries, *blocks.moe())
