@@ -149,6 +149,11 @@ _EXAONE_MOE = {
     **{"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 32, "num_shared_experts": 2},
     "head_dim": 24,
 }
+_GPT_OSS = {
+    **{"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 24, "sliding_window": 8},
+    "swiglu_limit": 0.3,  # so small that it matters with these weights
+}
+_GPT_OSS_YARN = {"factor": 32.0, "beta_fast": 32.0, "truncate": False, "original_max_position_embeddings": 16}
 
 TINY_MODELS = {
     model.name: model
@@ -241,6 +246,8 @@ TINY_MODELS = {
         ),
         TinyModel("dots1-window", "Dots1ForCausalLM", {**_DOTS1, "sliding_window": 8, "max_window_layers": 2}),
         TinyModel("exaone-moe", "ExaoneMoeForCausalLM", {**_EXAONE_MOE, "sliding_window": 8}),
+        TinyModel("gpt-oss", "GptOssForCausalLM", {**_GPT_OSS, **rope("yarn", **_GPT_OSS_YARN)}),
+        TinyModel("gpt-oss-default-rope", "GptOssForCausalLM", {**_GPT_OSS, **rope("default")}),
         TinyModel("mixtral", "MixtralForCausalLM", _MIXTRAL),
         TinyModel("mixtral-window", "MixtralForCausalLM", {**_MIXTRAL, "sliding_window": 8, "head_dim": 24}),
         TinyModel("mistral", _MISTRAL, {"sliding_window": None}),

@@ -9,6 +9,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
+from megatron.bridge.models.transformer.biased_experts import BiasedExpertLinear
 from megatron.bridge.models.transformer.multi_latent_attention import MLADotProductAttention, MultiLatentSelfAttention
 from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
 from megatron.bridge.runtime import capabilities
@@ -64,6 +65,8 @@ def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> 
         for name in names:
             if getattr(owner, name, None) not in (None, IdentityOp):
                 setattr(owner, name, TorchNorm)
+    if is_moe and config.add_bias_linear:
+        layer.mlp.keywords["submodules"].experts.keywords["submodules"].linear_fc2 = BiasedExpertLinear
     if is_moe:
         # In a checkpoint, the norm before experts keeps its name, as with Transformer Engine: there is no one linear
         # layer that it could be a part of.

@@ -7,6 +7,8 @@ HF name of the module, with `*` for the layer number; Megatron names are those o
 from megatron.bridge.models.conversion.param_mapping import (
     AutoMapping,
     Dropped,
+    FusedExpertMapping,
+    FusedGatedExpertMapping,
     GatedMLPMapping,
     MegatronParamMapping,
     QKVMapping,
@@ -50,12 +52,14 @@ def attention(
     qkv_bias: bool = False,
     output_bias: bool = False,
     qk_norm: bool = False,
+    sinks: str | None = None,
 ) -> Mappings:
     """Self-attention with separate q, k, v and output projections.
 
     Args:
         qkv_bias, output_bias: whether the projections have biases.
         qk_norm: norms of q and k over each head.
+        sinks: HF name of the learned logit that each head's softmax has in addition.
     """
     megatron = f"{LAYER}.self_attention"
     mappings: Mappings = []
@@ -67,6 +71,8 @@ def attention(
     if qk_norm:
         for role in ("q", "k"):
             mappings.append(AutoMapping(f"{megatron}.{role}_layernorm.weight", f"{hf}.{role}_norm.weight"))
+    if sinks is not None:
+        mappings.append(AutoMapping(f"{megatron}.core_attention.softmax_offset", f"{hf}.{sinks}"))
     # Checkpoints made by old versions of transformers carry the rotary frequencies.
     mappings.append(Dropped(f"{hf}.rotary_emb.inv_freq", "rotary frequencies are computed from the config"))
     return mappings
@@ -132,6 +138,39 @@ def moe(
         mappings.append(AutoMapping(f"{megatron}.shared_experts.linear_fc2.weight", down))
     if shared_gate is not None:
         mappings.append(AutoMapping(f"{megatron}.shared_experts.gate_weight", f"{hf}.{shared_gate}.weight"))
+    return mappings
+
+
+def fused_moe(
+    *,
+    hf: str = "model.layers.*.mlp",
+    router: str = "router",
+    gate_up: str = "experts.gate_up_proj",
+    down: str = "experts.down_proj",
+    bias: bool = False,
+    transposed: bool = False,
+    interleaved: bool = False,
+) -> Mappings:
+    """Mixture of gated experts, the tensors of all experts of a layer stored as one.
+
+    Args:
+        router: HF name of the router, below `hf`.
+        gate_up, down: HF names of the experts' projections.
+        bias: whether router and experts have biases, stored under the names of the weights with `_bias`.
+        transposed: whether an expert's weight is `[in, out]`.
+        interleaved: whether the outputs of gate and up alternate.
+    """
+    megatron = f"{LAYER}.mlp"
+    mappings: Mappings = []
+    for kind, suffix in (("weight", ""), ("bias", "_bias")) if bias else (("weight", ""),):
+        layout = {"transposed": transposed and kind == "weight"}
+        mappings += [
+            AutoMapping(f"{megatron}.router.{kind}", f"{hf}.{router}.{kind}"),
+            FusedGatedExpertMapping(
+                f"{megatron}.experts.linear_fc1.{kind}*", f"{hf}.{gate_up}{suffix}", interleaved=interleaved, **layout
+            ),
+            FusedExpertMapping(f"{megatron}.experts.linear_fc2.{kind}*", f"{hf}.{down}{suffix}", **layout),
+        ]
     return mappings
 
 

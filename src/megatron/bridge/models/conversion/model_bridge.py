@@ -1,5 +1,6 @@
 """`MegatronModelBridge`: what a model family declares, and the hooks through which it says what is unusual."""
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ class MegatronModelBridge(ABC):
         CONFIG_FIXED: HF fields that must have the given value (or none): those of other software, or which
             transformers does not compute with.
         CONFIG_DEFAULTS: provider fields that are the same for every model of the family.
-        PROVIDER_CLASS: default `GPTModelProvider`.
+        PROVIDER_CLASS: a class, or its dotted name, with which megatron-core is not imported to list the families;
+            default `GPTModelProvider`.
         ADDITIONAL_FILE_PATTERNS: further artifact files to copy on export.
     """
 
@@ -127,7 +129,11 @@ class MegatronModelBridge(ABC):
         from megatron.bridge.models.gpt_provider import GPTModelProvider, set_dtype
 
         hf_config = hf_pretrained.config
-        provider = (self.PROVIDER_CLASS or GPTModelProvider)(**self.hf_config_to_provider_kwargs(hf_config))
+        provider_class = self.PROVIDER_CLASS or GPTModelProvider
+        if isinstance(provider_class, str):
+            module, _, name = provider_class.rpartition(".")
+            provider_class = getattr(importlib.import_module(module), name)
+        provider = provider_class(**self.hf_config_to_provider_kwargs(hf_config))
         set_dtype(provider, self.dtype_from_hf(hf_config))
         return provider
 
@@ -239,7 +245,6 @@ class MegatronModelBridge(ABC):
 
 def registered_bridges() -> dict[str, RegisteredBridge]:
     """All bridges by HF architecture, the families of this package included."""
-    import importlib
     import pkgutil
 
     from megatron.bridge import models

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from megatron.bridge.models.conversion import blocks, mla_config, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-from megatron.bridge.models.mla_provider import MLAModelProvider
 
 if TYPE_CHECKING:
     from transformers import DeepseekV3Config
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 class DeepseekV3Bridge(MegatronModelBridge):
     """Multi-latent attention, and experts chosen by biased sigmoid scores within the best groups of experts."""
 
-    PROVIDER_CLASS = MLAModelProvider
+    PROVIDER_CLASS = "megatron.bridge.models.mla_provider.MLAModelProvider"
     ROUTER_BIAS: ClassVar[str | None] = "gate.e_score_correction_bias"
     CONFIG_MAPPING = {**mla_config.MLA_FIELDS, **moe_config.DEEPSEEK_FIELDS}
     CONFIG_CHECKED = (
