@@ -9,7 +9,12 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
-from megatron.bridge.models.layer_specs import default_layer_spec, local_layer_spec, transformer_engine_layer_spec
+from megatron.bridge.models.layer_specs import (
+    default_layer_spec,
+    local_layer_spec,
+    mtp_block_spec,
+    transformer_engine_layer_spec,
+)
 from megatron.bridge.models.model_provider import ModelProviderMixin
 from megatron.bridge.models.rotary import apply_rope_parameters
 from megatron.bridge.runtime.fusions import fit_config
@@ -144,9 +149,11 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         if post_process is None:
             post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        layer_spec = self._layer_spec(vp_stage)
         model = GPTModel(
             config=self,
-            transformer_layer_spec=self._layer_spec(vp_stage),
+            transformer_layer_spec=layer_spec,
+            mtp_block_spec=mtp_block_spec(self, layer_spec, vp_stage),
             vocab_size=self.padded_vocab_size,
             max_sequence_length=self.seq_length,
             pre_process=pre_process,

@@ -91,6 +91,19 @@ def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) 
     return TransformerBlockSubmodules(layer_specs=[specs[is_moe] for is_moe in kinds], layer_norm=TorchNorm)
 
 
+def mtp_block_spec(config: "GPTModelProvider", layer_spec: Any, vp_stage: int | None = None) -> Any:
+    """The spec of the multi-token prediction layers on this rank, made of its last decoder layer's; `None` for none."""
+    if not config.mtp_num_layers:
+        return None
+    use_transformer_engine = capabilities.has_transformer_engine()
+    block = gpt_layer_specs.get_gpt_mtp_block_spec(config, layer_spec, use_transformer_engine, vp_stage=vp_stage)
+    if block is not None and not use_transformer_engine:
+        for layer in block.layer_specs:
+            for name in ("enorm", "hnorm", "layer_norm"):
+                setattr(layer.submodules, name, TorchNorm)
+    return block
+
+
 def moe_layers(config: "GPTModelProvider") -> list[bool]:
     """For each layer of the model whether it has experts."""
     if config.num_moe_experts is None:

@@ -135,5 +135,6 @@ def apply_rope_parameters(
         cp_group=model.pg_collection.cp,
     )
     scaling = attention_scaling(rope_parameters, config.kv_channels, max_position_embeddings)
-    for layer in model.decoder.layers:
+    prediction_layers = [layer.mtp_model_layer for layer in model.mtp.layers] if model.mtp_process else []
+    for layer in [*model.decoder.layers, *prediction_layers]:
         layer.self_attention._yarn_concentration_factor = scaling

@@ -4,6 +4,8 @@ A block is a function of a few choices (read from the HF config by the family) t
 HF name of the module, with `*` for the layer number; Megatron names are those of the Transformer Engine spec.
 """
 
+from typing import Any
+
 from megatron.bridge.models.conversion.param_mapping import (
     AutoMapping,
     Dropped,
@@ -171,6 +173,43 @@ def fused_moe(
             ),
             FusedExpertMapping(f"{megatron}.experts.linear_fc2.{kind}*", f"{hf}.{down}{suffix}", **layout),
         ]
+    return mappings
+
+
+def multi_token_prediction(layer: Mappings, config: Any, *, hf: str = "model", lm_head: str = "lm_head") -> Mappings:
+    """Layers behind the last one that predict further tokens, stored under the numbers that follow it.
+
+    The HF tensors are dropped if the Megatron model has no such layers (`mtp_num_layers`).
+
+    Args:
+        layer: the mappings of a decoder layer, which a prediction layer has too.
+        config: the HF config.
+    """
+    mappings: Mappings = []
+    for index in range(getattr(config, "num_nextn_predict_layers", None) or 0):
+        number = config.num_hidden_layers + index
+        megatron, theirs = f"mtp.layers.{index}", f"{hf}.layers.{number}"
+        names = {name: name for name in ("enorm", "hnorm", "eh_proj")} | {"final_layernorm": "shared_head.norm"}
+        mappings += [AutoMapping(f"{megatron}.{m}.weight", f"{theirs}.{h}.weight") for m, h in names.items()]
+        for mapping in layer:
+            if isinstance(mapping, Dropped):
+                continue
+            moved = mapping.resolve([str(number)])
+            moved.megatron_param = moved.megatron_param.replace(
+                f"decoder.layers.{number}.", f"{megatron}.transformer_layer."
+            )
+            mappings.append(moved)
+        mappings += [
+            Tied(f"{theirs}.embed_tokens.weight", same_as=f"{hf}.embed_tokens.weight"),
+            Tied(f"{theirs}.shared_head.head.weight", same_as=f"{lm_head}.weight"),
+        ]
+    reason = "the Megatron model has no multi-token prediction layers (mtp_num_layers)"
+    mappings += [
+        Dropped(name, reason)
+        for mapping in mappings
+        if not isinstance(mapping, Dropped)
+        for name in mapping.hf_names.values()
+    ]
     return mappings
 
 

@@ -232,7 +232,13 @@ def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Lay
 
 
 def stacked_expert(
-    shape: Shape, num_experts: int, expert: int, *, num_parts: int = 1, interleaved: bool = False, transposed: bool = False
+    shape: Shape,
+    num_experts: int,
+    expert: int,
+    *,
+    num_parts: int = 1,
+    interleaved: bool = False,
+    transposed: bool = False,
 ) -> Layout:
     """One expert of an HF tensor that holds all experts: `[E, *shape]`, or `[E, H, F]` for a weight `[F, H]`.
 
@@ -250,7 +256,9 @@ def stacked_expert(
             rows = slice(part, part + (num_rows - 1) * num_parts + 1, num_parts)
         index = (rows, *(slice(0, size, 1) for size in shape[1:]))
         box = _rows(shape, part * num_rows, (part + 1) * num_rows)
-        pieces.append(Piece("weight", (expert, *(index[::-1] if transposed else index)), box, _reverse(shape, transposed)))
+        pieces.append(
+            Piece("weight", (expert, *(index[::-1] if transposed else index)), box, _reverse(shape, transposed))
+        )
     return Layout(tuple(pieces), {"weight": (num_experts, *(shape[::-1] if transposed else shape))})
 
 

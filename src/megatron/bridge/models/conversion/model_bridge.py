@@ -134,6 +134,8 @@ class MegatronModelBridge(ABC):
             module, _, name = provider_class.rpartition(".")
             provider_class = getattr(importlib.import_module(module), name)
         provider = provider_class(**self.hf_config_to_provider_kwargs(hf_config))
+        if provider.mtp_num_layers and not self._has_mtp_layers(hf_pretrained):
+            provider.mtp_num_layers = None
         set_dtype(provider, self.dtype_from_hf(hf_config))
         return provider
 
@@ -207,6 +209,17 @@ class MegatronModelBridge(ABC):
         if getattr(self, "hf_config", None) is None:
             raise UnsupportedConfigError(f"{type(self).__name__}: hf_config must be set before mapping_registry()")
         return self.mapping_registry()
+
+    def _has_mtp_layers(self, hf_pretrained: Any) -> bool:
+        """Whether the checkpoint, if there is one, has the multi-token prediction layers that its config counts.
+
+        transformers ignores them, and does not save them.
+        """
+        if not getattr(hf_pretrained, "has_weights", False):
+            return True
+        self.hf_config = hf_pretrained.config
+        mapping = self.registry().megatron_to_hf_lookup("mtp.layers.0.eh_proj.weight")
+        return mapping is not None and mapping.hf_param in hf_pretrained.state.infos
 
     def _where(self, hf_config: "PretrainedConfig") -> str:
         name = getattr(hf_config, "name_or_path", "") or ""

@@ -107,6 +107,16 @@ def expert_layer_values(provider: Any, known: "Container[str]") -> dict[str, Any
     return {name: value for name, value in values.items() if name in known}
 
 
+def mtp_fields(hf_config: "PretrainedConfig") -> dict[str, Any]:
+    """The provider field of multi-token prediction (`num_nextn_predict_layers`, which some config classes lack)."""
+    return {"mtp_num_layers": getattr(hf_config, "num_nextn_predict_layers", None) or None}
+
+
+def mtp_values(provider: Any) -> dict[str, Any]:
+    """The inverse of `mtp_fields`."""
+    return {"num_nextn_predict_layers": provider.mtp_num_layers or 0}
+
+
 def grouped_sigmoid_fields(hf_config: "PretrainedConfig") -> dict[str, Any]:
     """The provider fields of DeepSeek-V3's router: sigmoid scores, a bias for the choice, groups of experts.
 

@@ -21,13 +21,13 @@ class DeepseekV3Bridge(MegatronModelBridge):
     CONFIG_CHECKED = (
         "hidden_act",
         "q_lora_rank",
+        "num_nextn_predict_layers",
         *moe_config.EXPERT_LAYER_FIELDS,
         *moe_config.GROUPED_SIGMOID_FIELDS,
     )
     CONFIG_IRRELEVANT = {
         **mla_config.MLA_IRRELEVANT,
         "output_router_logits": "what the HF model returns",
-        "num_nextn_predict_layers": "the provider's mtp_num_layers decides whether they are loaded",
         "seq_aux": "training",
         "aux_loss_alpha": "training",
         "ep_size": "another runtime's settings",
@@ -49,6 +49,7 @@ class DeepseekV3Bridge(MegatronModelBridge):
             **super().hf_config_to_provider_kwargs(hf_config),
             **mla_config.latent_attention_fields(hf_config, self._where(hf_config)),
             **moe_config.expert_layer_fields(hf_config),
+            **moe_config.mtp_fields(hf_config),
             **self.router_fields(hf_config),
         }
 
@@ -57,10 +58,12 @@ class DeepseekV3Bridge(MegatronModelBridge):
         return moe_config.grouped_sigmoid_fields(hf_config)
 
     def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
+        mtp = moe_config.mtp_values(provider) if "num_nextn_predict_layers" in self.CONFIG_CHECKED else {}
         return {
             **super().megatron_to_hf_config(provider),
             **moe_config.expert_layer_values(provider, self.CONFIG_CHECKED),
             **self.router_values(provider),
+            **mtp,
             "q_lora_rank": provider.q_lora_rank,
         }
 
@@ -70,10 +73,14 @@ class DeepseekV3Bridge(MegatronModelBridge):
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config
-        return MegatronMappingRegistry(
-            *blocks.embeddings(tied=config.tie_word_embeddings),
+        layer = [
             *blocks.pre_norms(),
             *blocks.latent_attention(q_latent=config.q_lora_rank is not None),
-            *blocks.gated_mlp(),
             *blocks.moe(router_bias=self.ROUTER_BIAS, shared="shared_experts"),
+        ]
+        return MegatronMappingRegistry(
+            *blocks.embeddings(tied=config.tie_word_embeddings),
+            *layer,
+            *blocks.gated_mlp(),
+            *blocks.multi_token_prediction(layer, config),
         )

@@ -24,11 +24,9 @@ class Glm4MoeBridge(MegatronModelBridge):
         *MegatronModelBridge.CONFIG_CHECKED,
         *moe_config.EXPERT_LAYER_FIELDS,
         *moe_config.GROUPED_SIGMOID_FIELDS,
+        "num_nextn_predict_layers",
     )
-    CONFIG_IRRELEVANT = {
-        "output_router_logits": "what the HF model returns",
-        "num_nextn_predict_layers": "the provider's mtp_num_layers decides whether they are loaded",
-    }
+    CONFIG_IRRELEVANT = {"output_router_logits": "what the HF model returns"}
     CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, **moe_config.BIASED_ROUTER_DEFAULTS}
 
     def hf_config_to_provider_kwargs(self, hf_config: "Glm4MoeConfig") -> dict[str, Any]:
@@ -36,6 +34,7 @@ class Glm4MoeBridge(MegatronModelBridge):
             **super().hf_config_to_provider_kwargs(hf_config),
             **moe_config.expert_layer_fields(hf_config),
             **moe_config.grouped_sigmoid_fields(hf_config),
+            **moe_config.mtp_fields(hf_config),
         }
 
     def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
@@ -43,14 +42,19 @@ class Glm4MoeBridge(MegatronModelBridge):
             **super().megatron_to_hf_config(provider),
             **moe_config.expert_layer_values(provider, self.CONFIG_CHECKED),
             **moe_config.grouped_sigmoid_values(provider),
+            **moe_config.mtp_values(provider),
         }
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config
-        return MegatronMappingRegistry(
-            *blocks.embeddings(tied=config.tie_word_embeddings),
+        layer = [
             *blocks.pre_norms(),
             *blocks.attention(qkv_bias=config.attention_bias, qk_norm=config.use_qk_norm),
-            *blocks.gated_mlp(),
             *blocks.moe(router_bias="gate.e_score_correction_bias", shared="shared_experts"),
+        ]
+        return MegatronMappingRegistry(
+            *blocks.embeddings(tied=config.tie_word_embeddings),
+            *layer,
+            *blocks.gated_mlp(),
+            *blocks.multi_token_prediction(layer, config),
         )

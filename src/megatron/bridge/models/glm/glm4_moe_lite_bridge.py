@@ -12,6 +12,7 @@ class Glm4MoeLiteBridge(DeepseekV3Bridge):
     CONFIG_CHECKED = (
         "hidden_act",
         "q_lora_rank",
+        "num_nextn_predict_layers",
         "mlp_layer_types",
         "n_shared_experts",
         *moe_config.GROUPED_SIGMOID_FIELDS,
