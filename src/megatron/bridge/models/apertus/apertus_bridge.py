@@ -18,7 +18,10 @@ class ApertusBridge(MegatronModelBridge):
 
     CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, **config_mapping.ATTENTION_BIAS}
     CONFIG_CHECKED = ("rope_parameters",)
-    CONFIG_IRRELEVANT = {"hidden_act": "checked to be xielu, which is a module of this family"}
+    CONFIG_IRRELEVANT = {
+        "hidden_act": "checked to be xielu, which is a module of this family",
+        **config_mapping.not_read("hidden_dropout", "mlp_bias", "post_norm", "qk_norm"),
+    }
     CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "gated_linear_unit": False, "qk_layernorm": True}
     PROVIDER_CLASS = ApertusProvider
 

@@ -41,6 +41,11 @@ def decoder_fields(**hf_names: str) -> dict[str, str]:
     return {hf_names.get(name, name): field for name, field in DECODER_FIELDS.items()}
 
 
+def not_read(*names: str) -> dict[str, str]:
+    """Fields of published configs that transformers' model leaves unread, for a family's CONFIG_IRRELEVANT."""
+    return dict.fromkeys(names, "transformers does not read it")
+
+
 # Fields that do not change what a forward pass computes.
 IRRELEVANT_FIELDS = {
     "transformers_version": "which version wrote the file",
