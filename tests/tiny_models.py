@@ -19,6 +19,7 @@ BASE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
+    "pad_token_id": None,
     "tie_word_embeddings": False,
 }
 
@@ -93,6 +94,64 @@ _LONGROPE = {
     "original_max_position_embeddings": 32,
 }
 _LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0, "original_max_position_embeddings": 64}
+
+_MINISTRAL3 = {
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.3,
+}
+_SMOLLM3_WINDOW = {"use_sliding_window": True, "sliding_window": 8, "no_rope_layers": [1, 0, 1, 0]}
+_PHI3_LONGROPE = {
+    "original_max_position_embeddings": 32,
+    **rope("longrope", partial_rotary_factor=0.5, short_factor=[1.0, 1.1, 1.3, 2.0], long_factor=[1.0, 2.0, 4.0, 8.0]),
+}
+
+_BIAS = {"attention_bias": True}
+_TIED = {"tie_word_embeddings": True}
+_ALL_FULL = {"layer_types": ["full_attention"] * 4}
+_GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.15,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 0.7,
+}
+_OLMO3_YARN = {
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "rope_theta": 1e4,
+            "original_max_position_embeddings": 64,
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    },
+}
+_ALPHA_ROPE = rope("dynamic", alpha=50.0, factor=1.0)
+# Caps of the size of the values that they cap, so that they matter.
+_GEMMA2 = {
+    "head_dim": 16,
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 24,
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
+_NO_CAPS = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+_GEMMA3 = {
+    "head_dim": 16,
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 24,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "final_logit_softcapping": 3.0,
+}
+_GEMMA3_LINEAR = {
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    },
+}
 
 _MOE = {
     "head_dim": 16,
@@ -253,5 +312,58 @@ TINY_MODELS = {
         TinyModel("mistral", _MISTRAL, {"sliding_window": None}),
         TinyModel("mistral-window", _MISTRAL, {"sliding_window": 8}),
         TinyModel("mistral-head-dim", _MISTRAL, {"sliding_window": None, "head_dim": 32}),
+        TinyModel("ministral3", "Ministral3ForCausalLM", {"head_dim": 16, **rope("yarn", **_MINISTRAL3)}),
+        TinyModel("starcoder2", "Starcoder2ForCausalLM"),
+        TinyModel(
+            "starcoder2-tied-window", "Starcoder2ForCausalLM", {"tie_word_embeddings": True, "sliding_window": 8}
+        ),
+        TinyModel("starcoder2-no-bias", "Starcoder2ForCausalLM", {"use_bias": False, "hidden_act": "gelu"}),
+        TinyModel("arcee", "ArceeForCausalLM"),
+        TinyModel("arcee-biases", "ArceeForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+        TinyModel("smollm3", "SmolLM3ForCausalLM"),
+        TinyModel("smollm3-tied-window", "SmolLM3ForCausalLM", {"tie_word_embeddings": True, **_SMOLLM3_WINDOW}),
+        TinyModel("seed-oss", "SeedOssForCausalLM", {"head_dim": 24}),
+        TinyModel("seed-oss-output-bias", "SeedOssForCausalLM", {"head_dim": 16, "attention_out_bias": True}),
+        TinyModel("seed-oss-mlp-bias", "SeedOssForCausalLM", {"attention_bias": False, "mlp_bias": True}),
+        TinyModel("ernie-4.5", "Ernie4_5ForCausalLM", {"head_dim": 24}),
+        TinyModel("ernie-4.5-tied-bias", "Ernie4_5ForCausalLM", {"tie_word_embeddings": True, "use_bias": True}),
+        TinyModel("phi3", "Phi3ForCausalLM"),
+        TinyModel("phi3-window", "Phi3ForCausalLM", {"sliding_window": 8, "num_key_value_heads": 4}),
+        TinyModel("phi3-partial-longrope-long", "Phi3ForCausalLM", _PHI3_LONGROPE),
+        TinyModel("phi3-partial-longrope-short", "Phi3ForCausalLM", _PHI3_LONGROPE, seq_length=24),
+        TinyModel("gemma", "GemmaForCausalLM", {"head_dim": 24}),
+        TinyModel("gemma-tied-bias", "GemmaForCausalLM", {"tie_word_embeddings": True, "attention_bias": True}),
+        TinyModel("gemma2", "Gemma2ForCausalLM", _GEMMA2),
+        TinyModel("gemma2-tied-bias", "Gemma2ForCausalLM", {**_GEMMA2, "tie_word_embeddings": True, **_BIAS}),
+        TinyModel("gemma2-no-caps", "Gemma2ForCausalLM", {**_GEMMA2, **_NO_CAPS}),
+        TinyModel("gemma3", "Gemma3ForCausalLM", _GEMMA3),
+        TinyModel("gemma3-tied-linear-rope", "Gemma3ForCausalLM", {**_GEMMA3, **_GEMMA3_LINEAR}),
+        TinyModel("glm4", "Glm4ForCausalLM", {"head_dim": 16}),
+        TinyModel("glm4-tied-no-bias", "Glm4ForCausalLM", {"tie_word_embeddings": True, "attention_bias": False}),
+        TinyModel("olmo2", "Olmo2ForCausalLM"),
+        TinyModel("olmo2-tied-bias", "Olmo2ForCausalLM", {"tie_word_embeddings": True, **_BIAS}),
+        TinyModel("olmo3", "Olmo3ForCausalLM", {"sliding_window": 8}),
+        TinyModel("olmo3-yarn-rope", "Olmo3ForCausalLM", {"sliding_window": 8, **_OLMO3_YARN}),
+        TinyModel("granite", "GraniteForCausalLM", _GRANITE),
+        TinyModel("granite-tied-biases", "GraniteForCausalLM", {**_GRANITE, **_BIAS, "mlp_bias": True, **_TIED}),
+        TinyModel("exaone4", "Exaone4ForCausalLM", {"sliding_window": 8}),
+        TinyModel("exaone4-tied-no-window", "Exaone4ForCausalLM", {"sliding_window": None, **_ALL_FULL, **_TIED}),
+        TinyModel("hunyuan-dense", "HunYuanDenseV1ForCausalLM", {"head_dim": 24}),
+        TinyModel("hunyuan-dense-alpha-rope", "HunYuanDenseV1ForCausalLM", {"head_dim": 16, **_ALPHA_ROPE}),
+        TinyModel("hunyuan-dense-tied-bias", "HunYuanDenseV1ForCausalLM", {"head_dim": 16, **_TIED, **_BIAS}),
+        TinyModel("nemotron", "NemotronForCausalLM", {"head_dim": 24}),
+        TinyModel("nemotron-tied-biases", "NemotronForCausalLM", {**_TIED, **_BIAS, "mlp_bias": True}),
+        TinyModel("apertus", "ApertusForCausalLM"),
+        TinyModel("apertus-tied-bias", "ApertusForCausalLM", {**_TIED, **_BIAS}),
+        TinyModel("phi", "PhiForCausalLM"),
+        TinyModel("phi-tied-qk-norm", "PhiForCausalLM", {**_TIED, "qk_layernorm": True}),
+        TinyModel("phi-odd-vocabulary", "PhiForCausalLM", {"vocab_size": 131}),
+        TinyModel("cohere2", "Cohere2ForCausalLM", {"sliding_window": 8, "logit_scale": 0.7}),
+        TinyModel(
+            "cohere2-tied-bias", "Cohere2ForCausalLM", {"sliding_window": 8, "logit_scale": 0.7, **_TIED, **_BIAS}
+        ),
+        TinyModel("stablelm", "StableLmForCausalLM"),
+        TinyModel("stablelm-tied-parallel", "StableLmForCausalLM", {**_TIED, "use_parallel_residual": True}),
+        TinyModel("stablelm-head-norms", "StableLmForCausalLM", {"use_qkv_bias": True, "qk_layernorm": True}),
     )
 }

@@ -13,6 +13,7 @@ from megatron.bridge.models import rotary
 from megatron.bridge.models.conversion import blocks, config_mapping, placement
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.layout import Layout, Shape
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from tests.parity import parity
 from tests.ranks import RankFailure
 from tests.tiny_models import TINY_MODELS
@@ -124,11 +125,67 @@ def _lose_the_last_vocabulary_row(patch: MonkeyPatch) -> None:
 
     def wrong(shape: Shape, num_rows: int) -> Layout:
         layout = right(shape, num_rows)
-        last = layouts.Piece(None, (), ((num_rows - 1, num_rows), (0, shape[1])))
+        last = layouts.Piece(None, (), ((num_rows - 1, num_rows), *layouts.whole(shape[1:])))
         return Layout((*layout.pieces, last), layout.hf_shapes)
 
     patch.setattr(layouts, "padded_rows", wrong)
 
+
+def _take_fused_qkv_as_it_is(patch: MonkeyPatch) -> None:
+    patch.setattr(layouts, "regrouped_rows", lambda shape, num_groups, rows: layouts.identity(shape))
+
+
+def _swap_post_norms(patch: MonkeyPatch) -> None:
+    right = blocks.post_norms
+    names = {"attention": "post_feedforward_layernorm", "mlp": "post_attention_layernorm"}
+    patch.setattr(blocks, "post_norms", lambda: right(**names))
+
+
+def _normalise_each_rank_by_itself(patch: MonkeyPatch) -> None:
+    patch.setattr(
+        "megatron.bridge.models.transformer.qk_norm.reduce_from_tensor_model_parallel_region", lambda x: 2 * x
+    )
+
+
+def _swap_xielu_slopes(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.apertus.apertus_bridge import ApertusBridge
+
+    right = ApertusBridge.mapping_registry
+
+    def swapped(self: Any) -> Any:
+        registry = right(self)
+        slopes = [mapping for mapping in registry if ".alpha_" in mapping.megatron_param]
+        slopes[0].hf_param, slopes[1].hf_param = slopes[1].hf_param, slopes[0].hf_param
+        return type(registry)(*registry.entries)
+
+    patch.setattr(ApertusBridge, "mapping_registry", swapped)
+
+
+def _forget_position_of_query(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.mistral.modeling_ministral3 import Ministral3Provider
+
+    patch.setattr(Ministral3Provider, "modify_layer_spec", lambda self, spec: None)
+
+
+def _with(name: str, value: Any) -> Callable[[MonkeyPatch], None]:
+    """The mistake of a family that gives one provider field another value."""
+
+    def mutate(patch: MonkeyPatch) -> None:
+        right = MegatronModelBridge.provider_bridge
+
+        def wrong(self: Any, hf_pretrained: Any) -> Any:
+            provider = right(self, hf_pretrained)
+            assert getattr(provider, name) != value
+            setattr(provider, name, value)
+            return provider
+
+        patch.setattr(MegatronModelBridge, "provider_bridge", wrong)
+
+    mutate.__name__ = f"{name}-{value}"
+    return mutate
+
+
+_PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_swap_gate_and_up, "llama", {}),
@@ -147,6 +204,29 @@ MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_ignore_sequence_length, "llama-longrope-long", {}),
     (_swap_norms, "llama", {}),
     (_lose_the_last_vocabulary_row, "llama-odd-vocabulary", {"tp": 2}),
+    (_lose_the_last_vocabulary_row, "phi-odd-vocabulary", {"tp": 2}),
+    (_take_fused_qkv_as_it_is, "phi3", {}),
+    (_swap_post_norms, "olmo2", {}),
+    (_normalise_each_rank_by_itself, "olmo2", {"tp": 2}),
+    (_swap_xielu_slopes, "apertus", {}),
+    (_forget_position_of_query, "ministral3", {}),
+    (_with("no_rope_freq", None), "smollm3", {}),
+    (_with("no_rope_freq", None), "exaone4", {}),
+    (_with("rotary_interleaved", False), "ernie-4.5", {}),
+    (_with("rotary_percent", 1.0), "nemotron", {}),
+    (_with("layernorm_zero_centered_gamma", False), "nemotron", {}),
+    (_with("layernorm_zero_centered_gamma", False), "gemma", {}),
+    (_with("embedding_multiplier", 1.0), "gemma", {}),
+    (_with("attn_logit_softcapping", None), "gemma2", {}),
+    (_with("final_logit_softcapping", None), "gemma2", {}),
+    (_with("softmax_scale", None), "gemma2", {}),
+    (_with("window_rope_parameters", _PLAIN_ROPE), "gemma3-tied-linear-rope", {}),
+    (_with("window_rope_parameters", None), "olmo3-yarn-rope", {}),
+    (_with("residual_multiplier", 1.0), "granite", {}),
+    (_with("logits_multiplier", 1.0), "cohere2", {}),
+    (_with("qk_layernorm_scope", "head"), "hunyuan-dense", {}),
+    (_with("rope_parameters", _PLAIN_ROPE), "hunyuan-dense-alpha-rope", {}),
+    (_with("layernorm_epsilon", 1e-2), "stablelm-head-norms", {}),
 ]
 
 

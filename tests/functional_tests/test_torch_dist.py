@@ -79,7 +79,13 @@ def test_import_is_loaded_by_megatron_core(name: str, tp: int, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["llama-all-biases", "llama-odd-vocabulary-tied", "qwen3-yarn-rope", "mistral-window"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama-all-biases", "llama-odd-vocabulary-tied", "qwen3-yarn-rope", "mistral-window", "phi3", "phi", "apertus",
+        "olmo2", "gemma3", "stablelm-head-norms", "ministral3",
+    ],
+)  # fmt: skip
 def test_import_and_export_give_the_source_back(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     TINY_MODELS[name].save(tmp_path / "hf", dtype)
     AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")

@@ -41,9 +41,20 @@ LENGTHS = {
     "qwen3-window-on-some-layers": (12, 12),
     "qwen3-yarn-rope": (10, 16),
     "mistral-window": (6, 16),
+    "ministral3": (12, 12),
+    "phi3-partial-longrope-long": (27, 12),
+    "phi": (10, 8),
+    "gemma2": (6, 12),
+    "gemma3": (6, 12),
+    "olmo3-yarn-rope": (6, 12),
+    "exaone4": (6, 12),
+    "hunyuan-dense": (10, 8),
+    "cohere2": (6, 12),
+    "stablelm-head-norms": (10, 8),
+    "apertus": (10, 8),
 }
 # transformers with a cache leaves old keys at the frequencies of their time.
-LENGTH_DEPENDENT = ("llama-dynamic-rope", "llama-longrope-long")
+LENGTH_DEPENDENT = ("llama-dynamic-rope", "llama-longrope-long", "phi3-partial-longrope-long")
 
 
 def build(folder: Path, tp: int = 1, pp: int = 1, sequence_parallel: bool = False, **overrides: Any) -> list[Any]:
@@ -94,6 +105,8 @@ CASES = [
         for layout in ("tp2", "pp2")
     ),
     ("qwen3", "tp2"),
+    ("olmo3-yarn-rope", "tp2-sequence-parallel"),
+    ("hunyuan-dense", "pp2"),
     ("llama-odd-vocabulary", "pp2"),
     ("mistral-window", "tp2-sequence-parallel"),
     ("llama-dynamic-rope", "tp2-sequence-parallel"),

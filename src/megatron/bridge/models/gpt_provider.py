@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
@@ -17,6 +16,7 @@ from megatron.bridge.models.layer_specs import (
 )
 from megatron.bridge.models.model_provider import ModelProviderMixin
 from megatron.bridge.models.rotary import apply_rope_parameters
+from megatron.bridge.models.transformer.gpt_model import GPTModel
 from megatron.bridge.runtime.fusions import fit_config
 
 if TYPE_CHECKING:
@@ -49,11 +49,23 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         vocab_size: rows of the HF embedding, without padding.
         seq_length: positions the model is made for (HF `max_position_embeddings`).
         rope_parameters: the HF config's rope parameters; `None` for plain rope with `rotary_base`.
+        window_rope_parameters: those of layers with a sliding window, where they differ; `None` for the same.
         attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
         moe_router_renormalize: whether the scores of the chosen experts are divided by their sum; `None` is
             megatron-core's rule. This and the next two fields choose `GeneralTopKRouter`.
         moe_router_group_score: what groups of experts are chosen by, "top2_sum" or "max"; `None` is megatron-core's.
         moe_router_softmax_expert_bias: a bias on softmax scores for the choice of experts.
+        lm_head_bias: bias of the output layer, one number per vocabulary entry.
+        embedding_dropout: dropout of the embeddings alone; `None` follows `hidden_dropout`.
+        embedding_multiplier, logits_multiplier: factors of the word embeddings and of the logits.
+        residual_multiplier: factor of what attention and MLP add to the residual stream.
+        final_logit_softcapping: c in `c * tanh(logits / c)`; `None` for none.
+        attn_logit_softcapping: the same of attention scores, which needs megatron-core's own core attention.
+        use_pre_norms, use_post_norms: norms in front of attention and MLP, and behind them.
+        norm_bias: whether LayerNorms have biases.
+        parallel_attention_and_mlp: both read the output of `input_layernorm`; their outputs are added together.
+        qk_layernorm_scope: what `qk_layernorm` normalises: each "head", the whole "projection", or "separate_heads",
+            with weights of their own; "head_after_rope" for each head after the rotary embedding.
         transformer_layer_spec: a spec, or a function of the provider (and, if it takes it, `vp_stage`) that makes one.
         seed: for `provide_distributed_model` where model parallelism is not initialised yet.
     """
@@ -70,6 +82,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     rotary_base: float = 10000
     rotary_percent: float = 1.0
     rope_parameters: dict[str, Any] | None = None
+    window_rope_parameters: dict[str, Any] | None = None
     seq_len_interpolation_factor: float | None = None
     parallel_output: bool = True
     scatter_embedding_sequence_parallel: bool = True
@@ -79,6 +92,18 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     moe_router_renormalize: bool | None = None
     moe_router_group_score: str | None = None
     moe_router_softmax_expert_bias: bool = False
+    lm_head_bias: bool = False
+    embedding_dropout: float | None = None
+    embedding_multiplier: float = 1.0
+    logits_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    final_logit_softcapping: float | None = None
+    attn_logit_softcapping: float | None = None
+    use_pre_norms: bool = True
+    use_post_norms: bool = False
+    norm_bias: bool = True
+    parallel_attention_and_mlp: bool = False
+    qk_layernorm_scope: str = "head"
     transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=default_layer_spec)
     seed: int = 0
 
@@ -169,8 +194,14 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             pg_collection=self._pg_collection,
             vp_stage=vp_stage,
         )
-        apply_rope_parameters(model, self.rope_parameters, self.seq_length)
+        apply_rope_parameters(model, self.rope_parameters, self.window_rope_parameters, self.seq_length)
         return model
+
+    def modify_layer_spec(self, spec: "ModuleSpec") -> None:
+        """Changes the spec of a layer in place: for a family whose layers have modules of their own.
+
+        Called for each different layer spec, after everything that fields ask for.
+        """
 
     @property
     def padded_vocab_size(self) -> int:

@@ -3,7 +3,9 @@
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from megatron.core.extensions import transformer_engine
 from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.transformer.dot_product_attention import DotProductAttention as CoreDotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -12,6 +14,17 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron.bridge.models.transformer.biased_experts import BiasedExpertLinear
 from megatron.bridge.models.transformer.multi_latent_attention import MLADotProductAttention, MultiLatentSelfAttention
 from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
+from megatron.bridge.models.transformer.core_attention import DotProductAttention
+from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
+from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
+from megatron.bridge.models.transformer.post_norm import with_post_norm
+from megatron.bridge.models.transformer.qk_norm import (
+    NormAfterRope,
+    ProjectionNorm,
+    SelfAttentionWithNormsAfterRope,
+    SeparateHeadNorm,
+)
+from megatron.bridge.models.transformer.residual import scaled_bias_dropout_add
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
 
@@ -35,7 +48,7 @@ def transformer_engine_layer_spec(config: "GPTModelProvider") -> ModuleSpec:
         qk_layernorm=config.qk_layernorm,
         multi_latent_attention=config.multi_latent_attention,
     )
-    _set_modules(spec, config)
+    _vary(spec, config, with_transformer_engine=True)
     return spec
 
 
@@ -65,24 +78,26 @@ def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> 
         for name in names:
             if getattr(owner, name, None) not in (None, IdentityOp):
                 setattr(owner, name, TorchNorm)
-    if is_moe and config.add_bias_linear:
-        layer.mlp.keywords["submodules"].experts.keywords["submodules"].linear_fc2 = BiasedExpertLinear
+    if attention.core_attention is CoreDotProductAttention:
+        attention.core_attention = DotProductAttention
     if is_moe:
         # In a checkpoint, the norm before experts keeps its name, as with Transformer Engine: there is no one linear
         # layer that it could be a part of.
         layer.sharded_state_dict_keys_map = {
             name: key for name, key in layer.sharded_state_dict_keys_map.items() if name != "pre_mlp_layernorm."
         }
-    _set_modules(spec, config)
+    _vary(spec, config, with_transformer_engine=False)
     return spec
 
 
 def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) -> Any:
-    """The spec of this rank's decoder layers, by what the machine offers, with the biases that the config asks for."""
+    """The spec of this rank's decoder layers, by what the machine offers, with the modules that the config asks for."""
     if capabilities.has_transformer_engine():
         block = gpt_layer_specs.get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
         for spec in {id(spec): spec for spec in block.layer_specs}.values():
-            _set_modules(spec, config)
+            _vary(spec, config, with_transformer_engine=True)
+        if not config.norm_bias:
+            block.layer_norm = TorchNorm
         return block
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
@@ -113,15 +128,69 @@ def moe_layers(config: "GPTModelProvider") -> list[bool]:
     return [bool(kind) for kind in config.moe_layer_freq]
 
 
-def _set_modules(spec: ModuleSpec, config: "GPTModelProvider") -> None:
-    """Puts the modules that megatron-core lacks into a layer's spec, local or Transformer Engine."""
+def _vary(spec: ModuleSpec, config: "GPTModelProvider", with_transformer_engine: bool) -> None:
+    """Puts the modules that the config's fields ask for into a layer's spec."""
     layer = spec.submodules
-    if config.multi_latent_attention:
-        layer.self_attention.module = MultiLatentSelfAttention
-    mlp = layer.mlp.keywords["submodules"]
-    if needs_general_router(config) and hasattr(mlp, "router"):
-        mlp.router = GeneralTopKRouter
+    norm: Any = TorchNorm
+    if with_transformer_engine:
+        if not (config.use_pre_norms and config.norm_bias) or config.parallel_attention_and_mlp:
+            _separate_norms(layer, config)
+        if config.norm_bias:
+            norm = transformer_engine.TENorm
+    if not config.use_pre_norms:
+        layer.input_layernorm = layer.pre_mlp_layernorm = IdentityOp
+    if config.use_post_norms:
+        mlp = layer.mlp.keywords["submodules"]
+        attention = layer.self_attention.submodules
+        attention.linear_proj = with_post_norm(attention.linear_proj, norm)
+        mlp.linear_fc2 = with_post_norm(mlp.linear_fc2, norm)
+    if config.residual_multiplier != 1.0:
+        layer.self_attn_bda = layer.mlp_bda = scaled_bias_dropout_add(config.residual_multiplier)
+    if config.parallel_attention_and_mlp:
+        spec.module = ParallelTransformerLayer
+        layer.pre_mlp_layernorm = IdentityOp
+    _vary_attention(layer.self_attention, config)
+    _vary_experts(layer.mlp.keywords["submodules"], config, with_transformer_engine)
     _set_biases(spec, config)
+    config.modify_layer_spec(spec)
+
+
+def _vary_attention(spec: ModuleSpec, config: "GPTModelProvider") -> None:
+    attention = spec.submodules
+    if config.multi_latent_attention:
+        spec.module = MultiLatentSelfAttention
+    if config.attn_logit_softcapping is not None:
+        attention.core_attention = DotProductAttention
+    if config.window_rope_parameters is not None:
+        spec.module = LayerRopeSelfAttention
+    if config.qk_layernorm and config.qk_layernorm_scope in ("projection", "separate_heads"):
+        norm = ProjectionNorm if config.qk_layernorm_scope == "projection" else SeparateHeadNorm
+        attention.q_layernorm = partial(norm, num_heads=config.num_attention_heads)
+        attention.k_layernorm = partial(norm, num_heads=config.num_query_groups)
+    if config.qk_layernorm and config.qk_layernorm_scope == "head_after_rope":
+        spec.module = SelfAttentionWithNormsAfterRope
+        attention.q_layernorm = attention.k_layernorm = NormAfterRope
+
+
+def _vary_experts(mlp: Any, config: "GPTModelProvider", with_transformer_engine: bool) -> None:
+    if not hasattr(mlp, "experts"):
+        return
+    if needs_general_router(config):
+        mlp.router = GeneralTopKRouter
+    if config.add_bias_linear and not with_transformer_engine:
+        mlp.experts.keywords["submodules"].linear_fc2 = BiasedExpertLinear
+
+
+def _separate_norms(layer: Any, config: "GPTModelProvider") -> None:
+    """Takes the norms out of Transformer Engine's fused linear layers, under the same names in checkpoints."""
+    norm = transformer_engine.TENorm if config.norm_bias else TorchNorm
+    layer.input_layernorm = layer.pre_mlp_layernorm = norm
+    layer.self_attention.submodules.linear_qkv = transformer_engine.TEColumnParallelLinear
+    layer.mlp.keywords["submodules"].linear_fc1 = transformer_engine.TEColumnParallelLinear
+    layer.sharded_state_dict_keys_map = {
+        "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+        "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+    }
 
 
 def _set_biases(spec: ModuleSpec, config: "GPTModelProvider") -> None:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.transformer.utils import is_layer_window_attention
 
 from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.models.transformer.layer_rope import LayerRotaryEmbedding
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
@@ -45,9 +47,18 @@ def attention_scaling(rope_parameters: Mapping[str, Any], head_dim: int, max_pos
         return float(_rope_init(kind)(config)[1])
 
 
+def _ntk_alpha(config: "PretrainedConfig", seq_len: Any = None) -> tuple[torch.Tensor, float]:
+    """Frequencies of a base that `alpha` stretches once and for all (transformers 5.23, HunYuan)."""
+    parameters, dim = config.rope_parameters, config.head_dim
+    base = parameters["rope_theta"] * parameters["alpha"] ** (dim / (dim - 2))
+    return 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)), 1.0
+
+
 def _rope_init(kind: str) -> Any:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+    if kind == "ntk_alpha":
+        return _ntk_alpha
     if kind not in ROPE_INIT_FUNCTIONS:
         raise UnsupportedConfigError(
             f"rope_parameters: rope_type {kind!r} is unknown to the installed transformers; known: "
@@ -117,24 +128,50 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
 
 
 def apply_rope_parameters(
-    model: "GPTModel", rope_parameters: Mapping[str, Any] | None, max_position_embeddings: int
+    model: "GPTModel",
+    rope_parameters: Mapping[str, Any] | None,
+    window_rope_parameters: Mapping[str, Any] | None,
+    max_position_embeddings: int,
 ) -> None:
-    """Gives a GPTModel the rotary embedding that an HF config describes. Default rope is left as it is."""
-    if not rope_parameters or rope_parameters.get("rope_type", "default") == "default":
+    """Gives a GPTModel the rotary embedding that an HF config describes. Default rope is left as it is.
+
+    Args:
+        window_rope_parameters: of the layers with a sliding window, if they are others.
+    """
+    if not rope_parameters or not hasattr(model, "rotary_pos_emb"):
         return
-    if not hasattr(model, "rotary_pos_emb"):
+    kind = rope_parameters.get("rope_type", "default")
+    if kind == "default" and window_rope_parameters is None:
         return
     config = model.config
-    model.rotary_pos_emb = ScaledRotaryEmbedding(
-        rope_parameters,
-        config.kv_channels,
-        max_position_embeddings,
-        rotary_percent=model.rotary_percent,
-        rotary_interleaved=config.rotary_interleaved,
-        use_cpu_initialization=config.use_cpu_initialization,
-        cp_group=model.pg_collection.cp,
-    )
+    if kind != "default":
+        model.rotary_pos_emb = _rotary_embedding(model, rope_parameters, max_position_embeddings)
     scaling = attention_scaling(rope_parameters, config.kv_channels, max_position_embeddings)
-    prediction_layers = [layer.mtp_model_layer for layer in model.mtp.layers] if model.mtp_process else []
-    for layer in [*model.decoder.layers, *prediction_layers]:
-        layer.self_attention._yarn_concentration_factor = scaling
+    scalings = {False: scaling, True: scaling}
+    if window_rope_parameters is not None:
+        if {kind, window_rope_parameters.get("rope_type")} & set(_LENGTH_DEPENDENT):
+            raise UnsupportedConfigError(
+                f"rope_parameters: {' and '.join(_LENGTH_DEPENDENT)} are supported only if they are the same for all "
+                "layers, because a KV cache must be made anew when they change"
+            )
+        window = _rotary_embedding(model, window_rope_parameters, max_position_embeddings)
+        model.rotary_pos_emb = LayerRotaryEmbedding(model.rotary_pos_emb, window)
+        scalings[True] = attention_scaling(window_rope_parameters, config.kv_channels, max_position_embeddings)
+    for layer in model.decoder.layers:
+        has_window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer.layer_number)
+        layer.self_attention._yarn_concentration_factor = scalings[has_window]
+    for layer in model.mtp.layers if model.mtp_process else []:
+        layer.mtp_model_layer.self_attention._yarn_concentration_factor = scaling
+
+
+def _rotary_embedding(model: "GPTModel", rope_parameters: Mapping[str, Any], max_positions: int) -> RotaryEmbedding:
+    config = model.config
+    kwargs = {
+        "rotary_percent": model.rotary_percent,
+        "rotary_interleaved": config.rotary_interleaved,
+        "use_cpu_initialization": config.use_cpu_initialization,
+        "cp_group": model.pg_collection.cp,
+    }
+    if rope_parameters.get("rope_type", "default") == "default":
+        return RotaryEmbedding(kv_channels=config.kv_channels, rotary_base=rope_parameters["rope_theta"], **kwargs)
+    return ScaledRotaryEmbedding(rope_parameters, config.kv_channels, max_positions, **kwargs)

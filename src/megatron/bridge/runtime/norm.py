@@ -25,8 +25,10 @@ class TorchNorm(torch.nn.Module):
     - LayerNorm: `torch.nn.LayerNorm`; zero-centred: with weight `weight + 1`, as `NemotronLayerNorm1P`.
 
     Args:
-        config: `normalization`, `layernorm_zero_centered_gamma`, `sequence_parallel` and `params_dtype` are read.
-        hidden_size: the size of the last dimension, D. Parameters: `weight` [D] and, for LayerNorm, `bias` [D].
+        config: `normalization`, `layernorm_zero_centered_gamma`, `sequence_parallel`, `params_dtype` and, if there is
+            one, `norm_bias` are read.
+        hidden_size: the size of the last dimension, D. Parameters: `weight` [D] and, for LayerNorm unless `norm_bias`
+            is false, `bias` [D].
         eps: added to the variance (LayerNorm) or to the mean square (RMSNorm).
         normalization: "RMSNorm" or "LayerNorm", in place of the config's.
         zero_centered_gamma: in place of the config's `layernorm_zero_centered_gamma`.
@@ -60,7 +62,8 @@ class TorchNorm(torch.nn.Module):
         weight = torch.full((hidden_size,), 0.0 if self.zero_centered else 1.0, dtype=config.params_dtype)
         self.weight = torch.nn.Parameter(weight)
         self.bias: torch.nn.Parameter | None
-        bias = torch.nn.Parameter(torch.zeros_like(weight)) if normalization == "LayerNorm" else None
+        has_bias = normalization == "LayerNorm" and getattr(config, "norm_bias", True)
+        bias = torch.nn.Parameter(torch.zeros_like(weight)) if has_bias else None
         self.register_parameter("bias", bias)
         for parameter in self.parameters():
             # Each rank of the group sees part of the sequence: megatron-core then sums the gradients over the group.

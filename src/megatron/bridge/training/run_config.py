@@ -25,6 +25,7 @@ _ALLOWED_MODULES = (
     "megatron.core.activations",
     "megatron.core.transformer.enums",
     "megatron.bridge.models.layer_specs",
+    "megatron.bridge.models.transformer.activations",
 )
 # Fields that describe the machine or the moment rather than the model.
 _RUNTIME_FIELDS = (

@@ -11,6 +11,7 @@ from megatron.bridge.models.conversion.param_mapping import (
     Dropped,
     FusedExpertMapping,
     FusedGatedExpertMapping,
+    FusedQKVMapping,
     GatedMLPMapping,
     MegatronParamMapping,
     QKVMapping,
@@ -22,12 +23,30 @@ Mappings = list[MegatronParamMapping | Dropped]
 LAYER = "decoder.layers.*"
 
 
-def embeddings(*, tied: bool, hf: str = "model", lm_head: str = "lm_head") -> Mappings:
-    """Word embedding, final norm and output layer; with tied weights the output layer has none of its own."""
-    mappings: Mappings = [
-        AutoMapping("embedding.word_embeddings.weight", f"{hf}.embed_tokens.weight"),
-        AutoMapping("decoder.final_layernorm.weight", f"{hf}.norm.weight"),
-    ]
+def _kinds(bias: bool) -> tuple[str, ...]:
+    return ("weight", "bias") if bias else ("weight",)
+
+
+def embeddings(
+    *,
+    tied: bool,
+    hf: str = "model",
+    lm_head: str = "lm_head",
+    norm: str = "norm",
+    norm_bias: bool = False,
+    lm_head_bias: bool = False,
+) -> Mappings:
+    """Word embedding, final norm and output layer; with tied weights the output layer has none of its own.
+
+    Args:
+        norm: HF name of the final norm, below `hf`.
+        norm_bias, lm_head_bias: whether these layers have biases.
+    """
+    mappings: Mappings = [AutoMapping("embedding.word_embeddings.weight", f"{hf}.embed_tokens.weight")]
+    for kind in _kinds(norm_bias):
+        mappings.append(AutoMapping(f"decoder.final_layernorm.{kind}", f"{hf}.{norm}.{kind}"))
+    if lm_head_bias:
+        mappings.append(AutoMapping("output_layer.bias", f"{lm_head}.bias"))
     if tied:
         mappings.append(Tied(f"{lm_head}.weight", same_as=f"{hf}.embed_tokens.weight"))
     else:
@@ -38,13 +57,30 @@ def embeddings(*, tied: bool, hf: str = "model", lm_head: str = "lm_head") -> Ma
 def pre_norms(
     *,
     hf: str = "model.layers.*",
-    attention: str = "input_layernorm",
-    mlp: str = "post_attention_layernorm",
+    attention: str | None = "input_layernorm",
+    mlp: str | None = "post_attention_layernorm",
+    bias: bool = False,
 ) -> Mappings:
-    """The norms in front of attention and MLP."""
+    """The norms in front of attention and MLP; `None` for one that the layer does not have."""
+    norms = (("self_attention.linear_qkv", attention), ("mlp.linear_fc1", mlp))
     return [
-        AutoMapping(f"{LAYER}.self_attention.linear_qkv.layer_norm_weight", f"{hf}.{attention}.weight"),
-        AutoMapping(f"{LAYER}.mlp.linear_fc1.layer_norm_weight", f"{hf}.{mlp}.weight"),
+        AutoMapping(f"{LAYER}.{megatron}.layer_norm_{kind}", f"{hf}.{name}.{kind}")
+        for megatron, name in norms
+        if name is not None
+        for kind in _kinds(bias)
+    ]
+
+
+def post_norms(
+    *,
+    hf: str = "model.layers.*",
+    attention: str = "post_attention_layernorm",
+    mlp: str = "post_feedforward_layernorm",
+) -> Mappings:
+    """The norms behind attention and MLP, in front of the residual addition."""
+    return [
+        AutoMapping(f"{LAYER}.self_attention.linear_proj.post_layernorm.weight", f"{hf}.{attention}.weight"),
+        AutoMapping(f"{LAYER}.mlp.linear_fc2.post_layernorm.weight", f"{hf}.{mlp}.weight"),
     ]
 
 
@@ -55,24 +91,36 @@ def attention(
     output_bias: bool = False,
     qk_norm: bool = False,
     sinks: str | None = None,
+    qk_norm_bias: bool = False,
+    qk_norm_names: tuple[str, str] = ("q_norm", "k_norm"),
+    fused_qkv: str | None = None,
+    output: str = "o_proj",
 ) -> Mappings:
-    """Self-attention with separate q, k, v and output projections.
+    """Self-attention with q, k, v and output projections.
 
     Args:
         qkv_bias, output_bias: whether the projections have biases.
-        qk_norm: norms of q and k over each head.
+        qk_norm: whether q and k have norms.
+        qk_norm_bias: whether these have biases.
+        qk_norm_names: their HF names.
+        fused_qkv: HF name of one projection that holds all of q, then k, then v; default: three projections.
+        output: HF name of the output projection.
         sinks: HF name of the learned logit that each head's softmax has in addition.
     """
     megatron = f"{LAYER}.self_attention"
     mappings: Mappings = []
-    for kind in ("weight", "bias") if qkv_bias else ("weight",):
-        names = {role: f"{hf}.{role}_proj.{kind}" for role in ("q", "k", "v")}
-        mappings.append(QKVMapping(f"{megatron}.linear_qkv.{kind}", **names))
-    for kind in ("weight", "bias") if output_bias else ("weight",):
-        mappings.append(AutoMapping(f"{megatron}.linear_proj.{kind}", f"{hf}.o_proj.{kind}"))
+    for kind in _kinds(qkv_bias):
+        if fused_qkv is not None:
+            mappings.append(FusedQKVMapping(f"{megatron}.linear_qkv.{kind}", f"{hf}.{fused_qkv}.{kind}"))
+        else:
+            names = {role: f"{hf}.{role}_proj.{kind}" for role in ("q", "k", "v")}
+            mappings.append(QKVMapping(f"{megatron}.linear_qkv.{kind}", **names))
+    for kind in _kinds(output_bias):
+        mappings.append(AutoMapping(f"{megatron}.linear_proj.{kind}", f"{hf}.{output}.{kind}"))
     if qk_norm:
-        for role in ("q", "k"):
-            mappings.append(AutoMapping(f"{megatron}.{role}_layernorm.weight", f"{hf}.{role}_norm.weight"))
+        for role, name in zip(("q", "k"), qk_norm_names, strict=True):
+            for kind in _kinds(qk_norm_bias):
+                mappings.append(AutoMapping(f"{megatron}.{role}_layernorm.{kind}", f"{hf}.{name}.{kind}"))
     if sinks is not None:
         mappings.append(AutoMapping(f"{megatron}.core_attention.softmax_offset", f"{hf}.{sinks}"))
     # Checkpoints made by old versions of transformers carry the rotary frequencies.
@@ -213,12 +261,32 @@ def multi_token_prediction(layer: Mappings, config: Any, *, hf: str = "model", l
     return mappings
 
 
-def gated_mlp(*, hf: str = "model.layers.*.mlp", bias: bool = False) -> Mappings:
-    """MLP with gate, up and down projections."""
+def gated_mlp(*, hf: str = "model.layers.*.mlp", bias: bool = False, fused_gate_up: str | None = None) -> Mappings:
+    """MLP with gate, up and down projections.
+
+    Args:
+        bias: whether they have biases.
+        fused_gate_up: HF name of one projection that holds the gate, then up; default: two projections.
+    """
     megatron = f"{LAYER}.mlp"
     mappings: Mappings = []
-    for kind in ("weight", "bias") if bias else ("weight",):
-        gate, up = (f"{hf}.{name}_proj.{kind}" for name in ("gate", "up"))
-        mappings.append(GatedMLPMapping(f"{megatron}.linear_fc1.{kind}", gate=gate, up=up))
+    for kind in _kinds(bias):
+        if fused_gate_up is not None:
+            mappings.append(AutoMapping(f"{megatron}.linear_fc1.{kind}", f"{hf}.{fused_gate_up}.{kind}"))
+        else:
+            gate, up = (f"{hf}.{name}_proj.{kind}" for name in ("gate", "up"))
+            mappings.append(GatedMLPMapping(f"{megatron}.linear_fc1.{kind}", gate=gate, up=up))
         mappings.append(AutoMapping(f"{megatron}.linear_fc2.{kind}", f"{hf}.down_proj.{kind}"))
     return mappings
+
+
+def mlp(
+    *, hf: str = "model.layers.*.mlp", up: str = "up_proj", down: str = "down_proj", bias: bool = False
+) -> Mappings:
+    """MLP of two layers, without a gate."""
+    names = (("linear_fc1", up), ("linear_fc2", down))
+    return [
+        AutoMapping(f"{LAYER}.mlp.{megatron}.{kind}", f"{hf}.{name}.{kind}")
+        for megatron, name in names
+        for kind in _kinds(bias)
+    ]

@@ -13,8 +13,10 @@ from megatron.bridge.errors import UnsupportedConfigError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+FieldMapping = Mapping[str, str | tuple[str, ...]]
+
 # HF field -> provider field, for decoder-only transformers. The values are the same on both sides.
-DECODER_FIELDS = {
+DECODER_FIELDS: dict[str, str] = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "hidden_size",
     "intermediate_size": "ffn_hidden_size",
@@ -30,6 +32,20 @@ DECODER_FIELDS = {
     "rope_parameters": "rope_parameters",
 }
 
+# One switch for the biases of all four projections of attention.
+ATTENTION_BIAS = {"attention_bias": ("add_qkv_bias", "attention_output_bias")}
+
+
+def decoder_fields(**hf_names: str) -> dict[str, str]:
+    """`DECODER_FIELDS` for a config class that names some fields otherwise: `rms_norm_eps="norm_epsilon"`."""
+    return {hf_names.get(name, name): field for name, field in DECODER_FIELDS.items()}
+
+
+def not_read(*names: str) -> dict[str, str]:
+    """Fields of published configs that transformers' model leaves unread, for a family's CONFIG_IRRELEVANT."""
+    return dict.fromkeys(names, "transformers does not read it")
+
+
 # Fields that do not change what a forward pass computes.
 IRRELEVANT_FIELDS = {
     "transformers_version": "which version wrote the file",
@@ -44,6 +60,7 @@ IRRELEVANT_FIELDS = {
     "eos_token_id": "generation",
     "pad_token_id": "generation",
     "use_cache": "generation",
+    "cache_implementation": "generation",
     "output_hidden_states": "what the HF model returns",
     "output_attentions": "what the HF model returns",
     "return_dict": "what the HF model returns",
@@ -53,6 +70,9 @@ IRRELEVANT_FIELDS = {
     "chunk_size_feed_forward": "memory saving of the HF model",
     "pretraining_tp": "transformers 5 no longer reads it",
     "max_window_layers": "transformers turns it into layer_types",
+    "sliding_window_pattern": "transformers turns it into layer_types",
+    "_sliding_window_pattern": "transformers turns it into layer_types",
+    "partial_rotary_factor": "transformers puts it into rope_parameters",
     "_attn_implementation": "kernel choice of the HF model",
     "_attn_implementation_autoset": "kernel choice of the HF model",
     "unsloth_version": "which tool wrote the file",
@@ -68,15 +88,22 @@ FIXED_FIELDS: dict[str, Any] = {
 }
 
 
+_ROPE_KINDS = {"full_attention", "sliding_attention"}
+
+
 @cache
 def _activations() -> dict[str, Any]:
     import torch.nn.functional as F
     from megatron.core.activations import quick_gelu, squared_relu
 
+    from megatron.bridge.models.transformer.activations import gelu_new, gelu_tanh
+
     return {
         "silu": F.silu,
         "swish": F.silu,
         "gelu": F.gelu,
+        "gelu_pytorch_tanh": gelu_tanh,
+        "gelu_new": gelu_new,
         "relu": F.relu,
         "relu2": squared_relu,
         "quick_gelu": quick_gelu,
@@ -91,7 +118,7 @@ def activation_function(name: str, where: str) -> Any:
     """
     if name not in _activations():
         raise UnsupportedConfigError(
-            f"{where}: hidden_act {name!r} is not supported; supported: {', '.join(sorted(_activations()))}"
+            f"{where}: activation {name!r} is not supported; supported: {', '.join(sorted(_activations()))}"
         )
     return _activations()[name]
 
@@ -104,29 +131,58 @@ def activation_name(function: Any) -> str:
     raise UnsupportedConfigError(f"activation function {function!r} has no Hugging Face name")
 
 
-def mapped_fields(hf_config: "PretrainedConfig", mapping: Mapping[str, str]) -> dict[str, Any]:
+def mapped_fields(hf_config: "PretrainedConfig", mapping: FieldMapping) -> dict[str, Any]:
     """The provider fields that equal an HF field. A field that is `None` keeps the provider's default."""
-    fields = {name: getattr(hf_config, name, None) for name in mapping}
-    return {mapping[name]: value for name, value in fields.items() if value is not None}
+    fields: dict[str, Any] = {}
+    for name, targets in mapping.items():
+        value = getattr(hf_config, name, None)
+        if value is not None:
+            fields |= dict.fromkeys((targets,) if isinstance(targets, str) else targets, value)
+    return fields
+
+
+def mapped_values(provider: Any, mapping: FieldMapping) -> dict[str, Any]:
+    """The inverse of `mapped_fields`."""
+    return {
+        name: getattr(provider, targets if isinstance(targets, str) else targets[0])
+        for name, targets in mapping.items()
+    }
 
 
 def rotary_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
-    """The provider fields of a single rotary embedding for all layers.
+    """The provider fields of the rotary embedding, or of two: of layers with full attention and with a window.
 
     Raises:
-        UnsupportedConfigError: no rope parameters, or parameters per kind of layer.
+        UnsupportedConfigError: no rope parameters, or parameters for other kinds of layers.
     """
-    parameters = getattr(hf_config, "rope_parameters", None)
-    if not parameters or "rope_theta" not in parameters:
+    found: dict[str, Any] = getattr(hf_config, "rope_parameters", None) or {}
+    is_nested = bool(found) and set(found) <= _ROPE_KINDS
+    parameters, window = (found.get("full_attention"), found.get("sliding_attention")) if is_nested else (found, None)
+    if not parameters or "rope_theta" not in parameters or (is_nested and not window):
         raise UnsupportedConfigError(
-            f"{where}: rope_parameters must hold rope_theta for all layers, found {parameters!r}"
+            f"{where}: rope_parameters must hold rope_theta for all layers, or for full_attention and "
+            f"sliding_attention, found {found!r}"
+        )
+    rotary_percent = float(parameters.get("partial_rotary_factor", 1.0))
+    if window and float(window.get("partial_rotary_factor", 1.0)) != rotary_percent:
+        raise UnsupportedConfigError(
+            f"{where}: rope_parameters: partial_rotary_factor must be the same for all kinds of layers"
         )
     return {
         "position_embedding_type": "rope",
         "rotary_base": float(parameters["rope_theta"]),
-        "rotary_percent": float(parameters.get("partial_rotary_factor", 1.0)),
+        "rotary_percent": rotary_percent,
         "rope_parameters": dict(parameters),
+        "window_rope_parameters": dict(window) if window else None,
     }
+
+
+def rotary_values(provider: Any) -> dict[str, Any]:
+    """The inverse of `rotary_fields`."""
+    parameters = provider.rope_parameters or {"rope_type": "default", "rope_theta": provider.rotary_base}
+    if provider.window_rope_parameters is not None:
+        parameters = {"full_attention": parameters, "sliding_attention": provider.window_rope_parameters}
+    return {"rope_parameters": parameters}
 
 
 def sliding_window_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
@@ -169,6 +225,17 @@ def sliding_window_values(provider: Any) -> dict[str, Any]:
         "use_sliding_window": True,
         "layer_types": ["sliding_attention" if sliding else "full_attention" for sliding in is_sliding],
     }
+
+
+def check_values(hf_config: "PretrainedConfig", where: str, **allowed: tuple[Any, ...]) -> None:
+    """Raises `UnsupportedConfigError` naming every field whose value is not among the allowed ones."""
+    problems = [
+        f"{name}: expected {' or '.join(map(repr, values))}, found {getattr(hf_config, name)!r}"
+        for name, values in allowed.items()
+        if getattr(hf_config, name) not in values
+    ]
+    if problems:
+        raise UnsupportedConfigError(f"{where}: this cannot be represented exactly: {'; '.join(problems)}")
 
 
 def check_fields(

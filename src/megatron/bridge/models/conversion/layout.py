@@ -8,7 +8,7 @@ a rank holds, counting bytes, and proving that nothing is lost. Nothing here kno
 Letters in shapes: H hidden, D head dimension, A attention heads, G query groups, F feed-forward, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -97,6 +97,8 @@ def clip_hf_rows(piece: Piece, start: int, stop: int) -> Piece | None:
     """The part of `piece` that lies in rows `start` to `stop` of its HF tensor, or `None`. Padding has no rows."""
     if piece.role is None:
         return None
+    if not piece.hf_index:  # a scalar is its own row
+        return piece
     rows = piece.hf_index[0]
     if isinstance(rows, int):
         return piece if start <= rows < stop else None
@@ -113,6 +115,8 @@ def clip_hf_rows(piece: Piece, start: int, stop: int) -> Piece | None:
 
 def shift_hf_rows(piece: Piece, origin: int) -> Piece:
     """The same piece of an HF tensor that begins at row `origin` of the whole one."""
+    if not piece.hf_index:
+        return piece
     rows = piece.hf_index[0]
     moved = rows - origin if isinstance(rows, int) else slice(rows.start - origin, rows.stop - origin, rows.step)
     return Piece(piece.role, (moved, *piece.hf_index[1:]), piece.megatron_box, piece.permute)
@@ -179,6 +183,8 @@ def split(layout: Layout, weight: "Tensor") -> dict[str, "Tensor"]:
 
 
 def _index(shape: Shape, first_row: int = 0, num_rows: int | None = None) -> tuple[slice, ...]:
+    if not shape:
+        return ()
     stop = shape[0] if num_rows is None else first_row + num_rows
     return (slice(first_row, stop, 1), *(slice(0, size, 1) for size in shape[1:]))
 
@@ -264,3 +270,20 @@ def stacked_expert(
 
 def _reverse(shape: Shape, transposed: bool) -> tuple[int, ...] | None:
     return tuple(reversed(range(len(shape)))) if transposed and len(shape) > 1 else None
+
+
+def regrouped_rows(shape: Shape, num_groups: int, rows: Sequence[int]) -> Layout:
+    """Like `grouped_rows`, where one HF tensor holds the parts one after the other.
+
+    Args:
+        rows: per part, its rows in each group.
+    """
+    pieces, start = [], 0
+    for group in range(num_groups):
+        part_start = 0
+        for num_rows in rows:
+            index = _index(shape, part_start + group * num_rows, num_rows)
+            pieces.append(Piece("weight", index, _rows(shape, start, start + num_rows)))
+            start += num_rows
+            part_start += num_groups * num_rows
+    return Layout(tuple(pieces), {"weight": shape})

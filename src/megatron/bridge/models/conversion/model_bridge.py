@@ -41,7 +41,7 @@ class MegatronModelBridge(ABC):
 
     Attributes:
         hf_config: the HF config, set before `mapping_registry()` is called.
-        CONFIG_MAPPING: HF field -> provider field, for fields with the same value on both sides.
+        CONFIG_MAPPING: HF field -> provider field (or fields), for fields with the same value on both sides.
         CONFIG_CHECKED: HF fields that the family's hooks read in another way.
         CONFIG_IRRELEVANT: HF fields of this family that do not change the computation, with the reason.
         CONFIG_FIXED: HF fields that must have the given value (or none): those of other software, or which
@@ -52,7 +52,7 @@ class MegatronModelBridge(ABC):
         ADDITIONAL_FILE_PATTERNS: further artifact files to copy on export.
     """
 
-    CONFIG_MAPPING: ClassVar[Mapping[str, str] | Sequence[tuple[str, str]]] = config_mapping.DECODER_FIELDS
+    CONFIG_MAPPING: ClassVar[config_mapping.FieldMapping | Sequence[tuple[str, str]]] = config_mapping.DECODER_FIELDS
     CONFIG_CHECKED: ClassVar[tuple[str, ...]] = ("hidden_act", "rope_parameters")
     CONFIG_IRRELEVANT: ClassVar[Mapping[str, str]] = {}
     CONFIG_FIXED: ClassVar[Mapping[str, Any]] = {}
@@ -103,7 +103,7 @@ class MegatronModelBridge(ABC):
         Raises:
             UnsupportedConfigError: a field that the family does not know, or a value that it cannot represent.
         """
-        mapping = dict(self.CONFIG_MAPPING)
+        mapping: dict[str, Any] = dict(self.CONFIG_MAPPING)
         config_mapping.check_fields(
             hf_config,
             (*mapping, *self.CONFIG_CHECKED, *self.CONFIG_IRRELEVANT),
@@ -111,8 +111,10 @@ class MegatronModelBridge(ABC):
             self.CONFIG_FIXED,
         )
         fields = {**self.CONFIG_DEFAULTS, **config_mapping.mapped_fields(hf_config, mapping)}
-        if "hidden_act" in self.CONFIG_CHECKED:
-            fields["activation_func"] = config_mapping.activation_function(hf_config.hidden_act, self._where(hf_config))
+        for name in ("hidden_act", "hidden_activation"):
+            if name in self.CONFIG_CHECKED:
+                activation = getattr(hf_config, name)
+                fields["activation_func"] = config_mapping.activation_function(activation, self._where(hf_config))
         if "rope_parameters" in self.CONFIG_CHECKED:
             fields |= config_mapping.rotary_fields(hf_config, self._where(hf_config))
         if "sliding_window" in self.CONFIG_CHECKED:
@@ -145,14 +147,15 @@ class MegatronModelBridge(ABC):
         A family extends the result of `super()` with what its hooks read. Fields that say nothing about the model
         (token ids and the like) are left to the source config.
         """
-        values = {hf: getattr(provider, megatron) for hf, megatron in dict(self.CONFIG_MAPPING).items()}
-        if "hidden_act" in self.CONFIG_CHECKED:
-            values["hidden_act"] = config_mapping.activation_name(provider.activation_func)
+        values = config_mapping.mapped_values(provider, dict(self.CONFIG_MAPPING))
+        for name in ("hidden_act", "hidden_activation"):
+            if name in self.CONFIG_CHECKED:
+                values[name] = config_mapping.activation_name(provider.activation_func)
         if "sliding_window" in self.CONFIG_CHECKED:
             window = config_mapping.sliding_window_values(provider)
             values |= {name: value for name, value in window.items() if name in self.CONFIG_CHECKED}
-        if provider.rope_parameters is None and "rope_parameters" in values:
-            values["rope_parameters"] = {"rope_type": "default", "rope_theta": provider.rotary_base}
+        if "rope_parameters" in self.CONFIG_CHECKED:
+            values |= config_mapping.rotary_values(provider)
         entry = registered_for(type(self))
         values["architectures"] = [entry.architecture]
         values["model_type"] = entry.model_type

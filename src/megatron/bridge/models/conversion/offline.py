@@ -159,6 +159,9 @@ def _blocks(layout: Layout, box: Box, itemsize: int, block_bytes: int, same_dtyp
     """A shard's box, cut into blocks of rows if its data has to be put together and is larger than a block."""
     pieces = [piece for piece in layout.pieces if layouts.common_box(piece.megatron_box, box)]
     is_view = same_dtype and len(pieces) == 1 and pieces[0].role is not None and not pieces[0].permute
+    if not box:
+        yield box
+        return
     (start, stop), tail = box[0], box[1:]
     row_bytes = prod(last - first for first, last in tail) * itemsize
     num_rows = stop - start if is_view else max(1, block_bytes // max(row_bytes, 1))
@@ -324,7 +327,7 @@ class CheckpointWeights:
         dtype = self.dtypes[name]
         if self._has_hook:
             task = sources[-1][0]
-            whole = {other: self._rows(other, 0, self._shape(other)[0]) for other in task.hf_shapes}
+            whole = {other: self._rows(other, 0, _num_rows(shape)) for other, shape in task.hf_shapes.items()}
             state = getattr(self._hf_pretrained, "state", None)
             yield self._bridge.maybe_modify_converted_hf_weight(task, whole, state)[name].to(dtype)
             return
@@ -333,8 +336,8 @@ class CheckpointWeights:
             yield view
             return
         num_rows = max(1, block_bytes // max(prod(shape[1:]) * dtype.itemsize, 1))
-        for start in range(0, shape[0], num_rows):
-            yield self._rows(name, start, min(start + num_rows, shape[0]))
+        for start in range(0, _num_rows(shape), num_rows):
+            yield self._rows(name, start, min(start + num_rows, _num_rows(shape)))
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return self._sources[name][0][0].hf_shapes[name]
@@ -353,7 +356,7 @@ class CheckpointWeights:
 
     def _rows(self, name: str, start: int, stop: int) -> "Tensor":
         shape = self._shape(name)
-        out = torch.empty((stop - start, *shape[1:]), dtype=self.dtypes[name])
+        out = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=self.dtypes[name])
         for task, piece in self._sources[name]:
             wanted = layouts.clip_hf_rows(piece, start, stop)
             if wanted is None:
@@ -376,6 +379,11 @@ class CheckpointWeights:
             (part_box[num_stacked:], part.squeeze(tuple(range(num_stacked))))
             for part_box, part in self._reader.parts(shard.key, (*stacked, *common))
         ]
+
+
+def _num_rows(shape: tuple[int, ...]) -> int:
+    """A scalar is one row."""
+    return shape[0] if shape else 1
 
 
 def _check_keys(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path) -> None:

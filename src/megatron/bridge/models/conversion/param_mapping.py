@@ -134,19 +134,15 @@ class QKVMapping(MegatronParamMapping):
         super().__init__(megatron_param, {"q": q, "k": k, "v": v})
 
     def layout(self, shape: Shape, config: Any) -> Layout:
-        num_groups, head_dim = config.num_query_groups, config.kv_channels
-        if config.num_attention_heads % num_groups:
-            raise UnsupportedConfigError(
-                f"{self.megatron_param}: num_attention_heads {config.num_attention_heads} is not a multiple of "
-                f"num_query_groups {num_groups}; check num_key_value_heads in the HF config"
-            )
-        rows = {"q": config.num_attention_heads // num_groups * head_dim, "k": head_dim, "v": head_dim}
-        if shape[0] != num_groups * sum(rows.values()):
-            raise ParallelLayoutError(
-                f"{self.megatron_param}: expected {num_groups * sum(rows.values())} rows for {num_groups} query "
-                f"groups, found {shape[0]}; tensor parallelism must divide the number of query groups"
-            )
-        return layouts.grouped_rows(shape, num_groups, rows)
+        return layouts.grouped_rows(shape, config.num_query_groups, _qkv_rows(self.megatron_param, shape, config))
+
+
+class FusedQKVMapping(MegatronParamMapping):
+    """One HF tensor with all rows of q, then of k, then of v makes the fused `linear_qkv` (weights and biases)."""
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        rows = _qkv_rows(self.megatron_param, shape, config)
+        return layouts.regrouped_rows(shape, config.num_query_groups, list(rows.values()))
 
 
 class GatedMLPMapping(MegatronParamMapping):
@@ -202,6 +198,16 @@ class FusedGatedExpertMapping(FusedExpertMapping):
     num_parts = 2
 
 
+class ConcatenatedMapping(MegatronParamMapping):
+    """Several HF tensors of the same shape, one after the other, make one Megatron weight."""
+
+    def __init__(self, megatron_param: str, hf_params: Sequence[str]):
+        super().__init__(megatron_param, {str(index): name for index, name in enumerate(hf_params)})
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        return layouts.concatenated_rows(shape, dict.fromkeys(self.hf_names, shape[0] // len(self.hf_names)))
+
+
 class Dropped:
     """HF tensors that have no place in the Megatron model, with the reason why losing them is right.
 
@@ -228,6 +234,23 @@ class Tied(Dropped):
     def __init__(self, hf_param: str, same_as: str):
         super().__init__(hf_param, f"tied to {same_as}")
         self.same_as = same_as
+
+
+def _qkv_rows(megatron_param: str, shape: Shape, config: Any) -> dict[str, int]:
+    """Rows of q, k and v in each query group of `linear_qkv`."""
+    num_groups, head_dim = config.num_query_groups, config.kv_channels
+    if config.num_attention_heads % num_groups:
+        raise UnsupportedConfigError(
+            f"{megatron_param}: num_attention_heads {config.num_attention_heads} is not a multiple of "
+            f"num_query_groups {num_groups}; check num_key_value_heads in the HF config"
+        )
+    rows = {"q": config.num_attention_heads // num_groups * head_dim, "k": head_dim, "v": head_dim}
+    if shape[0] != num_groups * sum(rows.values()):
+        raise ParallelLayoutError(
+            f"{megatron_param}: expected {num_groups * sum(rows.values())} rows for {num_groups} query "
+            f"groups, found {shape[0]}; tensor parallelism must divide the number of query groups"
+        )
+    return rows
 
 
 def pattern_to_regex(pattern: str) -> re.Pattern[str]:

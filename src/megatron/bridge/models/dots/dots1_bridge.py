@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from megatron.bridge.models.conversion import blocks, moe_config
+from megatron.bridge.models.conversion import blocks, config_mapping, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -17,7 +17,7 @@ class Dots1Bridge(MegatronModelBridge):
     CONFIG_MAPPING = {
         **MegatronModelBridge.CONFIG_MAPPING,
         **moe_config.DEEPSEEK_FIELDS,
-        "attention_bias": "add_qkv_bias",
+        **config_mapping.ATTENTION_BIAS,
     }
     CONFIG_CHECKED = (
         *MegatronModelBridge.CONFIG_CHECKED,
@@ -38,7 +38,6 @@ class Dots1Bridge(MegatronModelBridge):
             **super().hf_config_to_provider_kwargs(hf_config),
             **moe_config.expert_layer_fields(hf_config),
             **moe_config.grouped_sigmoid_fields(hf_config),
-            "attention_output_bias": hf_config.attention_bias,
         }
 
     def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:

@@ -1,24 +1,19 @@
 """Llama 2 and 3.x, and every model published under the same architecture (SmolLM2, TinyLlama, ...)."""
 
-from typing import TYPE_CHECKING, Any
-
-from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion import blocks, config_mapping
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-
-if TYPE_CHECKING:
-    from transformers import LlamaConfig
 
 
 @MegatronModelBridge.register_bridge(source="LlamaForCausalLM", target="GPTModel", model_type="llama")
 class LlamaBridge(MegatronModelBridge):
     """A pre-norm decoder with grouped-query attention and a gated MLP; all its biases are optional."""
 
-    CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, "attention_bias": "add_qkv_bias", "mlp_bias": "mlp_bias"}
-
-    def hf_config_to_provider_kwargs(self, hf_config: "LlamaConfig") -> dict[str, Any]:
-        fields = super().hf_config_to_provider_kwargs(hf_config)
-        return {**fields, "attention_output_bias": hf_config.attention_bias}
+    CONFIG_MAPPING = {
+        **MegatronModelBridge.CONFIG_MAPPING,
+        **config_mapping.ATTENTION_BIAS,
+        "mlp_bias": "mlp_bias",
+    }
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config

@@ -1,26 +1,17 @@
 """Qwen3 (dense)."""
 
-from typing import TYPE_CHECKING, Any
-
-from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion import blocks, config_mapping
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-
-if TYPE_CHECKING:
-    from transformers import Qwen3Config
 
 
 @MegatronModelBridge.register_bridge(source="Qwen3ForCausalLM", target="GPTModel", model_type="qwen3")
 class Qwen3Bridge(MegatronModelBridge):
     """Like Qwen2, with norms of q and k over each head, and biases in attention only if the config says so."""
 
-    CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, "attention_bias": "add_qkv_bias"}
+    CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, **config_mapping.ATTENTION_BIAS}
     CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "sliding_window", "use_sliding_window", "layer_types")
     CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "qk_layernorm": True}
-
-    def hf_config_to_provider_kwargs(self, hf_config: "Qwen3Config") -> dict[str, Any]:
-        fields = super().hf_config_to_provider_kwargs(hf_config)
-        return {**fields, "attention_output_bias": hf_config.attention_bias}
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         bias = self.hf_config.attention_bias

@@ -8,9 +8,10 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_tensor_model_parallel_region,
     scatter_to_sequence_parallel_region,
 )
-from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+
+from megatron.bridge.models.transformer.core_attention import DotProductAttention
 
 if TYPE_CHECKING:
     from megatron.bridge.models.mla_provider import MLAModelProvider

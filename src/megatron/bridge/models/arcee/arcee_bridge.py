@@ -1,0 +1,22 @@
+"""Arcee (AFM)."""
+
+from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.llama.llama_bridge import LlamaBridge
+
+
+@MegatronModelBridge.register_bridge(source="ArceeForCausalLM", target="GPTModel", model_type="arcee")
+class ArceeBridge(LlamaBridge):
+    """Like Llama, with an MLP of two layers and the squared ReLU instead of a gated one."""
+
+    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "gated_linear_unit": False}
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        config = self.hf_config
+        return MegatronMappingRegistry(
+            *blocks.embeddings(tied=config.tie_word_embeddings),
+            *blocks.pre_norms(),
+            *blocks.attention(qkv_bias=config.attention_bias, output_bias=config.attention_bias),
+            *blocks.mlp(bias=config.mlp_bias),
+        )

@@ -1,0 +1,22 @@
+"""ERNIE 4.5 (dense)."""
+
+from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+
+
+@MegatronModelBridge.register_bridge(source="Ernie4_5ForCausalLM", target="GPTModel", model_type="ernie4_5")
+class Ernie45Bridge(MegatronModelBridge):
+    """Like Llama, with one switch for all biases; rotary embeddings turn neighbouring dimensions."""
+
+    CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, "use_bias": "add_bias_linear"}
+    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "rotary_interleaved": True, "attention_dropout": 0.0}
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        bias = self.hf_config.use_bias
+        return MegatronMappingRegistry(
+            *blocks.embeddings(tied=self.hf_config.tie_word_embeddings),
+            *blocks.pre_norms(),
+            *blocks.attention(qkv_bias=bias, output_bias=bias),
+            *blocks.gated_mlp(bias=bias),
+        )

@@ -1,0 +1,45 @@
+"""Ministral 3's attention: the query grows with the logarithm of its position."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.transformer.spec_utils import ModuleSpec
+
+from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.models.gpt_provider import GPTModelProvider
+
+
+@dataclass
+class Ministral3Provider(GPTModelProvider):
+    """A provider whose attention scales the query by `1 + beta * log(1 + floor(position / original length))`.
+
+    beta is `llama_4_scaling_beta` in `rope_parameters`. Source: transformers 5.23, `get_llama_4_attn_scale`.
+    """
+
+    def modify_layer_spec(self, spec: ModuleSpec) -> None:
+        if self.context_parallel_size > 1:
+            raise UnsupportedConfigError(
+                "Ministral3Provider: context_parallel_size must be 1, because the query is scaled by its position"
+            )
+        attention = spec.submodules.self_attention.submodules
+        attention.core_attention = partial(_build_core_attention, attention.core_attention)
+
+
+def _build_core_attention(core_attention: Any, config: Ministral3Provider, **kwargs: Any) -> torch.nn.Module:
+    parameters = config.rope_parameters or {}
+    module = core_attention(config=config, **kwargs)
+    beta, length = parameters["llama_4_scaling_beta"], parameters["original_max_position_embeddings"]
+    module.register_forward_pre_hook(partial(_scale_query, beta, length), with_kwargs=True)
+    return module
+
+
+def _scale_query(beta: float, length: int, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+    """`query` is `[Sq, B, A, D]`, `key` `[Sk, B, G, D]`: the last Sq of Sk positions (with a KV cache, Sk > Sq)."""
+    query, key, *others = args
+    if kwargs.get("packed_seq_params") is not None:
+        raise UnsupportedConfigError("Ministral3: packed sequences are not supported, because positions start again")
+    positions = torch.arange(key.shape[0] - query.shape[0], key.shape[0], device=query.device)
+    scale = 1 + beta * torch.log(1 + torch.floor(positions / length))
+    return (query * scale.to(query.dtype)[:, None, None, None], key, *others), kwargs

@@ -1,0 +1,31 @@
+"""Nemotron-3, Nemotron-4 and Minitron (dense)."""
+
+from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+
+
+@MegatronModelBridge.register_bridge(source="NemotronForCausalLM", target="GPTModel", model_type="nemotron")
+class NemotronBridge(MegatronModelBridge):
+    """Zero-centred LayerNorm, an MLP of two layers with the squared ReLU, and rope on a part of each head."""
+
+    CONFIG_MAPPING = {
+        **config_mapping.decoder_fields(rms_norm_eps="norm_eps"),
+        **config_mapping.ATTENTION_BIAS,
+        "mlp_bias": "mlp_bias",
+    }
+    CONFIG_DEFAULTS = {
+        **MegatronModelBridge.CONFIG_DEFAULTS,
+        "normalization": "LayerNorm",
+        "layernorm_zero_centered_gamma": True,
+        "gated_linear_unit": False,
+    }
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        config = self.hf_config
+        return MegatronMappingRegistry(
+            *blocks.embeddings(tied=config.tie_word_embeddings, norm_bias=True),
+            *blocks.pre_norms(bias=True),
+            *blocks.attention(qkv_bias=config.attention_bias, output_bias=config.attention_bias),
+            *blocks.mlp(bias=config.mlp_bias),
+        )

@@ -1,0 +1,28 @@
+"""OLMo 2."""
+
+from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+
+
+@MegatronModelBridge.register_bridge(source="Olmo2ForCausalLM", target="GPTModel", model_type="olmo2")
+class Olmo2Bridge(MegatronModelBridge):
+    """Norms behind attention and MLP instead of in front, and norms of q and k over all heads together."""
+
+    CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, **config_mapping.ATTENTION_BIAS}
+    CONFIG_DEFAULTS = {
+        **MegatronModelBridge.CONFIG_DEFAULTS,
+        "use_pre_norms": False,
+        "use_post_norms": True,
+        "qk_layernorm": True,
+        "qk_layernorm_scope": "projection",
+    }
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        bias = self.hf_config.attention_bias
+        return MegatronMappingRegistry(
+            *blocks.embeddings(tied=self.hf_config.tie_word_embeddings),
+            *blocks.post_norms(),
+            *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True),
+            *blocks.gated_mlp(),
+        )

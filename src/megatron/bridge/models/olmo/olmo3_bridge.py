@@ -1,0 +1,11 @@
+"""OLMo 3."""
+
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.olmo.olmo2_bridge import Olmo2Bridge
+
+
+@MegatronModelBridge.register_bridge(source="Olmo3ForCausalLM", target="GPTModel", model_type="olmo3")
+class Olmo3Bridge(Olmo2Bridge):
+    """OLMo 2 with windows on three of four layers, whose rotary embedding is not scaled."""
+
+    CONFIG_CHECKED = (*Olmo2Bridge.CONFIG_CHECKED, "sliding_window", "layer_types")

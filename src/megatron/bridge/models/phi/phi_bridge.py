@@ -1,0 +1,42 @@
+"""Phi-1, Phi-1.5 and Phi-2."""
+
+from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+
+
+@MegatronModelBridge.register_bridge(source="PhiForCausalLM", target="GPTModel", model_type="phi")
+class PhiBridge(MegatronModelBridge):
+    """Attention and MLP side by side behind one LayerNorm, biases everywhere, rope on a part of each head."""
+
+    CONFIG_MAPPING = {
+        **config_mapping.decoder_fields(rms_norm_eps="layer_norm_eps"),
+        "qk_layernorm": "qk_layernorm",
+        "resid_pdrop": "hidden_dropout",
+        "embd_pdrop": "embedding_dropout",
+    }
+    CONFIG_DEFAULTS = {
+        "normalization": "LayerNorm",
+        "gated_linear_unit": False,
+        "add_bias_linear": True,
+        "lm_head_bias": True,
+        "parallel_attention_and_mlp": True,
+    }
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        config = self.hf_config
+        return MegatronMappingRegistry(
+            *blocks.embeddings(
+                tied=config.tie_word_embeddings, norm="final_layernorm", norm_bias=True, lm_head_bias=True
+            ),
+            *blocks.pre_norms(mlp=None, bias=True),
+            *blocks.attention(
+                qkv_bias=True,
+                output_bias=True,
+                output="dense",
+                qk_norm=config.qk_layernorm,
+                qk_norm_bias=True,
+                qk_norm_names=("q_layernorm", "k_layernorm"),
+            ),
+            *blocks.mlp(up="fc1", down="fc2", bias=True),
+        )

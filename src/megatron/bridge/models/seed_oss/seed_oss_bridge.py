@@ -1,0 +1,28 @@
+"""Seed-OSS."""
+
+from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+
+
+@MegatronModelBridge.register_bridge(source="SeedOssForCausalLM", target="GPTModel", model_type="seed_oss")
+class SeedOssBridge(MegatronModelBridge):
+    """Like Llama, with a switch of its own for each bias, and dropout after attention and MLP."""
+
+    CONFIG_MAPPING = {
+        **MegatronModelBridge.CONFIG_MAPPING,
+        "attention_bias": "add_qkv_bias",
+        "attention_out_bias": "attention_output_bias",
+        "mlp_bias": "mlp_bias",
+        "residual_dropout": "hidden_dropout",
+    }
+    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "embedding_dropout": 0.0}
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        config = self.hf_config
+        return MegatronMappingRegistry(
+            *blocks.embeddings(tied=config.tie_word_embeddings),
+            *blocks.pre_norms(),
+            *blocks.attention(qkv_bias=config.attention_bias, output_bias=config.attention_out_bias),
+            *blocks.gated_mlp(bias=config.mlp_bias),
+        )

@@ -1,0 +1,56 @@
+"""StableLM 2 and StableLM 3B."""
+
+from typing import TYPE_CHECKING, Any
+
+from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.param_mapping import ConcatenatedMapping
+
+if TYPE_CHECKING:
+    from transformers import StableLmConfig
+
+
+@MegatronModelBridge.register_bridge(source="StableLmForCausalLM", target="GPTModel", model_type="stablelm")
+class StableLmBridge(MegatronModelBridge):
+    """LayerNorm, rope on a part of each head; perhaps attention and MLP side by side, and a norm for each head."""
+
+    CONFIG_MAPPING = {
+        **config_mapping.decoder_fields(rms_norm_eps="layer_norm_eps"),
+        "use_qkv_bias": "add_qkv_bias",
+        "qk_layernorm": "qk_layernorm",
+        "use_parallel_residual": "parallel_attention_and_mlp",
+        "hidden_dropout": "hidden_dropout",
+    }
+    CONFIG_IRRELEVANT = config_mapping.not_read("norm_eps", "rope_pct", "rotary_scaling_factor")
+    CONFIG_DEFAULTS = {
+        **MegatronModelBridge.CONFIG_DEFAULTS,
+        "normalization": "LayerNorm",
+        "qk_layernorm_scope": "separate_heads",
+    }
+
+    def hf_config_to_provider_kwargs(self, hf_config: "StableLmConfig") -> dict[str, Any]:
+        # Megatron has one dropout for attention's and the MLP's output, transformers applies it to the MLP's alone.
+        config_mapping.check_values(hf_config, self._where(hf_config), hidden_dropout=(0,))
+        return super().hf_config_to_provider_kwargs(hf_config)
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        config = self.hf_config
+        mlp_norm = None if config.use_parallel_residual else "post_attention_layernorm"
+        return MegatronMappingRegistry(
+            *blocks.embeddings(tied=config.tie_word_embeddings, norm_bias=True),
+            *blocks.pre_norms(mlp=mlp_norm, bias=True),
+            *blocks.attention(qkv_bias=config.use_qkv_bias),
+            *(self._head_norms() if config.qk_layernorm else ()),
+            *blocks.gated_mlp(),
+        )
+
+    def _head_norms(self) -> list[ConcatenatedMapping]:
+        num_heads = {"q": self.hf_config.num_attention_heads, "k": self.hf_config.num_key_value_heads}
+        return [
+            ConcatenatedMapping(
+                f"{blocks.LAYER}.self_attention.{role}_layernorm.weight",
+                [f"model.layers.*.self_attn.{role}_layernorm.norms.{head}.weight" for head in range(num)],
+            )
+            for role, num in num_heads.items()
+        ]

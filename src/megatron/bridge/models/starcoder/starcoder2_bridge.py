@@ -1,0 +1,29 @@
+"""StarCoder2."""
+
+from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+
+
+@MegatronModelBridge.register_bridge(source="Starcoder2ForCausalLM", target="GPTModel", model_type="starcoder2")
+class Starcoder2Bridge(MegatronModelBridge):
+    """LayerNorm, an MLP without a gate, biases everywhere, and a sliding window if the config says so."""
+
+    CONFIG_MAPPING = {
+        **config_mapping.decoder_fields(rms_norm_eps="norm_epsilon"),
+        "use_bias": "add_bias_linear",
+        "residual_dropout": "hidden_dropout",
+        "embedding_dropout": "embedding_dropout",
+    }
+    CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "sliding_window")
+    CONFIG_IRRELEVANT = config_mapping.not_read("mlp_type", "norm_type")
+    CONFIG_DEFAULTS = {"normalization": "LayerNorm", "gated_linear_unit": False}
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        bias = self.hf_config.use_bias
+        return MegatronMappingRegistry(
+            *blocks.embeddings(tied=self.hf_config.tie_word_embeddings, norm_bias=True),
+            *blocks.pre_norms(bias=True),
+            *blocks.attention(qkv_bias=bias, output_bias=bias),
+            *blocks.mlp(up="c_fc", down="c_proj", bias=bias),
+        )

@@ -1,0 +1,55 @@
+"""megatron-core's DotProductAttention with what it lacks: softcapped scores, and a window that heeds a given mask."""
+
+from typing import Any
+
+import torch
+from megatron.core.fusions.fused_softmax import FusedScaleMaskSoftmax
+from megatron.core.transformer.dot_product_attention import DotProductAttention as CoreDotProductAttention
+from megatron.core.transformer.utils import attention_mask_func, get_sliding_window_causal_mask
+
+
+class WindowSoftmax(FusedScaleMaskSoftmax):
+    """Softmax of scores that are capped first, and masked by the window and the given mask together.
+
+    megatron-core's replaces a given mask (of padding, or of an image that sees itself) by the window's.
+
+    Args:
+        softcap: c in `c * tanh(scores / c)` (arXiv 2408.00118, section 2); `None` for none.
+    """
+
+    def __init__(self, *args: Any, softcap: float | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.softcap = softcap
+        self.window = self.window_size
+        self.window_size = None  # the base class shall not make a mask of it
+
+    def forward(
+        self, input: torch.Tensor, mask: torch.Tensor | None, softmax_offset: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Probabilities of scores `[B, A, Sq, Sk]`; `mask` (broadcast to them) is true where nothing is seen."""
+        if self.softcap is not None:
+            input = torch.tanh(input / self.softcap) * self.softcap
+        if self.window is not None:
+            hidden = get_sliding_window_causal_mask(input.size(2), input.size(3), self.window)
+            mask = hidden if mask is None else mask | hidden
+            return self.forward_torch_softmax(input, mask, softmax_offset)  # the fused kernel knows no window
+        return super().forward(input, mask, softmax_offset)
+
+
+class DotProductAttention(CoreDotProductAttention):
+    """Reads `attn_logit_softcapping` of the config, in addition to the base class's fields."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        softmax = self.scale_mask_softmax
+        self.scale_mask_softmax = WindowSoftmax(
+            input_in_fp16=softmax.input_in_fp16,
+            input_in_bf16=softmax.input_in_bf16,
+            attn_mask_type=softmax.attn_mask_type,
+            scaled_masked_softmax_fusion=softmax.scaled_masked_softmax_fusion,
+            mask_func=attention_mask_func,
+            softmax_in_fp32=softmax.softmax_in_fp32,
+            scale=softmax.scale,
+            window_size=softmax.window_size,
+            softcap=config.attn_logit_softcapping,
+        )

@@ -1,0 +1,40 @@
+"""Rotary embeddings that differ between layers with a sliding window and the others (Gemma 3, OLMo 3)."""
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.utils import is_layer_window_attention
+
+
+class LayerRotaryEmbedding(torch.nn.Module):
+    """Two rotary embeddings, whose angles are made and handed down as one tensor.
+
+    Args:
+        full, window: embeddings of the layers with full attention and of those with a sliding window, alike in the
+            number of dimensions that they rotate.
+    """
+
+    def __init__(self, full: torch.nn.Module, window: torch.nn.Module) -> None:
+        super().__init__()
+        self.full, self.window = full, window
+
+    def get_rotary_seq_len(self, *args: Any, **kwargs: Any) -> int:
+        """The number of positions to make."""
+        return self.full.get_rotary_seq_len(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Angles `[2, S, 1, 1, D]`: for full attention, then for windows."""
+        return torch.stack([self.full(*args, **kwargs), self.window(*args, **kwargs)])
+
+
+class LayerRopeSelfAttention(SelfAttention):
+    """Takes its layer's angles out of what `LayerRotaryEmbedding` made."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, rotary_pos_emb: Any = None, **kwargs: Any) -> Any:
+        """As the base class."""
+        config = self.config
+        if rotary_pos_emb is not None:
+            has_window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, self.layer_number)
+            rotary_pos_emb = rotary_pos_emb[int(has_window)]
+        return super().forward(hidden_states, *args, rotary_pos_emb=rotary_pos_emb, **kwargs)
