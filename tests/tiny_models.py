@@ -37,6 +37,7 @@ class TinyModel:
         architecture: HF model class.
         config: differences from `BASE`.
         seq_length: of the compared sequences.
+        splits_experts: whether megatron-core can cut single experts over ranks (not with biases).
         seed: of the weights; another than 0 where, with 0, two experts' scores for some token are equal up to rounding.
     """
 
@@ -44,6 +45,7 @@ class TinyModel:
     architecture: str
     config: dict[str, Any] = field(default_factory=dict)
     seq_length: int = 40
+    splits_experts: bool = True
     seed: int = 0
 
     @property
@@ -305,8 +307,8 @@ TINY_MODELS = {
         ),
         TinyModel("dots1-window", "Dots1ForCausalLM", {**_DOTS1, "sliding_window": 8, "max_window_layers": 2}),
         TinyModel("exaone-moe", "ExaoneMoeForCausalLM", {**_EXAONE_MOE, "sliding_window": 8}),
-        TinyModel("gpt-oss", "GptOssForCausalLM", {**_GPT_OSS, **rope("yarn", **_GPT_OSS_YARN)}),
-        TinyModel("gpt-oss-default-rope", "GptOssForCausalLM", {**_GPT_OSS, **rope("default")}),
+        TinyModel("gpt-oss", "GptOssForCausalLM", {**_GPT_OSS, **rope("yarn", **_GPT_OSS_YARN)}, splits_experts=False),
+        TinyModel("gpt-oss-default-rope", "GptOssForCausalLM", {**_GPT_OSS, **rope("default")}, splits_experts=False),
         TinyModel("mixtral", "MixtralForCausalLM", _MIXTRAL),
         TinyModel("mixtral-window", "MixtralForCausalLM", {**_MIXTRAL, "sliding_window": 8, "head_dim": 24}),
         TinyModel("mistral", _MISTRAL, {"sliding_window": None}),
