@@ -229,8 +229,7 @@ def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Lay
     """Row blocks interleaved by group: group `g` is rows `g` of each role in turn.
 
     Rows of further groups, which HF does not have, are zero. With `roles = {"q": A // G * D, "k": D, "v": D}` this is
-    Megatron's fused QKV, `[G * (A // G + 2) * D, ...]` (megatron-core 0.19, `SelfAttention.get_query_key_value_tensors`).
-    """
+    Megatron's fused QKV, `[G * (A // G + 2) * D, ...]` (megatron-core 0.19, `SelfAttention`).
     pieces, hf_shapes, start = [], {}, 0
     for role, num_rows in roles.items():
         hf_shapes[role] = (num_groups * num_rows, *shape[1:])
