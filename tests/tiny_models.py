@@ -37,12 +37,16 @@ class TinyModel:
         architecture: HF model class.
         config: differences from `BASE`.
         seq_length: of the compared sequences.
+        splits_experts: whether megatron-core can cut single experts over ranks (not with biases).
+        seed: of the weights; another than 0 where, with 0, two experts' scores for some token are equal up to rounding.
     """
 
     name: str
     architecture: str
     config: dict[str, Any] = field(default_factory=dict)
     seq_length: int = 40
+    splits_experts: bool = True
+    seed: int = 0
 
     @property
     def is_moe(self) -> bool:
@@ -53,28 +57,35 @@ class TinyModel:
         model_class = getattr(transformers, self.architecture)
         return model_class.config_class(**{**BASE, **self.config}, architectures=[self.architecture])
 
-    def hf_model(self, seed: int = 0) -> transformers.PreTrainedModel:
+    def hf_model(self, seed: int | None = None) -> transformers.PreTrainedModel:
         """The model in float32, eval mode and eager attention."""
         config = self.hf_config()
         config._attn_implementation = "eager"
         model = getattr(transformers, self.architecture)(config).float().eval()
-        randomize(model, seed)
+        randomize(model, self.seed if seed is None else seed)
         return model
 
-    def save(self, folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> transformers.PreTrainedModel:
+    def save(
+        self, folder: Path, dtype: torch.dtype = torch.float32, seed: int | None = None
+    ) -> transformers.PreTrainedModel:
         """Saves the model as an HF folder and returns it (its weights rounded to `dtype`)."""
         model = self.hf_model(seed).to(dtype)
         model.save_pretrained(folder)
         return model
 
 
+# Buffers that checkpoints carry.
+ROUTER_BIASES = ("e_score_correction_bias",)
+
+
 def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Random values for every parameter: matrices around 0, vectors around what they were."""
+    """Random values for every parameter and router bias: matrices around 0, vectors around what they were."""
     generator = torch.Generator().manual_seed(seed)
+    router_biases = [buffer for name, buffer in model.named_buffers() if name.endswith(ROUTER_BIASES)]
     with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(parameter + 0.2 * noise if parameter.dim() == 1 else 0.08 * noise)
+        for tensor in [*model.parameters(), *router_biases]:
+            noise = torch.randn(tensor.shape, generator=generator)
+            tensor.copy_(tensor + 0.2 * noise if tensor.dim() == 1 else 0.08 * noise)
 
 
 _LLAMA, _QWEN2, _QWEN3, _MISTRAL = "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"
@@ -152,6 +163,59 @@ _MOE = {
     "norm_topk_prob": True,
 }
 
+_QWEN2_MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+}
+_MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+_DEEPSEEK = "DeepseekV3ForCausalLM"
+_MLA = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+}
+_GROUPED_SIGMOID = {
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 32,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+}
+_DEEPSEEK_V3 = {**_MLA, **_GROUPED_SIGMOID, "n_shared_experts": 2}
+_DEEPSEEK_YARN = {"factor": 4.0, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0}
+_DEEPSEEK_V2 = {
+    **_MLA,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
+}
+_GLM4_MOE = {**_GROUPED_SIGMOID, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "head_dim": 24}
+_GLM4_MOE_LITE = {
+    **_MLA,
+    **{name: value for name, value in _GROUPED_SIGMOID.items() if name != "first_k_dense_replace"},
+    "n_shared_experts": 1,
+}
+_DOTS1 = {**_GROUPED_SIGMOID, "n_shared_experts": 2, "norm_topk_prob": True, "head_dim": 16}
+_EXAONE_MOE = {
+    **{"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 32, "num_shared_experts": 2},
+    "head_dim": 24,
+}
+_GPT_OSS = {
+    **{"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 24, "sliding_window": 8},
+    "swiglu_limit": 0.3,  # so small that it matters with these weights
+}
+_GPT_OSS_YARN = {"factor": 32.0, "beta_fast": 32.0, "truncate": False, "original_max_position_embeddings": 16}
+
 TINY_MODELS = {
     model.name: model
     for model in (
@@ -184,6 +248,69 @@ TINY_MODELS = {
         TinyModel("qwen3-moe", "Qwen3MoeForCausalLM", _MOE),
         TinyModel("qwen3-moe-softmax-first", "Qwen3MoeForCausalLM", {**_MOE, "norm_topk_prob": False}),
         TinyModel("qwen3-moe-dense-layers", "Qwen3MoeForCausalLM", {**_MOE, "mlp_only_layers": [0, 2]}),
+        TinyModel("qwen2-moe", "Qwen2MoeForCausalLM", _QWEN2_MOE),
+        TinyModel(
+            "qwen2-moe-no-bias", "Qwen2MoeForCausalLM", {**_QWEN2_MOE, "norm_topk_prob": True, "qkv_bias": False}
+        ),
+        TinyModel(
+            "qwen2-moe-dense-layers-and-window",
+            "Qwen2MoeForCausalLM",
+            {**_QWEN2_MOE, "mlp_only_layers": [1], **_WINDOW_ON_SOME},
+        ),
+        TinyModel("deepseek-v3", _DEEPSEEK, {**_DEEPSEEK_V3, **rope("yarn", **_DEEPSEEK_YARN)}),
+        TinyModel("deepseek-v3-default-rope", _DEEPSEEK, {**_DEEPSEEK_V3, "rms_norm_eps": 1e-3}),
+        TinyModel(
+            "deepseek-v3-mscales",
+            _DEEPSEEK,
+            {**_DEEPSEEK_V3, **rope("yarn", **{**_DEEPSEEK_YARN, "mscale": 0.7, "mscale_all_dim": 0.5})},
+        ),
+        TinyModel(
+            "deepseek-v3-no-mscale",
+            _DEEPSEEK,
+            {**_DEEPSEEK_V3, **rope("yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=16.0)},
+            seed=1,
+        ),
+        TinyModel("deepseek-v3-topk-6", _DEEPSEEK, {**_DEEPSEEK_V3, "num_experts_per_tok": 6}),
+        TinyModel("deepseek-v3-no-renormalisation", _DEEPSEEK, {**_DEEPSEEK_V3, "norm_topk_prob": False}),
+        TinyModel(
+            "kimi-k2",
+            _DEEPSEEK,
+            {**_DEEPSEEK_V3, "n_group": 1, "topk_group": 1, **rope("yarn", **_DEEPSEEK_YARN)},
+        ),
+        TinyModel(
+            "moonlight",
+            _DEEPSEEK,
+            {**_DEEPSEEK_V3, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "rms_norm_eps": 1e-5},
+        ),
+        TinyModel("deepseek-v2", "DeepseekV2ForCausalLM", _DEEPSEEK_V2),
+        TinyModel(
+            "deepseek-v2-groups",
+            "DeepseekV2ForCausalLM",
+            {
+                **_DEEPSEEK_V2,
+                **{"num_experts_per_tok": 6, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 3},
+                **rope("yarn", **{**_DEEPSEEK_YARN, "mscale": 0.7, "mscale_all_dim": 0.7}),
+            },
+        ),
+        TinyModel("deepseek-v2-lite", "DeepseekV2ForCausalLM", {**_DEEPSEEK_V2, "q_lora_rank": None}),
+        TinyModel("glm4-moe", "Glm4MoeForCausalLM", {**_GLM4_MOE, "use_qk_norm": True}),
+        TinyModel("glm4-moe-attention-bias", "Glm4MoeForCausalLM", {**_GLM4_MOE, "attention_bias": True}),
+        TinyModel("glm4-moe-lite", "Glm4MoeLiteForCausalLM", _GLM4_MOE_LITE),
+        TinyModel(
+            "glm4-moe-lite-layer-types",
+            "Glm4MoeLiteForCausalLM",
+            {**_GLM4_MOE_LITE, "mlp_layer_types": ["sparse", "dense", "dense", "sparse"]},
+        ),
+        TinyModel("dots1", "Dots1ForCausalLM", {**_DOTS1, "sliding_window": None}),
+        TinyModel(
+            "dots1-attention-bias", "Dots1ForCausalLM", {**_DOTS1, "sliding_window": None, "attention_bias": True}
+        ),
+        TinyModel("dots1-window", "Dots1ForCausalLM", {**_DOTS1, "sliding_window": 8, "max_window_layers": 2}),
+        TinyModel("exaone-moe", "ExaoneMoeForCausalLM", {**_EXAONE_MOE, "sliding_window": 8}),
+        TinyModel("gpt-oss", "GptOssForCausalLM", {**_GPT_OSS, **rope("yarn", **_GPT_OSS_YARN)}, splits_experts=False),
+        TinyModel("gpt-oss-default-rope", "GptOssForCausalLM", {**_GPT_OSS, **rope("default")}, splits_experts=False),
+        TinyModel("mixtral", "MixtralForCausalLM", _MIXTRAL),
+        TinyModel("mixtral-window", "MixtralForCausalLM", {**_MIXTRAL, "sliding_window": 8, "head_dim": 24}),
         TinyModel("mistral", _MISTRAL, {"sliding_window": None}),
         TinyModel("mistral-window", _MISTRAL, {"sliding_window": 8}),
         TinyModel("mistral-head-dim", _MISTRAL, {"sliding_window": None, "head_dim": 32}),

@@ -8,7 +8,12 @@ import torch
 from megatron.core.transformer import TransformerConfig
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
-from megatron.bridge.models.layer_specs import default_layer_spec, local_layer_spec, transformer_engine_layer_spec
+from megatron.bridge.models.layer_specs import (
+    default_layer_spec,
+    local_layer_spec,
+    mtp_block_spec,
+    transformer_engine_layer_spec,
+)
 from megatron.bridge.models.model_provider import ModelProviderMixin
 from megatron.bridge.models.rotary import apply_rope_parameters
 from megatron.bridge.models.transformer.gpt_model import GPTModel
@@ -49,6 +54,10 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         unpadded_query_groups: the number before padding; set by `finalize`.
         window_rope_parameters: those of layers with a sliding window, where they differ; `None` for the same.
         attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
+        moe_router_renormalize: whether the scores of the chosen experts are divided by their sum; `None` is
+            megatron-core's rule. This and the next two fields choose `GeneralTopKRouter`.
+        moe_router_group_score: what groups of experts are chosen by, "top2_sum" or "max"; `None` is megatron-core's.
+        moe_router_softmax_expert_bias: a bias on softmax scores for the choice of experts.
         lm_head_bias: bias of the output layer, one number per vocabulary entry.
         embedding_dropout: dropout of the embeddings alone; `None` follows `hidden_dropout`.
         embedding_multiplier, logits_multiplier: factors of the word embeddings and of the logits.
@@ -85,6 +94,9 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     unpadded_query_groups: int | None = None
     attention_output_bias: bool | None = None
     mlp_bias: bool | None = None
+    moe_router_renormalize: bool | None = None
+    moe_router_group_score: str | None = None
+    moe_router_softmax_expert_bias: bool = False
     lm_head_bias: bool = False
     embedding_dropout: float | None = None
     embedding_multiplier: float = 1.0
@@ -181,9 +193,11 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         if post_process is None:
             post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        layer_spec = self._layer_spec(vp_stage)
         model = GPTModel(
             config=self,
-            transformer_layer_spec=self._layer_spec(vp_stage),
+            transformer_layer_spec=layer_spec,
+            mtp_block_spec=mtp_block_spec(self, layer_spec, vp_stage),
             vocab_size=self.padded_vocab_size,
             max_sequence_length=self.seq_length,
             pre_process=pre_process,

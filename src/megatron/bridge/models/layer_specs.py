@@ -11,8 +11,10 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
+from megatron.bridge.models.transformer.biased_experts import BiasedExpertLinear
 from megatron.bridge.models.transformer.core_attention import DotProductAttention
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
+from megatron.bridge.models.transformer.multi_latent_attention import MLADotProductAttention, MultiLatentSelfAttention
 from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
 from megatron.bridge.models.transformer.post_norm import with_post_norm
 from megatron.bridge.models.transformer.qk_norm import (
@@ -22,11 +24,20 @@ from megatron.bridge.models.transformer.qk_norm import (
     SeparateHeadNorm,
 )
 from megatron.bridge.models.transformer.residual import scaled_bias_dropout_add
+from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
 
 if TYPE_CHECKING:
     from megatron.bridge.models.gpt_provider import GPTModelProvider
+
+
+# Local MLA: a norm that is part of a linear layer with Transformer Engine is saved under the name that it has there.
+_LOCAL_MLA_KEYS = {
+    "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
+    "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
 
 
 def transformer_engine_layer_spec(config: "GPTModelProvider") -> ModuleSpec:
@@ -35,6 +46,7 @@ def transformer_engine_layer_spec(config: "GPTModelProvider") -> ModuleSpec:
         num_experts=config.num_moe_experts,
         moe_grouped_gemm=config.moe_grouped_gemm,
         qk_layernorm=config.qk_layernorm,
+        multi_latent_attention=config.multi_latent_attention,
     )
     _vary(spec, config, with_transformer_engine=True)
     return spec
@@ -51,13 +63,17 @@ def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> 
         num_experts=config.num_moe_experts if is_moe else None,
         moe_grouped_gemm=False,
         qk_layernorm=config.qk_layernorm,
+        multi_latent_attention=config.multi_latent_attention,
         normalization=config.normalization,
     )
     layer = spec.submodules
     attention = layer.self_attention.submodules
+    if config.multi_latent_attention:
+        attention.core_attention = MLADotProductAttention
+        layer.sharded_state_dict_keys_map = dict(_LOCAL_MLA_KEYS)
     for owner, names in (
         (layer, ("input_layernorm", "pre_mlp_layernorm")),
-        (attention, ("q_layernorm", "k_layernorm")),
+        (attention, ("q_layernorm", "k_layernorm", "kv_layernorm")),
     ):
         for name in names:
             if getattr(owner, name, None) not in (None, IdentityOp):
@@ -88,6 +104,19 @@ def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) 
     kinds = moe_layers(config)[first : first + num_layers]
     specs = {is_moe: local_layer_spec(config, is_moe) for is_moe in set(kinds)}
     return TransformerBlockSubmodules(layer_specs=[specs[is_moe] for is_moe in kinds], layer_norm=TorchNorm)
+
+
+def mtp_block_spec(config: "GPTModelProvider", layer_spec: Any, vp_stage: int | None = None) -> Any:
+    """The spec of the multi-token prediction layers on this rank, made of its last decoder layer's; `None` for none."""
+    if not config.mtp_num_layers:
+        return None
+    use_transformer_engine = capabilities.has_transformer_engine()
+    block = gpt_layer_specs.get_gpt_mtp_block_spec(config, layer_spec, use_transformer_engine, vp_stage=vp_stage)
+    if block is not None and not use_transformer_engine:
+        for layer in block.layer_specs:
+            for name in ("enorm", "hnorm", "layer_norm"):
+                setattr(layer.submodules, name, TorchNorm)
+    return block
 
 
 def moe_layers(config: "GPTModelProvider") -> list[bool]:
@@ -121,12 +150,15 @@ def _vary(spec: ModuleSpec, config: "GPTModelProvider", with_transformer_engine:
         spec.module = ParallelTransformerLayer
         layer.pre_mlp_layernorm = IdentityOp
     _vary_attention(layer.self_attention, config)
+    _vary_experts(layer.mlp.keywords["submodules"], config, with_transformer_engine)
     _set_biases(spec, config)
     config.modify_layer_spec(spec)
 
 
 def _vary_attention(spec: ModuleSpec, config: "GPTModelProvider") -> None:
     attention = spec.submodules
+    if config.multi_latent_attention:
+        spec.module = MultiLatentSelfAttention
     if config.attn_logit_softcapping is not None:
         attention.core_attention = DotProductAttention
     if config.window_rope_parameters is not None:
@@ -138,6 +170,15 @@ def _vary_attention(spec: ModuleSpec, config: "GPTModelProvider") -> None:
     if config.qk_layernorm and config.qk_layernorm_scope == "head_after_rope":
         spec.module = SelfAttentionWithNormsAfterRope
         attention.q_layernorm = attention.k_layernorm = NormAfterRope
+
+
+def _vary_experts(mlp: Any, config: "GPTModelProvider", with_transformer_engine: bool) -> None:
+    if not hasattr(mlp, "experts"):
+        return
+    if needs_general_router(config):
+        mlp.router = GeneralTopKRouter
+    if config.add_bias_linear and not with_transformer_engine:
+        mlp.experts.keywords["submodules"].linear_fc2 = BiasedExpertLinear
 
 
 def _separate_norms(layer: Any, config: "GPTModelProvider") -> None:

@@ -160,6 +160,8 @@ def apply_rope_parameters(
     for layer in model.decoder.layers:
         has_window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer.layer_number)
         layer.self_attention._yarn_concentration_factor = scalings[has_window]
+    for layer in model.mtp.layers if model.mtp_process else []:
+        layer.mtp_model_layer.self_attention._yarn_concentration_factor = scaling
 
 
 def _rotary_embedding(model: "GPTModel", rope_parameters: Mapping[str, Any], max_positions: int) -> RotaryEmbedding:

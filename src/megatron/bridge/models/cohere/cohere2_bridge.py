@@ -9,8 +9,6 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 if TYPE_CHECKING:
     from transformers import Cohere2Config
 
-_NOT_READ = "transformers does not read it"
-
 
 @MegatronModelBridge.register_bridge(source="Cohere2ForCausalLM", target="GPTModel", model_type="cohere2")
 class Cohere2Bridge(MegatronModelBridge):
@@ -22,12 +20,9 @@ class Cohere2Bridge(MegatronModelBridge):
         "logit_scale": "logits_multiplier",
     }
     CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "sliding_window", "layer_types")
-    CONFIG_IRRELEVANT = dict.fromkeys(
-        (
-            "layer_switch", "order_of_interleaved_layers", "position_embedding_type", "rotary_pct",
-            "use_embedding_sharing", "use_gated_activation", "use_parallel_block", "use_parallel_embedding",
-        ),
-        _NOT_READ,
+    CONFIG_IRRELEVANT = config_mapping.not_read(
+        "layer_switch", "order_of_interleaved_layers", "position_embedding_type", "rotary_pct",
+        "use_embedding_sharing", "use_gated_activation", "use_parallel_block", "use_parallel_embedding",
     )  # fmt: skip
     CONFIG_DEFAULTS = {
         **MegatronModelBridge.CONFIG_DEFAULTS,

@@ -4,9 +4,13 @@ A block is a function of a few choices (read from the HF config by the family) t
 HF name of the module, with `*` for the layer number; Megatron names are those of the Transformer Engine spec.
 """
 
+from typing import Any
+
 from megatron.bridge.models.conversion.param_mapping import (
     AutoMapping,
     Dropped,
+    FusedExpertMapping,
+    FusedGatedExpertMapping,
     FusedQKVMapping,
     GatedMLPMapping,
     MegatronParamMapping,
@@ -86,6 +90,7 @@ def attention(
     qkv_bias: bool = False,
     output_bias: bool = False,
     qk_norm: bool = False,
+    sinks: str | None = None,
     qk_norm_bias: bool = False,
     qk_norm_names: tuple[str, str] = ("q_norm", "k_norm"),
     fused_qkv: str | None = None,
@@ -100,6 +105,7 @@ def attention(
         qk_norm_names: their HF names.
         fused_qkv: HF name of one projection that holds all of q, then k, then v; default: three projections.
         output: HF name of the output projection.
+        sinks: HF name of the learned logit that each head's softmax has in addition.
     """
     megatron = f"{LAYER}.self_attention"
     mappings: Mappings = []
@@ -115,9 +121,36 @@ def attention(
         for role, name in zip(("q", "k"), qk_norm_names, strict=True):
             for kind in _kinds(qk_norm_bias):
                 mappings.append(AutoMapping(f"{megatron}.{role}_layernorm.{kind}", f"{hf}.{name}.{kind}"))
+    if sinks is not None:
+        mappings.append(AutoMapping(f"{megatron}.core_attention.softmax_offset", f"{hf}.{sinks}"))
     # Checkpoints made by old versions of transformers carry the rotary frequencies.
     mappings.append(Dropped(f"{hf}.rotary_emb.inv_freq", "rotary frequencies are computed from the config"))
     return mappings
+
+
+def latent_attention(*, hf: str = "model.layers.*.self_attn", q_latent: bool = True) -> Mappings:
+    """Multi-latent attention.
+
+    Args:
+        q_latent: whether queries are projected down and up again (`q_lora_rank`), or by one matrix.
+    """
+    megatron = f"{LAYER}.self_attention"
+    names = {
+        "linear_kv_down_proj.weight": "kv_a_proj_with_mqa.weight",
+        "linear_kv_up_proj.layer_norm_weight": "kv_a_layernorm.weight",
+        "linear_kv_up_proj.weight": "kv_b_proj.weight",
+        "linear_proj.weight": "o_proj.weight",
+    }
+    if q_latent:
+        names |= {
+            "linear_q_down_proj.weight": "q_a_proj.weight",
+            "linear_q_up_proj.layer_norm_weight": "q_a_layernorm.weight",
+            "linear_q_up_proj.weight": "q_b_proj.weight",
+        }
+    else:
+        names["linear_q_proj.weight"] = "q_proj.weight"
+    mappings: Mappings = [AutoMapping(f"{megatron}.{ours}", f"{hf}.{theirs}") for ours, theirs in names.items()]
+    return [*mappings, Dropped(f"{hf}.rotary_emb.inv_freq", "rotary frequencies are computed from the config")]
 
 
 def moe(
@@ -155,6 +188,76 @@ def moe(
         mappings.append(AutoMapping(f"{megatron}.shared_experts.linear_fc2.weight", down))
     if shared_gate is not None:
         mappings.append(AutoMapping(f"{megatron}.shared_experts.gate_weight", f"{hf}.{shared_gate}.weight"))
+    return mappings
+
+
+def fused_moe(
+    *,
+    hf: str = "model.layers.*.mlp",
+    router: str = "router",
+    gate_up: str = "experts.gate_up_proj",
+    down: str = "experts.down_proj",
+    bias: bool = False,
+    transposed: bool = False,
+    interleaved: bool = False,
+) -> Mappings:
+    """Mixture of gated experts, the tensors of all experts of a layer stored as one.
+
+    Args:
+        router: HF name of the router, below `hf`.
+        gate_up, down: HF names of the experts' projections.
+        bias: whether router and experts have biases, stored under the names of the weights with `_bias`.
+        transposed: whether an expert's weight is `[in, out]`.
+        interleaved: whether the outputs of gate and up alternate.
+    """
+    megatron = f"{LAYER}.mlp"
+    mappings: Mappings = []
+    for kind, suffix in (("weight", ""), ("bias", "_bias")) if bias else (("weight", ""),):
+        layout = {"transposed": transposed and kind == "weight"}
+        mappings += [
+            AutoMapping(f"{megatron}.router.{kind}", f"{hf}.{router}.{kind}"),
+            FusedGatedExpertMapping(
+                f"{megatron}.experts.linear_fc1.{kind}*", f"{hf}.{gate_up}{suffix}", interleaved=interleaved, **layout
+            ),
+            FusedExpertMapping(f"{megatron}.experts.linear_fc2.{kind}*", f"{hf}.{down}{suffix}", **layout),
+        ]
+    return mappings
+
+
+def multi_token_prediction(layer: Mappings, config: Any, *, hf: str = "model", lm_head: str = "lm_head") -> Mappings:
+    """Layers behind the last one that predict further tokens, stored under the numbers that follow it.
+
+    The HF tensors are dropped if the Megatron model has no such layers (`mtp_num_layers`).
+
+    Args:
+        layer: the mappings of a decoder layer, which a prediction layer has too.
+        config: the HF config.
+    """
+    mappings: Mappings = []
+    for index in range(getattr(config, "num_nextn_predict_layers", None) or 0):
+        number = config.num_hidden_layers + index
+        megatron, theirs = f"mtp.layers.{index}", f"{hf}.layers.{number}"
+        names = {name: name for name in ("enorm", "hnorm", "eh_proj")} | {"final_layernorm": "shared_head.norm"}
+        mappings += [AutoMapping(f"{megatron}.{m}.weight", f"{theirs}.{h}.weight") for m, h in names.items()]
+        for mapping in layer:
+            if isinstance(mapping, Dropped):
+                continue
+            moved = mapping.resolve([str(number)])
+            moved.megatron_param = moved.megatron_param.replace(
+                f"decoder.layers.{number}.", f"{megatron}.transformer_layer."
+            )
+            mappings.append(moved)
+        mappings += [
+            Tied(f"{theirs}.embed_tokens.weight", same_as=f"{hf}.embed_tokens.weight"),
+            Tied(f"{theirs}.shared_head.head.weight", same_as=f"{lm_head}.weight"),
+        ]
+    reason = "the Megatron model has no multi-token prediction layers (mtp_num_layers)"
+    mappings += [
+        Dropped(name, reason)
+        for mapping in mappings
+        if not isinstance(mapping, Dropped)
+        for name in mapping.hf_names.values()
+    ]
     return mappings
 
 

@@ -41,6 +41,11 @@ def decoder_fields(**hf_names: str) -> dict[str, str]:
     return {hf_names.get(name, name): field for name, field in DECODER_FIELDS.items()}
 
 
+def not_read(*names: str) -> dict[str, str]:
+    """Fields of published configs that transformers' model leaves unread, for a family's CONFIG_IRRELEVANT."""
+    return dict.fromkeys(names, "transformers does not read it")
+
+
 # Fields that do not change what a forward pass computes.
 IRRELEVANT_FIELDS = {
     "transformers_version": "which version wrote the file",
@@ -180,27 +185,6 @@ def rotary_values(provider: Any) -> dict[str, Any]:
     return {"rope_parameters": parameters}
 
 
-# HF field -> provider field of mixtures of experts, in addition to `DECODER_FIELDS`.
-MOE_FIELDS = {
-    "num_experts": "num_moe_experts",
-    "num_experts_per_tok": "moe_router_topk",
-    "moe_intermediate_size": "moe_ffn_hidden_size",
-    "router_aux_loss_coef": "moe_aux_loss_coeff",
-}
-
-# Provider fields that every mixture of experts has. Fused kernels are switched off where they cannot run.
-MOE_DEFAULTS: dict[str, Any] = {
-    "moe_token_dispatcher_type": "alltoall",
-    "moe_router_load_balancing_type": "aux_loss",
-    "moe_grouped_gemm": True,
-}
-
-
-def moe_layer_freq(is_moe: list[bool]) -> int | list[int]:
-    """megatron-core's field for which layers have experts; a list makes each layer's checkpoint keys its own."""
-    return 1 if all(is_moe) else [int(moe) for moe in is_moe]
-
-
 def sliding_window_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
     """The provider fields of sliding-window attention: HF window W sees W positions, Megatron's (W - 1, 0) likewise.
 
@@ -254,14 +238,17 @@ def check_values(hf_config: "PretrainedConfig", where: str, **allowed: tuple[Any
         raise UnsupportedConfigError(f"{where}: this cannot be represented exactly: {'; '.join(problems)}")
 
 
-def check_fields(hf_config: "PretrainedConfig", known: Iterable[str], where: str) -> None:
+def check_fields(
+    hf_config: "PretrainedConfig", known: Iterable[str], where: str, fixed: Mapping[str, Any] | None = None
+) -> None:
     """Raises `UnsupportedConfigError` naming every unknown field, and every fixed field with another value."""
     known = {*known, *IRRELEVANT_FIELDS}
+    fixed = {**FIXED_FIELDS, **(fixed or {})}
     problems = []
     for name, value in hf_config.to_dict().items():
-        if name in FIXED_FIELDS:
-            if value != FIXED_FIELDS[name]:
-                problems.append(f"{name}: expected {FIXED_FIELDS[name]!r}, found {value!r}")
+        if name in fixed:
+            if value is not None and value != fixed[name]:
+                problems.append(f"{name}: expected {fixed[name]!r}, found {value!r}")
         elif name not in known and value is not None:
             problems.append(f"{name} = {value!r}: unknown to this family")
     if problems:

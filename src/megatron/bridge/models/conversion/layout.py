@@ -228,9 +228,8 @@ def concatenated_rows(shape: Shape, roles: Mapping[str, int]) -> Layout:
 def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Layout:
     """Row blocks interleaved by group: group `g` is rows `g` of each role in turn.
 
-    Rows of further groups, which HF does not have, are zero. With `roles = {"q": A // G * D, "k": D, "v": D}` this is Megatron's fused QKV, `[G * (A // G + 2) * D, ...]`
-    (megatron-core 0.19, `SelfAttention.get_query_key_value_tensors`).
-    """
+    Rows of further groups, which HF does not have, are zero. With `roles = {"q": A // G * D, "k": D, "v": D}` this is
+    Megatron's fused QKV, `[G * (A // G + 2) * D, ...]` (megatron-core 0.19, `SelfAttention`).
     pieces, hf_shapes, start = [], {}, 0
     for role, num_rows in roles.items():
         hf_shapes[role] = (num_groups * num_rows, *shape[1:])
@@ -242,6 +241,41 @@ def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Lay
     if shape[0] > start:
         pieces.append(Piece(None, (), _rows(shape, start, shape[0])))
     return Layout(tuple(pieces), hf_shapes)
+
+
+def stacked_expert(
+    shape: Shape,
+    num_experts: int,
+    expert: int,
+    *,
+    num_parts: int = 1,
+    interleaved: bool = False,
+    transposed: bool = False,
+) -> Layout:
+    """One expert of an HF tensor that holds all experts: `[E, *shape]`, or `[E, H, F]` for a weight `[F, H]`.
+
+    Args:
+        num_parts: row blocks of the Megatron weight (gate and up: 2).
+        interleaved: in the HF tensor, row `i` of every part comes before row `i + 1` of any; otherwise the parts follow
+            each other, as in the Megatron weight.
+        transposed: the HF tensor has rows and columns exchanged.
+    """
+    num_rows = shape[0] // num_parts
+    pieces = []
+    for part in range(num_parts):
+        rows = slice(part * num_rows, (part + 1) * num_rows, 1)
+        if interleaved:
+            rows = slice(part, part + (num_rows - 1) * num_parts + 1, num_parts)
+        index = (rows, *(slice(0, size, 1) for size in shape[1:]))
+        box = _rows(shape, part * num_rows, (part + 1) * num_rows)
+        pieces.append(
+            Piece("weight", (expert, *(index[::-1] if transposed else index)), box, _reverse(shape, transposed))
+        )
+    return Layout(tuple(pieces), {"weight": (num_experts, *(shape[::-1] if transposed else shape))})
+
+
+def _reverse(shape: Shape, transposed: bool) -> tuple[int, ...] | None:
+    return tuple(reversed(range(len(shape)))) if transposed and len(shape) > 1 else None
 
 
 def regrouped_rows(shape: Shape, num_groups: int, rows: Sequence[int]) -> Layout:

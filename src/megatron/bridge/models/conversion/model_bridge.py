@@ -1,5 +1,6 @@
 """`MegatronModelBridge`: what a model family declares, and the hooks through which it says what is unusual."""
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,14 +44,18 @@ class MegatronModelBridge(ABC):
         CONFIG_MAPPING: HF field -> provider field (or fields), for fields with the same value on both sides.
         CONFIG_CHECKED: HF fields that the family's hooks read in another way.
         CONFIG_IRRELEVANT: HF fields of this family that do not change the computation, with the reason.
+        CONFIG_FIXED: HF fields that must have the given value (or none): those of other software, or which
+            transformers does not compute with.
         CONFIG_DEFAULTS: provider fields that are the same for every model of the family.
-        PROVIDER_CLASS: default `GPTModelProvider`.
+        PROVIDER_CLASS: a class, or its dotted name, with which megatron-core is not imported to list the families;
+            default `GPTModelProvider`.
         ADDITIONAL_FILE_PATTERNS: further artifact files to copy on export.
     """
 
     CONFIG_MAPPING: ClassVar[config_mapping.FieldMapping | Sequence[tuple[str, str]]] = config_mapping.DECODER_FIELDS
     CONFIG_CHECKED: ClassVar[tuple[str, ...]] = ("hidden_act", "rope_parameters")
     CONFIG_IRRELEVANT: ClassVar[Mapping[str, str]] = {}
+    CONFIG_FIXED: ClassVar[Mapping[str, Any]] = {}
     CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]] = {
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
@@ -100,7 +105,10 @@ class MegatronModelBridge(ABC):
         """
         mapping: dict[str, Any] = dict(self.CONFIG_MAPPING)
         config_mapping.check_fields(
-            hf_config, (*mapping, *self.CONFIG_CHECKED, *self.CONFIG_IRRELEVANT), self._where(hf_config)
+            hf_config,
+            (*mapping, *self.CONFIG_CHECKED, *self.CONFIG_IRRELEVANT),
+            self._where(hf_config),
+            self.CONFIG_FIXED,
         )
         fields = {**self.CONFIG_DEFAULTS, **config_mapping.mapped_fields(hf_config, mapping)}
         for name in ("hidden_act", "hidden_activation"):
@@ -123,7 +131,13 @@ class MegatronModelBridge(ABC):
         from megatron.bridge.models.gpt_provider import GPTModelProvider, set_dtype
 
         hf_config = hf_pretrained.config
-        provider = (self.PROVIDER_CLASS or GPTModelProvider)(**self.hf_config_to_provider_kwargs(hf_config))
+        provider_class = self.PROVIDER_CLASS or GPTModelProvider
+        if isinstance(provider_class, str):
+            module, _, name = provider_class.rpartition(".")
+            provider_class = getattr(importlib.import_module(module), name)
+        provider = provider_class(**self.hf_config_to_provider_kwargs(hf_config))
+        if provider.mtp_num_layers and not self._has_mtp_layers(hf_pretrained):
+            provider.mtp_num_layers = None
         set_dtype(provider, self.dtype_from_hf(hf_config))
         return provider
 
@@ -209,6 +223,17 @@ class MegatronModelBridge(ABC):
             raise UnsupportedConfigError(f"{type(self).__name__}: hf_config must be set before mapping_registry()")
         return self.mapping_registry()
 
+    def _has_mtp_layers(self, hf_pretrained: Any) -> bool:
+        """Whether the checkpoint, if there is one, has the multi-token prediction layers that its config counts.
+
+        transformers ignores them, and does not save them.
+        """
+        if not getattr(hf_pretrained, "has_weights", False):
+            return True
+        self.hf_config = hf_pretrained.config
+        mapping = self.registry().megatron_to_hf_lookup("mtp.layers.0.eh_proj.weight")
+        return mapping is not None and mapping.hf_param in hf_pretrained.state.infos
+
     def _where(self, hf_config: "PretrainedConfig") -> str:
         name = getattr(hf_config, "name_or_path", "") or ""
         return f"{type(hf_config).__name__}{f' of {name}' if name else ''}"
@@ -246,7 +271,6 @@ class MegatronModelBridge(ABC):
 
 def registered_bridges() -> dict[str, RegisteredBridge]:
     """All bridges by HF architecture, the families of this package included."""
-    import importlib
     import pkgutil
 
     from megatron.bridge import models

@@ -16,6 +16,7 @@ from megatron.bridge.models.conversion.layout import Layout, Shape
 HFParam = str | dict[str, str]
 
 _WILDCARD = re.compile(r"\*\*|\*")
+_EXPERT_INDEX = re.compile(r"\d+$")
 # The rows of these weights are vocabulary entries, which Megatron pads.
 VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 
@@ -158,6 +159,48 @@ class GatedMLPMapping(MegatronParamMapping):
         return layouts.concatenated_rows(shape, {"gate": half, "up": half})
 
 
+class FusedExpertMapping(MegatronParamMapping):
+    """One expert's weight or bias, of an HF tensor that holds those of all experts of a layer.
+
+    Args:
+        megatron_param: ends in the wildcard of the expert.
+        hf_param: without a wildcard for the expert.
+        transposed: the HF tensor has rows and columns exchanged: `[E, F, H]` for weights `[H, F]`.
+    """
+
+    num_parts = 1
+
+    def __init__(self, megatron_param: str, hf_param: str, *, transposed: bool = False, interleaved: bool = False):
+        super().__init__(megatron_param, hf_param)
+        self.transposed, self.interleaved = transposed, interleaved
+
+    @property
+    def is_grouped_export(self) -> bool:
+        return True
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        match = _EXPERT_INDEX.search(self.megatron_param)
+        assert match, "a layout is asked for once the expert is known"
+        return layouts.stacked_expert(
+            shape,
+            config.num_moe_experts,
+            int(match.group()),
+            num_parts=self.num_parts,
+            interleaved=self.interleaved,
+            transposed=self.transposed,
+        )
+
+
+class FusedGatedExpertMapping(FusedExpertMapping):
+    """One expert's `linear_fc1`, of an HF tensor that holds gate and up projections of all experts of a layer.
+
+    Args:
+        interleaved: rows (columns, if transposed) of gate and up alternate in the HF tensor; else gate comes first.
+    """
+
+    num_parts = 2
+
+
 class ConcatenatedMapping(MegatronParamMapping):
     """Several HF tensors of the same shape, one after the other, make one Megatron weight."""
 
@@ -229,4 +272,5 @@ def pattern_to_regex(pattern: str) -> re.Pattern[str]:
 
 def _substitute(pattern: str, captures: Sequence[str]) -> str:
     values = iter(captures)
-    return _WILDCARD.sub(lambda _: str(next(values)), pattern)
+    # An HF tensor that holds all experts captures no expert: that wildcard stays.
+    return _WILDCARD.sub(lambda wildcard: str(next(values, wildcard.group())), pattern)

@@ -25,7 +25,7 @@ class Gemma2Bridge(MegatronModelBridge):
         "hidden_activation", "rope_parameters", "use_bidirectional_attention", "sliding_window", "layer_types",
         "query_pre_attn_scalar",
     )  # fmt: skip
-    CONFIG_IRRELEVANT = {"hidden_act": "transformers reads hidden_activation"}
+    CONFIG_IRRELEVANT = config_mapping.not_read("hidden_act", "sliding_window_size")
     CONFIG_DEFAULTS = {
         **MegatronModelBridge.CONFIG_DEFAULTS,
         "layernorm_zero_centered_gamma": True,

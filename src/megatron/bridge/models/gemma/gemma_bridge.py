@@ -17,7 +17,7 @@ class GemmaBridge(MegatronModelBridge):
 
     CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, **config_mapping.ATTENTION_BIAS}
     CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "use_bidirectional_attention")
-    CONFIG_IRRELEVANT = {"hidden_activation": "transformers reads hidden_act"}
+    CONFIG_IRRELEVANT = config_mapping.not_read("hidden_activation")
     CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "layernorm_zero_centered_gamma": True}
 
     def hf_config_to_provider_kwargs(self, hf_config: "GemmaConfig") -> dict[str, Any]:

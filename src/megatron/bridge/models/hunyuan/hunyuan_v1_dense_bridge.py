@@ -17,7 +17,12 @@ class HunYuanDenseV1Bridge(MegatronModelBridge):
     """Like Llama, with norms of q and k after the rotary embedding, whose base may be stretched by `alpha`."""
 
     CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, **config_mapping.ATTENTION_BIAS}
-    CONFIG_IRRELEVANT = {"eod_token_id": "generation"}
+    CONFIG_IRRELEVANT = config_mapping.not_read(
+        "eod_token_id", "im_end_id", "im_newline_id", "im_start_id", "mask_init_id", "pad_id", "sep_token_id",
+        "text_end_id", "text_start_id", "add_classification_head", "class_num", "dense_list", "pool_type",
+        "attention_head_dim", "cla_share_factor", "mlp_bias", "norm_type", "org_vocab_size", "use_cla", "use_qk_norm",
+        "use_rotary_pos_emb",
+    )  # fmt: skip
     CONFIG_DEFAULTS = {
         **MegatronModelBridge.CONFIG_DEFAULTS,
         "qk_layernorm": True,

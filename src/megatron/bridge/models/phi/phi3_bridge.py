@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion import blocks, config_mapping
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -13,10 +13,9 @@ class Phi3Bridge(MegatronModelBridge):
 
     CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, "resid_pdrop": "hidden_dropout"}
     CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "sliding_window", "original_max_position_embeddings")
-    CONFIG_IRRELEVANT = {
-        "embd_pdrop": "transformers does not read it",
-        "partial_rotary_factor": "transformers puts it into rope_parameters",
-    }
+    CONFIG_IRRELEVANT = config_mapping.not_read(
+        "embd_pdrop", "attention_bias", "mlp_bias", "lm_head_bias", "full_attn_mod", "interpolate_factor"
+    )
     CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "embedding_dropout": 0.0}
 
     def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ class StableLmBridge(MegatronModelBridge):
         "use_parallel_residual": "parallel_attention_and_mlp",
         "hidden_dropout": "hidden_dropout",
     }
+    CONFIG_IRRELEVANT = config_mapping.not_read("norm_eps", "rope_pct", "rotary_scaling_factor")
     CONFIG_DEFAULTS = {
         **MegatronModelBridge.CONFIG_DEFAULTS,
         "normalization": "LayerNorm",

@@ -16,6 +16,7 @@ class Starcoder2Bridge(MegatronModelBridge):
         "embedding_dropout": "embedding_dropout",
     }
     CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "sliding_window")
+    CONFIG_IRRELEVANT = config_mapping.not_read("mlp_type", "norm_type")
     CONFIG_DEFAULTS = {"normalization": "LayerNorm", "gated_linear_unit": False}
 
     def mapping_registry(self) -> MegatronMappingRegistry:

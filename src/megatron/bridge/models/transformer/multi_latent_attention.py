@@ -1,0 +1,73 @@
+"""Multi-latent attention (MLA, arXiv 2405.04434) as the published models have it, without Transformer Engine too."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_tensor_model_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+
+from megatron.bridge.models.transformer.core_attention import DotProductAttention
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.mla_provider import MLAModelProvider
+
+
+class MLADotProductAttention(DotProductAttention):
+    """megatron-core's local attention for values of another width than keys.
+
+    Args:
+        k_channels, v_channels: channels per head of keys and values.
+    """
+
+    def __init__(self, *args: Any, k_channels: int | None = None, v_channels: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if v_channels is not None:
+            self.hidden_size_per_partition = v_channels * self.num_attention_heads_per_partition
+
+
+class MultiLatentSelfAttention(MLASelfAttention):
+    """megatron-core's MLA with the modules that the spec names, and its own epsilon for the norms of the latents.
+
+    megatron-core chooses a fused norm and projection by itself, which would put a norm in front of `linear_q_proj`
+    where queries have no latent (`q_lora_rank` None), and which local specs do not have. In published models the
+    norms of the latents have epsilon 1e-6 whatever the other norms have.
+    """
+
+    config: "MLAModelProvider"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in ("q_layernorm", "kv_layernorm", "linear_q_up_proj", "linear_kv_up_proj"):
+            module = getattr(self, name, None)
+            if hasattr(module, "eps"):  # a norm, or a linear layer with a fused norm
+                module.eps = self.config.latent_layernorm_epsilon
+
+    def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:
+        return {
+            "linear_q_proj": submodules.linear_q_proj,
+            "linear_q_up_proj": submodules.linear_q_up_proj,
+            "linear_kv_up_proj": submodules.linear_kv_up_proj,
+            "q_layernorm": submodules.q_layernorm or IdentityOp,
+            "kv_layernorm": submodules.kv_layernorm or IdentityOp,
+        }
+
+    def _qkv_down_projection(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents `[S, B, L]`, whole on each rank (a part of the sequence with sequence parallelism).
+
+        megatron-core gathers a column-parallel `linear_kv_down_proj` too, but without summing the gradients of the
+        rotary key, of which each rank uses all channels for its own heads.
+        """
+        q_compressed, kv = super()._qkv_down_projection(hidden_states)
+        sizes = [self.config.kv_lora_rank, self.config.qk_pos_emb_head_dim]
+        if kv.size(-1) == sum(sizes):
+            return q_compressed, kv
+        kv = gather_from_tensor_model_parallel_region(kv)
+        if self.config.sequence_parallel:  # gathered again by megatron-core, which then sums the gradients
+            return q_compressed, scatter_to_sequence_parallel_region(kv)
+        latent, rotary_key = torch.split(kv, sizes, dim=-1)
+        return q_compressed, torch.cat([latent, copy_to_tensor_model_parallel_region(rotary_key)], dim=-1)

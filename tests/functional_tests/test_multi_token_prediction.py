@@ -1,0 +1,126 @@
+"""Multi-token prediction layers: loaded, computed as by transformers' `MtpModel`, exported, or left out on purpose."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.modeling_layers import MtpModel
+
+from megatron.bridge import AutoBridge
+from tests.parity import TOLERANCE, changed_tensors
+from tests.ranks import run_ranks
+from tests.tiny_models import TINY_MODELS
+
+FAMILIES = ("deepseek-v3", "glm4-moe")
+NORMS = ("enorm", "hnorm", "shared_head.norm")
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp1": {},
+    "tp2-sp": {"tp": 2, "sequence_parallel": True},
+    "pp2": {"pp": 2},
+    "ep2": {"ep": 2, "etp": 1},
+    "tp2-ep2-sp": {"tp": 2, "ep": 2, "etp": 1, "sequence_parallel": True},
+}
+
+
+def save_with_prediction_layer(name: str, folder: Path) -> tuple[Any, MtpModel]:
+    """Saves a tiny model with a random prediction layer, named as in the published checkpoints."""
+    model = TINY_MODELS[name].save(folder)
+    number = model.config.num_hidden_layers
+    # One more layer of the main model gives the published names of a prediction layer's tensors.
+    longer = replace(TINY_MODELS[name], config={**TINY_MODELS[name].config, "num_hidden_layers": number + 1})
+    longer.save(folder / "longer", seed=5)
+    tensors = load_file(folder / "model.safetensors")
+    block = {k: v for k, v in load_file(folder / "longer" / "model.safetensors").items() if f".layers.{number}." in k}
+    hidden = model.config.hidden_size
+    generator = torch.Generator().manual_seed(6)
+    prefix = f"model.layers.{number}."
+    norms = {f"{prefix}{norm}.weight": 1 + 0.2 * torch.randn(hidden, generator=generator) for norm in NORMS}
+    projection = {f"{prefix}eh_proj.weight": 0.08 * torch.randn(hidden, 2 * hidden, generator=generator)}
+    tensors |= {**block, **norms, **projection}
+    tensors[prefix + "embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors[prefix + "shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model.config.name_or_path, model.config.dtype = str(folder), torch.float32
+    # transformers finds prediction layers by the names that it ignores otherwise, with the layer counts of real models.
+    model._keys_to_ignore_on_load_unexpected = [rf"model\.layers\.{number}\..*"]
+    return model, MtpModel.from_pretrained(model).float().eval()
+
+
+@torch.no_grad()
+def reference_logits(model: Any, prediction: MtpModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of the token after the next one, `[B, S - 1, V]`."""
+    hidden = model.model(tokens).last_hidden_state[:, :-1]
+    position_ids = torch.arange(1, tokens.shape[1])[None]
+    return model.lm_head(prediction.forward_layer(0, hidden, position_ids, None, input_ids=tokens[:, 1:]))
+
+
+def _run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any], save_to: Path) -> tuple[Any, torch.Tensor]:
+    from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+    from megatron.bridge.models.forward import full_logits
+
+    bridge = AutoBridge.from_hf_pretrained(folder)
+    provider = bridge.to_megatron_provider()
+    assert provider.mtp_num_layers == 1
+    provider.tensor_model_parallel_size = layout.get("tp", 1)
+    provider.pipeline_model_parallel_size = layout.get("pp", 1)
+    provider.expert_model_parallel_size = layout.get("ep", 1)
+    provider.expert_tensor_parallel_size = layout.get("etp")
+    provider.sequence_parallel = layout.get("sequence_parallel", False)
+    provider.finalize()
+    model = provider.provide_distributed_model(wrap_with_ddp=False)
+    captured: list[torch.Tensor] = []
+    if model[0].post_process:
+        # megatron-core computes the prediction's logits first; its loss changes them in place.
+        model[0].output_layer.register_forward_hook(lambda module, args, output: captured.append(output[0].clone()))
+    logits = full_logits(model, tokens)
+    bridge.save_hf_pretrained(model, save_to)
+    prediction = gather_from_tensor_model_parallel_region(captured[0]).transpose(0, 1) if captured else None
+    return prediction, logits
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prediction_layer(name: str, layout: dict[str, Any], tmp_path: Path) -> None:
+    model, prediction = save_with_prediction_layer(name, tmp_path / "hf")
+    tokens = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
+    sizes = {key: layout[key] for key in ("tp", "pp", "ep", "etp") if key in layout}
+    num_ranks = layout.get("pp", 1) * max(layout.get("tp", 1), layout.get("ep", 1) * layout.get("etp", 1))
+    results = run_ranks(_run, num_ranks, tmp_path / "hf", tokens, layout, tmp_path / "out", **sizes)
+    with torch.no_grad():
+        main = model(tokens).logits
+    expected = reference_logits(model, prediction, tokens)
+    found = [result for result, _ in results if result is not None]
+    assert found
+    for result in found:
+        assert (result[:, :-1, : expected.shape[-1]] - expected).abs().max() <= TOLERANCE
+    assert all((logits - main).abs().max() <= TOLERANCE for _, logits in results)
+    assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []
+
+
+def test_switched_off(tmp_path: Path) -> None:
+    model, _ = save_with_prediction_layer("deepseek-v3", tmp_path)
+    bridge = AutoBridge.from_hf_pretrained(tmp_path)
+    provider = bridge.to_megatron_provider(load_weights=False)
+    provider.mtp_num_layers = None
+    chunks = provider.provide_distributed_model(wrap_with_ddp=False)
+    from megatron.bridge.models.conversion import weight_stream
+
+    plan = weight_stream.load(bridge._model_bridge, bridge.hf_pretrained, chunks)
+    number = model.config.num_hidden_layers
+    dropped = {name: reason for name, reason in plan.dropped.items() if f".layers.{number}." in name}
+    in_file = {name for name in load_file(tmp_path / "model.safetensors") if f".layers.{number}." in name}
+    assert dropped.keys() == in_file
+    assert dropped[f"model.layers.{number}.eh_proj.weight"].startswith("the Megatron model has no multi-token")
+    assert dict(bridge.export_hf_weights(chunks)).keys() & in_file == set(plan.tied)
+
+
+def test_absent_from_the_checkpoint(tmp_path: Path) -> None:
+    """transformers writes no prediction layers, whatever its config says."""
+    TINY_MODELS["glm4-moe"].save(tmp_path)
+    bridge = AutoBridge.from_hf_pretrained(tmp_path)
+    assert bridge.hf_pretrained.config.num_nextn_predict_layers == 1
+    assert bridge.to_megatron_provider(load_weights=False).mtp_num_layers is None
