@@ -230,6 +230,7 @@ def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Lay
 
     Rows of further groups, which HF does not have, are zero. With `roles = {"q": A // G * D, "k": D, "v": D}` this is
     Megatron's fused QKV, `[G * (A // G + 2) * D, ...]` (megatron-core 0.19, `SelfAttention`).
+    """
     pieces, hf_shapes, start = [], {}, 0
     for role, num_rows in roles.items():
         hf_shapes[role] = (num_groups * num_rows, *shape[1:])
