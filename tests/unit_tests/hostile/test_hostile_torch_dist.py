@@ -421,9 +421,10 @@ def _put(folder: Path, archive: bytes, key: str = NORM) -> Path:
 
 
 def _structure(archive: bytes, data: bytes) -> list[int]:
-    """Positions of an archive that are not the tensor's data."""
+    """Positions of an archive that are not the tensor's data; of the padding between records (ZZZ...) only some."""
     start = archive.index(data)
-    return [*range(start), *range(start + len(data), len(archive))]
+    positions = [*range(start), *range(start + len(data), len(archive))]
+    return [at for at in positions if archive[at : at + 1] != b"Z" or at % 10 == 0]
 
 
 def test_every_flipped_byte_of_an_archive(folder: Path) -> None:
@@ -435,20 +436,19 @@ def test_every_flipped_byte_of_an_archive(folder: Path) -> None:
     num_refused = num_harmless = 0
     reader_box = ((0, original.shape[0]),)
     for at in _structure(archive, original.numpy().tobytes()):
-        for bits in (0x01, 0x80, 0xFF):
-            with path.open("rb+") as file:
-                file.seek(position + at)
-                file.write(bytes([archive[at] ^ bits]))
-            result: list[torch.Tensor] = []
-            if attempt(lambda result=result: result.append(TorchDistReader(folder).read(NORM, reader_box)), path):
-                num_refused += 1
-            else:
-                assert same_bits(result[0], original)
-                num_harmless += 1
+        with path.open("rb+") as file:
+            file.seek(position + at)
+            file.write(bytes([archive[at] ^ (1 << at % 8 if at % 2 else 0xFF)]))
+        result: list[torch.Tensor] = []
+        if attempt(lambda result=result: result.append(TorchDistReader(folder).read(NORM, reader_box)), path):
+            num_refused += 1
+        else:
+            assert same_bits(result[0], original)
+            num_harmless += 1
         with path.open("rb+") as file:
             file.seek(position + at)
             file.write(archive[at : at + 1])
-    assert num_refused > 300 and num_harmless > 300  # most harmless bytes are the padding between the records
+    assert num_refused > 200 and num_harmless > 200  # dates, attributes, CRCs, padding and the like do not matter
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])

@@ -7,10 +7,38 @@ when it is opened, compared before every read, which turns nearly every such acc
 more before a conversion is published. A process that ends by SIGBUS in the rest of the cases has published nothing.
 """
 
+import mmap
 import os
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+# Linux: the map does not count as memory that might be needed, so a file may be larger than the machine's memory.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+
+
+def map_file(path: Path) -> memoryview:
+    """A private map of a file: torch wants writable memory, and nothing written to it reaches the file."""
+    with path.open("rb") as file:
+        flags, protection = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        return memoryview(mmap.mmap(file.fileno(), 0, flags=flags, prot=protection))
+
+
+def tensor_at(data: memoryview, offset: int, shape: Sequence[int], dtype: "torch.dtype") -> "torch.Tensor":
+    """The contiguous tensor that begins at a byte of a file's map, without a copy."""
+    import torch
+
+    num_bytes = prod(shape) * dtype.itemsize
+    if num_bytes == 0:
+        return torch.empty(tuple(shape), dtype=dtype)
+    flat = torch.frombuffer(data, dtype=torch.uint8, count=num_bytes, offset=offset)
+    return flat.view(dtype).view(tuple(shape))
 
 
 class SourceFiles:

@@ -8,7 +8,6 @@ leading axes of one tensor per key.
 
 import io
 import json
-import mmap
 import os
 import pickle
 import struct
@@ -35,7 +34,7 @@ from torch.distributed.checkpoint.metadata import (
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.conversion.layout import Box, Shape, common_box, shifted, slices
 from megatron.bridge.transport.checkpoint_metadata import PARSER_ERRORS, StoredChunk, read_metadata
-from megatron.bridge.transport.source_files import SourceFiles
+from megatron.bridge.transport.source_files import SourceFiles, map_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -313,9 +312,7 @@ class TorchDistReader:
 
     def _file(self, name: str) -> memoryview:
         if name not in self._maps:
-            with (self.folder / name).open("rb") as file:
-                # A private map: torch wants writable memory, and nothing written to it reaches the file.
-                self._maps[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+            self._maps[name] = map_file(self.folder / name)
         return self._maps[name]
 
 

@@ -83,7 +83,7 @@ def meta_placement(
         UnsupportedConfigError: megatron-core refuses the config.
     """
     ensure_unsharded()
-    if num_stored is not None and provider.num_layers > num_stored:
+    if num_stored is not None and (provider.num_layers or 0) > num_stored:
         raise UnsupportedConfigError(
             f"{what}: the config has {provider.num_layers} layers, the weights are only {num_stored} tensors; "
             "correct the config"
@@ -95,13 +95,13 @@ def meta_placement(
         provider.finalize()
         with torch.device("meta"):
             model = provider.provide(pre_process=True, post_process=True)
-    except BridgeError:
-        raise
+        return read_placement([model]), provider, _objects(model)
+    except BridgeError as error:
+        raise type(error)(f"{what}: {error}") from error
     except _REFUSALS as error:
         raise UnsupportedConfigError(
             f"{what}: megatron-core cannot build the model of this config: {type(error).__name__}: {error!s:.500}"
         ) from error
-    return read_placement([model]), provider, _objects(model)
 
 
 # Import

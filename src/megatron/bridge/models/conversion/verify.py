@@ -166,7 +166,7 @@ def _add_values(
             other = flat[position : position + part.numel()]
             if part.numel() == other.numel():
                 pair = (part, other) if blocks_are_a else (other, part)
-                difference.add(*pair, lambda at, start=position: start + at)
+                difference.add(pair[0], pair[1], lambda at, start=position: start + at)
             position += part.numel()
             progress.advance(part.nbytes)
     if position != whole.numel():  # a family's hook gave another shape than the plan has
@@ -202,7 +202,8 @@ class _Values:
     def found(self, name: str) -> list[Difference]:
         if self._first is None:
             return []
-        at, index = self._first[0], []
+        at = self._first[0]
+        index: list[int] = []
         for size in reversed(self._shape):
             at, last = divmod(at, size)
             index.insert(0, last)
@@ -224,9 +225,10 @@ def _compare_forms(sides: list[Any], bridge: "AutoBridge | None", progress: Any)
     stored = {name: _Form(tuple(shape), weights.dtypes[name]) for name, shape in shapes.items()}
     wanted = {name: info for name, info in source.infos.items() if name in shapes or name not in plan.dropped}
     found = Verification(ignored={name: why for name, why in plan.dropped.items() if name not in wanted})
-    for name in _common(*((wanted, stored) if hf_is_a else (stored, wanted)), found):
+    in_order: list[Mapping[str, Any]] = [wanted, stored] if hf_is_a else [stored, wanted]
+    for name in _common(in_order[0], in_order[1], found):
         forms = (source.infos[name], stored[name]) if hf_is_a else (stored[name], source.infos[name])
-        if _same_form(name, *forms, found):
+        if _same_form(name, forms[0], forms[1], found):
             _add_values(found, name, weights.blocks(name, _BLOCK_BYTES), source.read(name), not hf_is_a, progress)
     _note_padding(weights, reader, found)
     return found
@@ -292,7 +294,7 @@ def _compare_stored(a: "TorchDistReader", b: "TorchDistReader", progress: Any) -
 
     found = Verification()
     tensors = [{key: tensor for key, tensor in side.tensors.items() if is_weight(key)} for side in (a, b)]
-    for key in _common(*tensors, found):
+    for key in _common(tensors[0], tensors[1], found):
         one, other = tensors[0][key], tensors[1][key]
         if key in VOCABULARY_WEIGHTS and one.shape[1:] == other.shape[1:] and one.shape != other.shape:
             num_rows = min(one.shape[0], other.shape[0])

@@ -5,9 +5,9 @@ unsigned little-endian integer; N bytes of JSON, padded at its end with spaces; 
 between them. The JSON maps each tensor's name to `{"dtype", "shape", "data_offsets": [begin, end]}`, with offsets
 counted from the end of the header, and may hold `"__metadata__"`, a map of strings to strings.
 
-The library itself validates and reads files (`safe_open`). Headers are parsed here as well, because `safe_open` gives
-neither the order of the metadata nor the name of a tensor with an unknown dtype, and are written here, because the
-library can only write a file whose tensors are all in memory.
+The library itself validates files (`safe_open`). Headers are parsed here as well, because `safe_open` gives neither the
+order of the metadata nor the name of a tensor with an unknown dtype, and are written here, because the library can only
+write a file whose tensors are all in memory.
 """
 
 from __future__ import annotations
@@ -77,10 +77,17 @@ class TensorInfo(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A file's tensors in file order (by data offset), and its `__metadata__` in the order in which it is written."""
+    """A file's header.
+
+    Attributes:
+        infos: the tensors in file order (by data offset).
+        metadata: `__metadata__`, in the order in which it is written.
+        offsets: for each tensor the byte of the file where its data begins.
+    """
 
     infos: list[TensorInfo]
     metadata: dict[str, str]
+    offsets: dict[str, int]
 
 
 def dtype_code(dtype: torch.dtype) -> str:
@@ -148,7 +155,7 @@ def read_header(path: Path, filename: str) -> Header:
             f"{path}: truncated: its header describes {data_begin + data_nbytes} bytes, "
             f"it has {size}. Fetch the file again."
         )
-    return Header(infos, metadata)
+    return Header(infos, metadata, {name: data_begin + entries[name]["data_offsets"][0] for name in order})
 
 
 def encode_header(infos: Iterable[TensorInfo], metadata: dict[str, str] | None) -> tuple[bytes, dict[str, int]]:

@@ -15,7 +15,7 @@ from megatron.bridge.models.hf_pretrained.safetensors_format import (
     read_header,
     unique_keys,
 )
-from megatron.bridge.transport.source_files import SourceFiles
+from megatron.bridge.transport.source_files import SourceFiles, map_file, tensor_at
 
 if TYPE_CHECKING:
     import torch
@@ -59,13 +59,15 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         self.shards: dict[str, list[str]] = {}
         self.file_metadata: dict[str, dict[str, str]] = {}
         self.files = SourceFiles()
-        self._handles: dict[str, Any] = {}
+        self._offsets: dict[str, int] = {}
+        self._maps: dict[str, memoryview] = {}
         repeated: list[str] = []
         for filename in filenames:
             check_inside(self.folder, self.folder / filename)
             self.files.add(self.folder / filename)
             header = read_header(self.folder / filename, filename)
-            self._handles[filename] = _open(self.folder / filename)
+            _validate(self.folder / filename)
+            self._offsets |= header.offsets
             self.shards[filename] = [info.name for info in header.infos]
             self.file_metadata[filename] = header.metadata
             for info in header.infos:
@@ -93,10 +95,12 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         """
         if name not in self.infos:
             raise CheckpointError(f"{self.folder}: no tensor {name} among its {len(self.infos)} tensors.")
-        filename = self.infos[name].filename
+        info = self.infos[name]
+        filename = info.filename
         self.files.check(self.folder / filename)
-        tensor: torch.Tensor = self._handles[filename].get_tensor(name)
-        return tensor
+        if filename not in self._maps:
+            self._maps[filename] = map_file(self.folder / filename)
+        return tensor_at(self._maps[filename], self._offsets[name], info.shape, info.dtype)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.infos:
@@ -149,11 +153,13 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _open(path: Path) -> Any:
+def _validate(path: Path) -> None:
+    """Has the library check a file's header. (With torch, it would reserve memory for the whole file.)"""
     from safetensors import SafetensorError, safe_open
 
     try:
-        return safe_open(path, framework="pt")
+        with safe_open(path, framework="np"):
+            pass
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a valid safetensors file: {error!s:.300}. Fetch the file again.") from error
 
