@@ -55,9 +55,8 @@ def main() -> None:
     seconds, total = refit(bridge, model)
     copy_seconds = bare_copy(total)
     if is_first:
-        print(
-            f"{args.model}, tp={args.tp} pp={args.pp} ep={args.ep}: {total / 1e9:.2f} GB, loaded in {load_seconds:.2f} s"
-        )
+        layout = f"tp={args.tp} pp={args.pp} ep={args.ep}"
+        print(f"{args.model}, {layout}: {total / 1e9:.2f} GB, loaded in {load_seconds:.2f} s")
         for rank, (num_read, own) in enumerate(reports):
             print(
                 f"  rank {rank}: read {num_read / 1e6:.0f} MB for {own / 1e6:.0f} MB of weights ({num_read / own:.3f}x)"

@@ -80,9 +80,8 @@ def main() -> None:
         built = time.perf_counter()
         plan = build_plan(parameters, bridge._model_bridge.registry(), provider, infos, what=args.model)
         planned = time.perf_counter()
-    print(
-        f"{args.model}: {plan.num_elements / 1e9:.0f} B parameters, {len(infos)} HF tensors, {len(plan)} Megatron weights"
-    )
+    num_billions = plan.num_elements / 1e9
+    print(f"{args.model}: {num_billions:.0f} B parameters, {len(infos)} HF tensors, {len(plan)} Megatron weights")
     print(f"  headers {headers - start:.1f} s, meta model {built - headers:.1f} s, plan {planned - built:.1f} s")
     print(f"  together {measure.seconds:.1f} s, {measure.peak_bytes / 1e9:.2f} GB over start-up")
     shutil.rmtree(args.folder)

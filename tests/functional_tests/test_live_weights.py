@@ -47,7 +47,7 @@ def _load_silently(folder: Path, layout: dict[str, Any]) -> tuple[int, int, int]
             setattr(dist, name, function)
     report = bridge.load_report
     own = sum(parameter.nbytes for parameter in model[0].parameters())
-    return report.bytes_read, own, report.num_weights
+    return report.bytes_read, own, len(report.plan)
 
 
 LAYOUTS = [

@@ -32,12 +32,12 @@ class LoadReport:
     """What a load did on this rank.
 
     Attributes:
-        num_weights: Megatron weights filled.
+        plan: what was loaded and what was left out.
         bytes_read: bytes of the checkpoint that were read.
         bytes_written: bytes of the rank's own weights.
     """
 
-    num_weights: int
+    plan: Plan
     bytes_read: int
     bytes_written: int
 
@@ -111,7 +111,7 @@ def load(
                 num_read += _bytes_read(task.layout, hf_tensors, shard.box)
             num_written += task.param_weight.nbytes
             progress.advance(task.param_weight.nbytes)
-    return LoadReport(len(plan), num_read, num_written)
+    return LoadReport(plan, num_read, num_written)
 
 
 def _bytes_read(layout: Layout, hf_tensors: Mapping[str, "Tensor"], box: Box) -> int:
