@@ -12,10 +12,9 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron.bridge.models.transformer.biased_experts import BiasedExpertLinear
-from megatron.bridge.models.transformer.multi_latent_attention import MLADotProductAttention, MultiLatentSelfAttention
-from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
 from megatron.bridge.models.transformer.core_attention import DotProductAttention
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
+from megatron.bridge.models.transformer.multi_latent_attention import MLADotProductAttention, MultiLatentSelfAttention
 from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
 from megatron.bridge.models.transformer.post_norm import with_post_norm
 from megatron.bridge.models.transformer.qk_norm import (
@@ -25,6 +24,7 @@ from megatron.bridge.models.transformer.qk_norm import (
     SeparateHeadNorm,
 )
 from megatron.bridge.models.transformer.residual import scaled_bias_dropout_add
+from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
 
