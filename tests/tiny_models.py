@@ -37,6 +37,7 @@ class TinyModel:
         architecture: HF model class.
         config: differences from `BASE`.
         seq_length: of the compared sequences.
+        cuts_experts: whether tensor parallelism may cut each expert.
         seed: of the weights; another than 0 where, with 0, two experts' scores for some token are equal up to rounding.
     """
 
@@ -45,6 +46,7 @@ class TinyModel:
     config: dict[str, Any] = field(default_factory=dict)
     seq_length: int = 40
     seed: int = 0
+    cuts_experts: bool = True
 
     @property
     def is_moe(self) -> bool:
@@ -220,6 +222,10 @@ _GRANITE_MOE = {
     **{"embedding_multiplier": 6.0, "attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 4.0},
 }
 _ERNIE_MOE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "head_dim": 16}
+_LLAMA4 = {
+    **{"num_local_experts": 4, "head_dim": 16, "intermediate_size_mlp": 112},
+    **{"attention_chunk_size": 8, "no_rope_layers": [1, 0, 1, 0], "floor_scale": 4, "attn_scale": 0.5},
+}
 
 TINY_MODELS = {
     model.name: model
@@ -312,8 +318,8 @@ TINY_MODELS = {
         ),
         TinyModel("dots1-window", "Dots1ForCausalLM", {**_DOTS1, "sliding_window": 8, "max_window_layers": 2}),
         TinyModel("exaone-moe", "ExaoneMoeForCausalLM", {**_EXAONE_MOE, "sliding_window": 8}),
-        TinyModel("gpt-oss", "GptOssForCausalLM", {**_GPT_OSS, **rope("yarn", **_GPT_OSS_YARN)}),
-        TinyModel("gpt-oss-default-rope", "GptOssForCausalLM", {**_GPT_OSS, **rope("default")}),
+        TinyModel("gpt-oss", "GptOssForCausalLM", {**_GPT_OSS, **rope("yarn", **_GPT_OSS_YARN)}, cuts_experts=False),
+        TinyModel("gpt-oss-default-rope", "GptOssForCausalLM", {**_GPT_OSS, **rope("default")}, cuts_experts=False),
         TinyModel("olmoe", "OlmoeForCausalLM", _OLMOE),
         TinyModel("olmoe-softmax-last", "OlmoeForCausalLM", {**_OLMOE, "norm_topk_prob": True, "attention_bias": True}),
         TinyModel("minimax-m2", "MiniMaxM2ForCausalLM", {**_MIXTRAL, **rope("default", partial_rotary_factor=0.5)}),
@@ -334,6 +340,13 @@ TINY_MODELS = {
                 **{"moe_num_shared_experts": 0, "moe_layer_interval": 2, "tie_word_embeddings": True},
             },
         ),
+        TinyModel("llama4", "Llama4ForCausalLM", {**_LLAMA4, **rope("llama3", **_LLAMA3)}),
+        TinyModel(
+            "llama4-dense-layers",
+            "Llama4ForCausalLM",
+            {**_LLAMA4, "moe_layers": [1, 3], "use_qk_norm": False, "attention_bias": True},
+        ),
+        TinyModel("llama4-no-temperature", "Llama4ForCausalLM", {**_LLAMA4, "attn_temperature_tuning": False}),
         TinyModel("mixtral", "MixtralForCausalLM", _MIXTRAL),
         TinyModel("mixtral-window", "MixtralForCausalLM", {**_MIXTRAL, "sliding_window": 8, "head_dim": 24}),
         TinyModel("mistral", _MISTRAL, {"sliding_window": None}),

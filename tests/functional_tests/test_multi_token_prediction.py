@@ -1,4 +1,4 @@
-"""Multi-token prediction layers: loaded, computed as transformers' `MtpModel` does, exported, or left out on purpose."""
+"""Multi-token prediction layers: loaded, computed as transformers' `MtpModel` does, exported, or left out."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -19,10 +19,20 @@ EXPERT_LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2-ep2-sp": {"tp": 2, "ep": 2, "etp": 1, "sequence_parallel": True},
     "tp2-etp2-sp": {"tp": 2, "etp": 2, "sequence_parallel": True},
 }
+
+
+def layouts_of(tiny: TinyModel) -> dict[str, dict[str, Any]]:
+    """The layouts that a model can have."""
+    layouts = {**LAYOUTS, **(EXPERT_LAYOUTS if tiny.is_moe else {})}
+    if tiny.cuts_experts:
+        return layouts
+    return {name: {"etp": 1, **layout} for name, layout in layouts.items() if layout.get("etp", 1) == 1}
+
+
 CASES = [
     pytest.param(tiny, layout, id=f"{tiny.name}-{name}")
     for tiny in TINY_MODELS.values()
-    for name, layout in {**LAYOUTS, **(EXPERT_LAYOUTS if tiny.is_moe else {})}.items()
+    for name, layout in layouts_of(tiny).items()
 ]
 
 

@@ -192,7 +192,7 @@ class FusedGatedExpertMapping(FusedExpertMapping):
     """One expert's `linear_fc1`, of an HF tensor that holds gate and up projections of all experts of a layer.
 
     Args:
-        interleaved: rows (columns, if transposed) of gate and up alternate in the HF tensor; otherwise gate comes first.
+        interleaved: rows (columns, if transposed) of gate and up alternate in the HF tensor; otherwise gate is first.
     """
 
     num_parts = 2
