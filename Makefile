@@ -1,6 +1,6 @@
 # Everything runs through uv, which makes the environment on first use.
 
-.PHONY: check test docs format
+.PHONY: check test proof docs format
 
 check:  ## lint, types, sizes, public names
 	uv run ruff check .
@@ -10,6 +10,9 @@ check:  ## lint, types, sizes, public names
 
 test:  ## the whole suite, on CPU, offline
 	uv run pytest
+
+proof:  ## every family on every layout
+	uv run pytest -m proof
 
 docs:  ## the pages that are made from the code
 	uv run python tools/make_docs.py

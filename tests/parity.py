@@ -74,6 +74,7 @@ def _convert_and_run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any],
     provider.pipeline_model_parallel_size = layout.get("pp", 1)
     provider.expert_model_parallel_size = layout.get("ep", 1)
     provider.expert_tensor_parallel_size = layout.get("etp")
+    provider.pad_query_groups = layout.get("pad_query_groups", False)
     provider.sequence_parallel = layout.get("sequence_parallel", False)
     provider.finalize()
     model = provider.provide_distributed_model(wrap_with_ddp=False)

@@ -37,7 +37,7 @@ class TinyModel:
         architecture: HF model class.
         config: differences from `BASE`.
         seq_length: of the compared sequences.
-        cuts_experts: whether tensor parallelism may cut each expert.
+        splits_experts: whether megatron-core can cut single experts over ranks (not with biases).
         seed: of the weights; another than 0 where, with 0, two experts' scores for some token are equal up to rounding.
     """
 
@@ -45,8 +45,8 @@ class TinyModel:
     architecture: str
     config: dict[str, Any] = field(default_factory=dict)
     seq_length: int = 40
+    splits_experts: bool = True
     seed: int = 0
-    cuts_experts: bool = True
 
     @property
     def is_moe(self) -> bool:
@@ -318,8 +318,8 @@ TINY_MODELS = {
         ),
         TinyModel("dots1-window", "Dots1ForCausalLM", {**_DOTS1, "sliding_window": 8, "max_window_layers": 2}),
         TinyModel("exaone-moe", "ExaoneMoeForCausalLM", {**_EXAONE_MOE, "sliding_window": 8}),
-        TinyModel("gpt-oss", "GptOssForCausalLM", {**_GPT_OSS, **rope("yarn", **_GPT_OSS_YARN)}, cuts_experts=False),
-        TinyModel("gpt-oss-default-rope", "GptOssForCausalLM", {**_GPT_OSS, **rope("default")}, cuts_experts=False),
+        TinyModel("gpt-oss", "GptOssForCausalLM", {**_GPT_OSS, **rope("yarn", **_GPT_OSS_YARN)}, splits_experts=False),
+        TinyModel("gpt-oss-default-rope", "GptOssForCausalLM", {**_GPT_OSS, **rope("default")}, splits_experts=False),
         TinyModel("olmoe", "OlmoeForCausalLM", _OLMOE),
         TinyModel("olmoe-softmax-last", "OlmoeForCausalLM", {**_OLMOE, "norm_topk_prob": True, "attention_bias": True}),
         TinyModel("minimax-m2", "MiniMaxM2ForCausalLM", {**_MIXTRAL, **rope("default", partial_rotary_factor=0.5)}),

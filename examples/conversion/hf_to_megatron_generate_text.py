@@ -12,7 +12,7 @@ import argparse
 import sys
 
 from megatron.bridge import AutoBridge, BridgeError, runtime
-from megatron.bridge.verification import ParallelLayout
+from megatron.bridge.verification import ParallelLayout, provider_for
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,9 +42,7 @@ def main() -> None:
     if args.megatron_model_path:
         model = bridge.load_megatron_model(args.megatron_model_path, mp_overrides=layout.provider_fields)
     else:
-        provider = bridge.to_megatron_provider()
-        provider.apply_overrides_and_finalize(overrides=layout.provider_fields)
-        model = provider.provide_distributed_model(wrap_with_ddp=False)
+        model = provider_for(bridge, layout).provide_distributed_model(wrap_with_ddp=False)
     params = SamplingParams(max_new_tokens=args.max_new_tokens)
     for piece in generate_text(model, hf.tokenizer, args.prompt, params, eos_token_ids=eos_token_ids(hf)):
         if process_groups.rank() == 0:

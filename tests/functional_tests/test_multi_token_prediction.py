@@ -1,4 +1,4 @@
-"""Multi-token prediction layers: loaded, computed as transformers' `MtpModel` does, exported, or left out."""
+"""Multi-token prediction layers: loaded, computed as by transformers' `MtpModel`, exported, or left out on purpose."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +109,7 @@ def test_switched_off(tmp_path: Path) -> None:
     chunks = provider.provide_distributed_model(wrap_with_ddp=False)
     from megatron.bridge.models.conversion import weight_stream
 
-    plan = weight_stream.load(bridge._model_bridge, bridge.hf_pretrained, chunks)
+    plan = weight_stream.load(bridge._model_bridge, bridge.hf_pretrained, chunks).plan
     number = model.config.num_hidden_layers
     dropped = {name: reason for name, reason in plan.dropped.items() if f".layers.{number}." in name}
     in_file = {name for name in load_file(tmp_path / "model.safetensors") if f".layers.{number}." in name}

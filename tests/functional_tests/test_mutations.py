@@ -121,14 +121,14 @@ def _swap_norms(patch: MonkeyPatch) -> None:
 
 
 def _lose_the_last_vocabulary_row(patch: MonkeyPatch) -> None:
-    right = layouts.padded_rows
+    right = layouts.padded
 
-    def wrong(shape: Shape, num_rows: int) -> Layout:
-        layout = right(shape, num_rows)
-        last = layouts.Piece(None, (), ((num_rows - 1, num_rows), *layouts.whole(shape[1:])))
+    def wrong(shape: Shape, axis: int, size: int) -> Layout:
+        layout = right(shape, axis, size)
+        last = layouts.Piece(None, (), ((size - 1, size), *layouts.whole(shape[1:])))
         return Layout((*layout.pieces, last), layout.hf_shapes)
 
-    patch.setattr(layouts, "padded_rows", wrong)
+    patch.setattr(layouts, "padded", wrong)
 
 
 def _take_fused_qkv_as_it_is(patch: MonkeyPatch) -> None:

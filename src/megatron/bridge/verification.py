@@ -105,6 +105,19 @@ class RoundTrip:
         return not self.mismatches and self.num_tensors > 0
 
 
+def provider_for(bridge: Any, layout: ParallelLayout, dtype: "torch.dtype | None" = None) -> Any:
+    """A finalised provider that builds an `AutoBridge`'s model in a layout, from the HF weights.
+
+    Where tensor parallelism does not divide the query groups, groups of zeros are added, so that any size will do.
+
+    Args:
+        dtype: of weights and computation; default: the model's own.
+    """
+    provider = bridge.to_megatron_provider()
+    provider.apply_overrides_and_finalize(dtype, {**layout.provider_fields, "pad_query_groups": layout.tp > 1})
+    return provider
+
+
 # Logits
 
 
@@ -147,8 +160,7 @@ def compare_logits(
     dtype = dtype or torch.float32
     process_groups.initialize(tp=layout.tp, pp=layout.pp, ep=layout.ep)
     bridge = AutoBridge.from_hf_pretrained(hf_path, trust_remote_code=trust_remote_code, revision=revision)
-    provider = bridge.to_megatron_provider()
-    provider.apply_overrides_and_finalize(dtype, layout.provider_fields)  # errors of the layout come first
+    provider = provider_for(bridge, layout, dtype)  # errors of the layout come first
     tokens = choose_tokens(bridge.hf_pretrained, prompt, token_ids, seq_length)
     reference = hf_reference(bridge.hf_pretrained, tokens, dtype, num_new_tokens)
     return compare_with(reference, provider.provide_distributed_model(wrap_with_ddp=False))
@@ -334,9 +346,7 @@ def roundtrip(
     if not bridge.hf_pretrained.has_weights:
         raise CheckpointError(f"{hf_path}: there are no safetensors weights to convert")
     source = bridge.hf_pretrained.state
-    provider = bridge.to_megatron_provider()
-    provider.apply_overrides_and_finalize(_common_dtype(source), layout.provider_fields)
-    model = provider.provide_distributed_model(wrap_with_ddp=False)
+    model = provider_for(bridge, layout, _common_dtype(source)).provide_distributed_model(wrap_with_ddp=False)
     if out is None:
         exported: Iterable[tuple[str, Tensor]] = bridge.export_hf_weights(model, cpu=True, show_progress=show_progress)
     else:

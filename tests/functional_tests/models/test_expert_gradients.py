@@ -46,7 +46,7 @@ def test_gradients(name: str, tmp_path: Path) -> None:
     weights = torch.randn(2, 24, hf_model.config.vocab_size, generator=generator)
     (hf_model(tokens).logits * weights).sum().backward()
     expected = {name: parameter.grad for name, parameter in hf_model.named_parameters() if parameter.requires_grad}
-    etp = 2 if TINY_MODELS[name].cuts_experts else 1
+    etp = 2 if TINY_MODELS[name].splits_experts else 1
     fields = {**FIELDS, "expert_tensor_parallel_size": etp}
     for rank in run_ranks(_gradients, 2, tmp_path, tokens, weights, fields, tp=2, etp=etp):
         found = with_stacked_experts(rank)

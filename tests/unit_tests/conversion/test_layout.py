@@ -48,14 +48,17 @@ def check(data: st.DataObject, layout: Layout, hf_tensors: dict[str, torch.Tenso
         assert torch.equal(tensor[filled], hf_tensors[role][filled])
 
 
-@given(st.data(), small, small, small, small, st.booleans())
-def test_qkv_is_grouped(data: st.DataObject, groups: int, ratio: int, head_dim: int, hidden: int, bias: bool) -> None:
+@given(st.data(), small, small, small, small, st.integers(0, 2), st.booleans())
+def test_qkv_is_grouped(
+    data: st.DataObject, groups: int, ratio: int, head_dim: int, hidden: int, added: int, bias: bool
+) -> None:
     tail = () if bias else (hidden,)
     q = numbered(groups * ratio * head_dim, *tail)
     k = numbered(groups * head_dim, *tail, start=10_000)
     v = numbered(groups * head_dim, *tail, start=20_000)
     parts = [q.view(groups, ratio * head_dim, *tail), k.view(groups, head_dim, *tail), v.view(groups, head_dim, *tail)]
     expected = torch.cat(parts, dim=1).reshape(-1, *tail)
+    expected = torch.cat([expected, expected.new_zeros(added * (ratio + 2) * head_dim, *tail)])
     rows = {"q": ratio * head_dim, "k": head_dim, "v": head_dim}
     layout = layouts.grouped_rows(tuple(expected.shape), groups, rows)
     check(data, layout, {"q": q, "k": k, "v": v}, expected)
@@ -86,8 +89,15 @@ def test_gate_comes_before_up(data: st.DataObject, ffn: int, hidden: int, bias: 
 def test_vocabulary_padding_is_zero_and_not_exported(data: st.DataObject, vocab: int, hidden: int, pad: int) -> None:
     weight = numbered(vocab, hidden, start=1)
     expected = torch.nn.functional.pad(weight, (0, 0, 0, pad))
-    layout = layouts.padded_rows(tuple(expected.shape), vocab)
+    layout = layouts.padded(tuple(expected.shape), 0, vocab)
     check(data, layout, {"weight": weight}, expected)
+
+
+@given(st.data(), small, small, st.integers(0, 5))
+def test_columns_of_added_heads_are_zero(data: st.DataObject, hidden: int, columns: int, pad: int) -> None:
+    weight = numbered(hidden, columns, start=1)
+    expected = torch.nn.functional.pad(weight, (0, pad))
+    check(data, layouts.padded(tuple(expected.shape), 1, columns), {"weight": weight}, expected)
 
 
 @given(st.data(), st.permutations(range(3)), small, small, small)

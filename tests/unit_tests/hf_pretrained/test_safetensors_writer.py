@@ -256,7 +256,7 @@ def test_two_writers_share_a_folder(tmp_path: Path) -> None:
     plan = plan_shards(infos_of(tensors), 128)
     files = list(plan)
     assert len(files) == 2
-    with SafetensorsWriter(tmp_path, plan, files=files[:1], write_index=False) as writer:
+    with SafetensorsWriter(tmp_path, plan, files=files[:1], writes_index=False) as writer:
         for info in plan[files[0]]:
             writer.write(info.name, tensors[info.name])
     assert files_of(tmp_path) == [files[0]]

@@ -125,6 +125,18 @@ def test_text_is_that_of_transformers(loaded, chat, system):
     assert all(pieces)
 
 
+def test_a_continuation_that_begins_with_a_word_begins_with_its_space(loaded):
+    model, _, tokenizer = loaded
+    num_with_space = 0
+    for prompt in ("The", "capital", "of", "France", "is", "Paris", "The capital", "Berlin of", "Germany is"):
+        ids = tokenizer(prompt).input_ids
+        tokens = list(generate_tokens(model, ids, SamplingParams(2)))
+        expected = decode(tokenizer, ids + tokens)[len(decode(tokenizer, ids)) :]
+        num_with_space += expected.startswith(" ")
+        assert "".join(generate_text(model, tokenizer, prompt, SamplingParams(2), False, eos_token_ids=())) == expected
+    assert num_with_space or not byte_tokens(tokenizer)  # only byte fallback drops the space of a first word
+
+
 def test_text_ends_before_the_end_token(loaded):
     """Any token may be one, also one that has a text."""
     model, _, tokenizer = loaded

@@ -242,12 +242,8 @@ def test_dropout_is_off(tmp_path):
 
 
 def bfloat16_logits(folder: Path, layout: dict[str, Any]) -> tuple[Any, Any, str]:
-    from megatron.bridge.models.forward import full_logits
-
     model = build(folder, **layout, bf16=True, params_dtype=torch.bfloat16, pipeline_dtype=torch.bfloat16)
-    prompt, tokens = prompt_of(10), prompt_of(6)
-    whole = full_logits(model, torch.tensor([prompt + tokens]))[0, len(prompt) - 1 : -1]
-    return step_logits(model, prompt, tokens), whole, type(model[0]).__name__
+    return *with_and_without_cache(model), type(model[0]).__name__
 
 
 @pytest.mark.parametrize("layout", ["tp1", "pp2"])
@@ -260,9 +256,32 @@ def test_a_wrapped_half_precision_model(layout, tmp_path):
             assert (ours - whole).abs().max() <= 0.03 * whole.abs().max()  # bfloat16 has 8 bits
 
 
-def moe_logits(layout: dict[str, int], sequence_parallel: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def test_learned_positions():
+    provider = GPTModelProvider(
+        num_layers=2,
+        hidden_size=32,
+        num_attention_heads=4,
+        ffn_hidden_size=48,
+        vocab_size=96,
+        seq_length=32,
+        position_embedding_type="learned_absolute",
+    )
+    provider.finalize()
+    model = provider.provide_distributed_model(wrap_with_ddp=False)
+    ours, whole = with_and_without_cache(model)
+    assert whole.abs().max() > 0.05
+    assert (ours - whole).abs().max() <= 1e-6
+
+
+def with_and_without_cache(model: list[Any]) -> tuple[torch.Tensor | None, torch.Tensor]:
     from megatron.bridge.models.forward import full_logits
 
+    prompt, tokens = prompt_of(10, 96), prompt_of(6, 96)
+    whole = full_logits(model, torch.tensor([prompt + tokens]))[0, len(prompt) - 1 : -1]
+    return step_logits(model, prompt, tokens), whole
+
+
+def moe_logits(layout: dict[str, int], sequence_parallel: bool) -> tuple[torch.Tensor, torch.Tensor]:
     provider = GPTModelProvider(
         num_layers=2,
         hidden_size=32,
@@ -284,9 +303,7 @@ def moe_logits(layout: dict[str, int], sequence_parallel: bool) -> tuple[torch.T
     )
     provider.finalize()
     model = provider.provide_distributed_model(wrap_with_ddp=False)
-    prompt, tokens = prompt_of(10, 96), prompt_of(6, 96)
-    whole = full_logits(model, torch.tensor([prompt + tokens]))[0, len(prompt) - 1 : -1]
-    return step_logits(model, prompt, tokens), whole
+    return with_and_without_cache(model)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from megatron.bridge.inference.sampling import filter_logits, sample
 
 def logits_of(kind: str) -> torch.Tensor:
     logits = torch.randn(97, generator=torch.Generator().manual_seed(0)) * 3
+    if kind == "all equal":
+        return torch.zeros(4)  # sums of probabilities meet top_p exactly
     if kind == "ties":
         logits = logits.round()
     if kind == "one certain":
@@ -18,7 +20,7 @@ def logits_of(kind: str) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("kind", ["plain", "ties", "one certain"])
+@pytest.mark.parametrize("kind", ["plain", "ties", "one certain", "all equal"])
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("top_k", [0, 1, 5, 97, 1000])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 1e-9])

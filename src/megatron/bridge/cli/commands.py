@@ -63,7 +63,7 @@ def import_hf(hf: str, out: Path, dtype: str | None, trust_remote_code: bool, re
     start = time.monotonic()
     with _process_groups():
         bridge = AutoBridge.from_hf_pretrained(hf, trust_remote_code=trust_remote_code, revision=revision)
-        bridge.write_megatron_checkpoint(out, torch_dtype(dtype), show_progress=not json)
+        bridge.write_megatron_checkpoint(out, torch_dtype(dtype), show_progress=output.show_progress(json))
     _report_conversion("Imported", hf, out, out.glob("iter_*/*.distcp"), time.monotonic() - start, json)
 
 
@@ -74,7 +74,7 @@ def export(checkpoint: Path, out: Path, hf: str | None, dtype: str | None, trust
         bridge, note = _bridge_of(checkpoint, hf, trust_remote_code)
         if note:
             output.console(stderr=True).print(f"note: {note}", markup=False)
-        bridge.export_ckpt(checkpoint, out, show_progress=not json, torch_dtype=torch_dtype(dtype))
+        bridge.export_ckpt(checkpoint, out, show_progress=output.show_progress(json), torch_dtype=torch_dtype(dtype))
     source = str(bridge.hf_pretrained.model_name_or_path)
     seconds = time.monotonic() - start
     _report_conversion("Exported", str(checkpoint), out, out.glob("*.safetensors"), seconds, json, hf=source)
@@ -133,7 +133,7 @@ def roundtrip(argv: Sequence[str], model: ModelChoice, sizes: Sizes, out: Path |
             out=out,
             trust_remote_code=model.trust_remote_code,
             revision=model.revision,
-            show_progress=not json,
+            show_progress=output.show_progress(json),
         )
     seconds = time.monotonic() - start
     if json:
@@ -268,9 +268,11 @@ def open_model(choice: ModelChoice, layout: Any, dtype: str | None) -> Opened:
 
     runtime.enter()
     from megatron.bridge.inference import eos_token_ids
+    from megatron.bridge.models.gpt_provider import set_dtype
     from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
     from megatron.bridge.training import model_load_save
     from megatron.bridge.transport import process_groups
+    from megatron.bridge.verification import provider_for
 
     process_groups.initialize(tp=layout.tp, pp=layout.pp, ep=layout.ep)
     remote_code = choice.trust_remote_code
@@ -281,7 +283,8 @@ def open_model(choice: ModelChoice, layout: Any, dtype: str | None) -> Opened:
             tokenizer_from or folder / model_load_save.TOKENIZER_FOLDER, trust_remote_code=remote_code
         )
         provider, _ = model_load_save.load_model_config(folder)
-        _set_dtype(provider, dtype)
+        if (compute_dtype := torch_dtype(dtype)) is not None:
+            set_dtype(provider, compute_dtype)
         model = model_load_save.load_megatron_model(folder, layout.provider_fields, provider)
         return Opened(model, hf.tokenizer, eos_token_ids(hf))
     bridge = AutoBridge.from_hf_pretrained(choice.name, trust_remote_code=remote_code, revision=choice.revision)
@@ -289,9 +292,7 @@ def open_model(choice: ModelChoice, layout: Any, dtype: str | None) -> Opened:
     if tokenizer_from is not None:
         hf = PreTrainedCausalLM.from_pretrained(tokenizer_from, trust_remote_code=remote_code)
     tokenizer = hf.tokenizer  # an error here comes before the work
-    provider = bridge.to_megatron_provider()
-    _set_dtype(provider, dtype)
-    provider.apply_overrides_and_finalize(overrides=layout.provider_fields)
+    provider = provider_for(bridge, layout, torch_dtype(dtype))
     return Opened(provider.provide_distributed_model(wrap_with_ddp=False), tokenizer, eos_token_ids(hf))
 
 
@@ -313,13 +314,6 @@ def is_megatron_checkpoint(name: str) -> bool:
             f"{name}: neither a Hugging Face model (no config.json) nor a Megatron checkpoint ({error})"
         ) from error
     return True
-
-
-def _set_dtype(provider: Any, dtype: str | None) -> None:
-    from megatron.bridge.models.gpt_provider import set_dtype
-
-    if (value := torch_dtype(dtype)) is not None:
-        set_dtype(provider, value)
 
 
 # The table of models, and the quickstart

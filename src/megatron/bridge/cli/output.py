@@ -1,17 +1,20 @@
 """What a user sees: results on stdout (text or JSON), everything else on stderr, and no noise of libraries."""
 
-import json
+import json as _json
 import logging
 import math
 import os
 import sys
-import time
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+# The environment variable with a folder that the ranks which a command starts share.
+RANKS_FOLDER = "MEGATRON_BRIDGE_RANKS_FOLDER"
 
 # Warnings and log messages that tell a user of the command line nothing: module or logger, and how they start.
 _QUIET_WARNINGS = (
@@ -21,6 +24,7 @@ _QUIET_WARNINGS = (
     (r"gguf\.", ""),
 )
 _QUIET_LOGS = (
+    ("torch.utils.cpp_extension", "No CUDA runtime is found"),
     ("megatron.core.models.gpt.gpt_model", "GPTModel IS DEPRECATED"),
     ("megatron.core.dist_checkpointing", ""),
 )
@@ -32,7 +36,18 @@ def quiet() -> None:
     for module, message in _QUIET_WARNINGS:
         warnings.filterwarnings("ignore", message=message, module=module)
     for logger, message in _QUIET_LOGS:
-        logging.getLogger(logger).addFilter(lambda record, message=message: not record.getMessage().startswith(message))
+        logging.getLogger(logger).addFilter(_Without(message))
+
+
+class _Without(logging.Filter):
+    """Lets all messages pass but those with this start."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self._start = start
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self._start)
 
 
 def hide_loading_bars() -> None:
@@ -49,6 +64,11 @@ def is_main_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def show_progress(json: bool) -> bool:
+    """Whether to draw progress bars: for a person, at a terminal."""
+    return not json and sys.stderr.isatty()
+
+
 def console(stderr: bool = False) -> "Console":
     """Where text goes; nowhere on ranks other than 0."""
     from rich.console import Console
@@ -59,7 +79,7 @@ def console(stderr: bool = False) -> "Console":
 def print_json(values: Mapping[str, Any]) -> None:
     """Prints one JSON object on rank 0. NaN and infinities become strings, which JSON has no numbers for."""
     if is_main_rank():
-        sys.stdout.write(json.dumps({name: _plain(value) for name, value in values.items()}) + "\n")
+        sys.stdout.write(_json.dumps({name: _plain(value) for name, value in values.items()}) + "\n")
         sys.stdout.flush()
 
 
@@ -67,15 +87,21 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_error(message: str) -> None:
-    """Prints `error: ...` on stderr, once for all ranks.
+def print_error(error: Exception, json: bool) -> None:
+    """Prints `error: ...` on stderr, and with `json` an object on stdout: once for all ranks that a command started.
 
-    All ranks usually meet the same error. Rank 0 prints it at once; the launcher then ends the others. So a rank that
-    lives on after two seconds has an error of its own.
+    Ranks usually meet the same error at the same time. The first to make a file speaks; the launcher ends the others.
     """
-    if not is_main_rank():
-        time.sleep(2)
-    sys.stderr.write(f"error: {message}\n")
+    folder = os.environ.get(RANKS_FOLDER)
+    if folder is not None:
+        try:
+            (Path(folder) / "error").touch(exist_ok=False)
+        except FileExistsError:
+            return
+    if json and (folder is not None or is_main_rank()):
+        sys.stdout.write(_json.dumps({"error": type(error).__name__, "message": str(error)}) + "\n")
+        sys.stdout.flush()
+    sys.stderr.write(f"error: {error}\n")
     sys.stderr.flush()
 
 

@@ -1,10 +1,12 @@
 """Commands that run on several ranks start them themselves, unless torchrun did."""
 
 import os
+import tempfile
 from collections.abc import Sequence
 
 import typer
 
+from megatron.bridge.cli import output
 from megatron.bridge.verification import ParallelLayout
 
 
@@ -21,5 +23,8 @@ def join(argv: Sequence[str], sizes: tuple[int, int, int]) -> ParallelLayout:
     if layout.num_ranks > 1 and "RANK" not in os.environ:
         from megatron.bridge.transport import launcher
 
-        raise typer.Exit(launcher.launch(["-m", "megatron.bridge", *argv], layout.num_ranks))
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["-m", "megatron.bridge", *argv]
+            code = launcher.launch(command, layout.num_ranks, env={output.RANKS_FOLDER: folder})
+        raise typer.Exit(code)
     return layout

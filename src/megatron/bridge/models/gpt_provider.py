@@ -49,6 +49,9 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         vocab_size: rows of the HF embedding, without padding.
         seq_length: positions the model is made for (HF `max_position_embeddings`).
         rope_parameters: the HF config's rope parameters; `None` for plain rope with `rotary_base`.
+        pad_query_groups: add query groups (and their heads) of zeros where tensor parallelism does not divide them. The
+            model computes the same, and exports leave them out.
+        unpadded_query_groups: the number before padding; set by `finalize`.
         window_rope_parameters: those of layers with a sliding window, where they differ; `None` for the same.
         attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
         moe_router_renormalize: whether the scores of the chosen experts are divided by their sum; `None` is
@@ -87,6 +90,8 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     parallel_output: bool = True
     scatter_embedding_sequence_parallel: bool = True
     fp16_lm_cross_entropy: bool = False
+    pad_query_groups: bool = False
+    unpadded_query_groups: int | None = None
     attention_output_bias: bool | None = None
     mlp_bias: bool | None = None
     moe_router_renormalize: bool | None = None
@@ -117,6 +122,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             UnsupportedConfigError: a value or combination that megatron-core refuses.
             ParallelLayoutError: tensor parallelism that does not divide the heads or the feed-forward size.
         """
+        self._pad_query_groups()
         self._check_tensor_parallelism()
         fit_config(self)
         if self.pipeline_model_parallel_size > 1 and self.pipeline_dtype is None:
@@ -127,6 +133,19 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             raise UnsupportedConfigError(
                 f"{type(self).__name__}: megatron-core refuses this config: {error}"
             ) from error
+
+    def _pad_query_groups(self) -> None:
+        if not self.pad_query_groups and self.unpadded_query_groups is None:
+            return
+        present = self.num_query_groups or self.num_attention_heads
+        heads_per_group = self.num_attention_heads // present
+        groups = self.unpadded_query_groups or present
+        if self.kv_channels is None:
+            self.kv_channels = self.hidden_size // (groups * heads_per_group)
+        tp = self.tensor_model_parallel_size if self.pad_query_groups else 1
+        self.unpadded_query_groups = groups
+        self.num_query_groups = (groups + tp - 1) // tp * tp
+        self.num_attention_heads = self.num_query_groups * heads_per_group
 
     def _check_tensor_parallelism(self) -> None:
         tp = self.tensor_model_parallel_size
@@ -139,7 +158,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         if problems:
             raise ParallelLayoutError(
                 f"tensor_model_parallel_size {tp} must divide every sharded dimension, but {', '.join(problems)}; "
-                "choose a smaller tensor_model_parallel_size"
+                "choose another tensor_model_parallel_size, or (for heads and groups) set pad_query_groups"
             )
         pp = self.pipeline_model_parallel_size * (self.virtual_pipeline_model_parallel_size or 1)
         uneven = (

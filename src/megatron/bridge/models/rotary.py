@@ -114,7 +114,7 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
         """
         if self.kind not in _LENGTH_DEPENDENT or num_used <= self._threshold:
             return False
-        return num_cached <= self._threshold
+        return self.kind == "dynamic" or num_cached <= self._threshold
 
     @lru_cache(maxsize=32)  # noqa: B019 - one small module for the life of the model, as in megatron-core
     def _frequencies_on_device(self, seq_len: int, device: torch.device) -> torch.Tensor:

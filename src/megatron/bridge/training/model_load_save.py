@@ -25,8 +25,8 @@ def iteration_folder(path: str | Path) -> Path:
         return path
     tracker = path / TRACKER_NAME
     if tracker.is_file():
-        text = tracker.read_text().strip()
-        if not text.isdigit():
+        text = tracker.read_bytes()[:100].decode(errors="replace").strip()
+        if not re.fullmatch("[0-9]{1,18}", text):
             raise CheckpointError(f"{tracker}: expected an iteration number, found {text!r}")
         folder = path / f"iter_{int(text):07d}"
         if folder.is_dir():
@@ -77,7 +77,6 @@ def load_megatron_weights(model: list[Any], path: str | Path) -> None:
         CheckpointError: the checkpoint lacks a weight of the model.
     """
     from megatron.core import dist_checkpointing
-    from megatron.core.dist_checkpointing.mapping import ShardedObject
 
     from megatron.bridge.models.model_building import unwrap_model
     from megatron.bridge.transport.torch_dist import TorchDistReader
@@ -89,7 +88,7 @@ def load_megatron_weights(model: list[Any], path: str | Path) -> None:
     lost: list[str] = []
     for key, chunk in zip(state_dict_keys(len(chunks)), chunks, strict=True):
         state = chunk.sharded_state_dict()
-        objects = [name for name, entry in state.items() if isinstance(entry, ShardedObject)]
+        objects = [name for name, entry in state.items() if _is_object(entry)]
         # Extra states are Transformer Engine's: a checkpoint made without it has none, and the model's own are right.
         for name in objects:
             if state[name].unique_key not in reader.objects:
@@ -98,9 +97,18 @@ def load_megatron_weights(model: list[Any], path: str | Path) -> None:
         request[key] = state
     if lost:
         raise CheckpointError(f"{folder}: lacks weights of the model: {', '.join(sorted(set(lost)))}")
+    # megatron-core's loader runs whatever the entries that are no tensors name.
+    wanted = {entry.unique_key for state in request.values() for entry in state.values() if _is_object(entry)}
+    reader.check_objects(key for key in reader.objects if key in wanted or key.startswith("common_state"))
     loaded = dist_checkpointing.load(request, str(folder))
     for key, chunk in zip(request, chunks, strict=True):
         chunk.load_state_dict(loaded[key], strict=False)
+
+
+def _is_object(entry: Any) -> bool:
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
+
+    return isinstance(entry, ShardedObject)
 
 
 def _stored(entry: Any, reader: Any) -> bool:

@@ -27,6 +27,9 @@ _ALLOWED_MODULES = (
     "megatron.bridge.models.layer_specs",
     "megatron.bridge.models.transformer.activations",
 )
+_MAX_VALUES = 100_000
+# Sizes beyond anything that exists, which would take all memory before they could be compared with the weights.
+_MAX_SIZES = {"num_layers": 10_000, "num_attention_heads": 10_000, "kv_channels": 10_000, "num_moe_experts": 10_000}
 # Fields that describe the machine or the moment rather than the model.
 _RUNTIME_FIELDS = (
     "init_method",
@@ -52,6 +55,16 @@ def write_run_config(folder: Path, provider: Any, hf_model_id: str | None = None
         folder: the iteration's folder.
         hf_model_id: hub id or folder that the model came from, kept for export.
     """
+    content = {"model": provider_as_data(provider), "checkpoint": {"hf_model_id": hf_model_id}}
+    (folder / FILE_NAME).write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def provider_as_data(provider: Any) -> dict[str, Any]:
+    """A provider's class and the fields that differ from its defaults, the same in every process.
+
+    Raises:
+        CheckpointError: a field cannot be written as data.
+    """
     provider_class = type(provider)
     model: dict[str, Any] = {"_target_": f"{provider_class.__module__}.{provider_class.__qualname__}"}
     for field in dataclasses.fields(provider):
@@ -59,8 +72,7 @@ def write_run_config(folder: Path, provider: Any, hf_model_id: str | None = None
         if field.name.startswith("_") or field.name in _RUNTIME_FIELDS or value == _default(field):
             continue
         model[field.name] = _encode(value, field.name)
-    content = {"model": model, "checkpoint": {"hf_model_id": hf_model_id}}
-    (folder / FILE_NAME).write_text(yaml.safe_dump(content, sort_keys=False))
+    return model
 
 
 def read_run_config(folder: Path) -> dict[str, Any]:
@@ -73,12 +85,39 @@ def read_run_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder}: no {FILE_NAME}; give a checkpoint folder that was written with one")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"{path}: not valid YAML: {error}") from error
+        content = yaml.load(path.read_bytes(), _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99 is no date
+        raise CheckpointError(f"{path}: not valid YAML: {error!s:.1000}") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise CheckpointError(f"{path}: expected a mapping with a `model` section")
+    if not isinstance(content.get("checkpoint") or {}, dict):
+        raise CheckpointError(f"{path}: its `checkpoint` section is no mapping")
+    _check_num_values(content, path)
     return content
+
+
+def _check_num_values(content: Any, path: Path) -> None:
+    """References (`*name`) can make a few lines stand for any number of values, even endlessly many."""
+    waiting, num_values = [content], 0
+    while waiting:
+        value = waiting.pop()
+        num_values += 1
+        if num_values > _MAX_VALUES:
+            raise CheckpointError(f"{path}: holds more than {_MAX_VALUES} values")
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain data, without merge keys (`<<`): a few lines of them can grow to any size."""
+
+    def flatten_mapping(self, node: Any) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, "merge keys are not allowed", key.start_mark)
+        super().flatten_mapping(node)
 
 
 def read_provider(folder: Path) -> Any:
@@ -98,11 +137,15 @@ def read_provider(folder: Path) -> Any:
     if not isinstance(provider_class, type) or not issubclass(provider_class, ModelProviderMixin):
         raise CheckpointError(f"{path}: {target} is no model provider")
     known = {field.name for field in dataclasses.fields(provider_class)}  # type: ignore[arg-type]
-    unknown = sorted(set(model) - known)
+    unknown = sorted(str(name) for name in set(model) - known)
     if unknown:
         raise CheckpointError(
-            f"{path}: {target} has no field {', '.join(unknown)}; the checkpoint was written by another version"
+            f"{path}: {target} has no field {', '.join(unknown)!s:.300}; the checkpoint was written by another version"
         )
+    for name, largest in _MAX_SIZES.items():
+        size = model.get(name)
+        if size is not None and not (type(size) is int and 1 <= size <= largest):
+            raise CheckpointError(f"{path}: {name} must be a whole number from 1 to {largest}, found {size!r:.100}")
     provider = provider_class()
     for name, value in model.items():
         setattr(provider, name, _decode(value, path))
@@ -143,10 +186,10 @@ def _decode(value: Any, path: Path) -> Any:
     target = value.get("_target_")
     if target is None:
         return {key: _decode(item, path) for key, item in value.items()}
-    if target == "tuple":
+    if target == "tuple" and isinstance(value.get("_args_", []), list):
         return tuple(_decode(item, path) for item in value.get("_args_", []))
-    if value.get("_call_") is not False:
-        raise CheckpointError(f"{path}: {target!r} would be called; only names with `_call_: false` are allowed")
+    if value.get("_call_") is not False or not isinstance(target, str):
+        raise CheckpointError(f"{path}: {target!r:.100} would be called; only names with `_call_: false` are allowed")
     return _attribute(target, path)
 
 
@@ -157,11 +200,14 @@ def _attribute(dotted: str, path: Path) -> Any:
         module, names = ".".join(parts[:-num_names]), parts[-num_names:]
         if module not in _ALLOWED_MODULES and not (num_names == 1 and module.startswith(_PROVIDER_PREFIX)):
             continue
-        value: Any = importlib.import_module(module)
+        try:
+            value: Any = importlib.import_module(module)
+        except ImportError as error:
+            raise CheckpointError(f"{path}: no {dotted:.200}: {error!s:.200}") from error
         for name in names:
             if name.startswith("_") or not hasattr(value, name):
-                raise CheckpointError(f"{path}: no {dotted}")
+                raise CheckpointError(f"{path}: no {dotted:.200}")
             owner, value = value, getattr(value, name)
         if num_names == 1 or (isinstance(owner, type) and issubclass(owner, enum.Enum)):
             return value
-    raise CheckpointError(f"{path}: {dotted} is outside the allowed modules ({', '.join(_ALLOWED_MODULES)})")
+    raise CheckpointError(f"{path}: {dotted:.200} is outside the allowed modules ({', '.join(_ALLOWED_MODULES)})")

@@ -47,8 +47,9 @@ def _torchrun(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    for name in ("torch.distributed.elastic", "torch.distributed.run"):
-        logging.getLogger(name).addHandler(logging.NullHandler())
+    elastic = logging.getLogger("torch.distributed.elastic")  # would report how each rank was ended
+    elastic.addHandler(logging.NullHandler())
+    elastic.propagate = False
     try:
         run(parse_args(arguments))
     except ChildFailedError as error:

@@ -5,25 +5,37 @@ to disk, checksummed and recorded; when all files are recorded, the folder gets 
 run leaves the staging folder, and the next run of the same conversion writes only what is not recorded. Several
 processes, on one machine or many, may each take a share of the files: whoever finishes last publishes.
 
-Staging folder of `out`: `.out.incomplete/`, with `out`'s files and `.manifest/`:
+Staging folder of `out`, for a conversion whose fingerprint has this hash: `.out.<hash>.incomplete/`, with
 
-    plan.json      the fingerprint of the conversion; another conversion starts over
-    <file>.json    size and checksum (XXH3, 64 bits) of a finished file, and what its writer wants to remember
+    files/         what will be `out`
+    manifest/      for each finished file, <file>.json: size and checksum (XXH3, 64 bits), and what its writer remembers
+    lock           locked (flock), shared by every process that writes, alone by the one that publishes
+
+The processes of one conversion find each other by the hash; staging folders of `out` with another one are what earlier,
+different conversions left, and are removed. A file being written is locked as well, so that a second start of the same
+conversion waits instead of writing into the same file.
 """
 
+import contextlib
+import errno
+import fcntl
+import glob
+import hashlib
 import json
+import mmap
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from megatron.bridge.errors import CheckpointError
 
-_MANIFEST = ".manifest"
 _PARTIAL = ".partial"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -44,25 +56,28 @@ class StagingFolder:
 
     Args:
         out: the final folder; must not exist, or be empty.
-        fingerprint: tells this conversion from others (sources, options, layout).
+        fingerprint: tells this conversion from others (sources, options, layout); anything that JSON can write.
+
+    Attributes:
+        path: the folder that will be `out`.
 
     Raises:
-        CheckpointError: `out` holds something.
+        CheckpointError: `out` holds something, or nothing can be written beside it.
     """
 
-    def __init__(self, out: Path, fingerprint: dict[str, Any]):
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise CheckpointError(f"{out}: already exists and is not empty; choose another folder or remove it")
-        self.out = out
-        self.path = out.with_name(f".{out.name}.incomplete")
-        self._manifest = self.path / _MANIFEST
-        plan = json.dumps(fingerprint, sort_keys=True)
-        plan_path = self._manifest / "plan.json"
-        if plan_path.is_file() and plan_path.read_text() != plan:
-            shutil.rmtree(self.path)
-        if not plan_path.is_file():
-            self._manifest.mkdir(parents=True, exist_ok=True)
-            _write_text(plan_path, plan)
+    def __init__(self, out: Path, fingerprint: Any):
+        self.out = out.resolve()
+        digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
+        self._root = self.out.with_name(f".{self.out.name}.{digest}.incomplete")
+        self.path = self._root / "files"
+        self._manifest = self._root / "manifest"
+        self._lock: BinaryIO | None = None
+        with _clear_errors(self._root):
+            self._check_free()
+            for other in self.out.parent.glob(f".{glob.escape(self.out.name)}.{'[0-9a-f]' * 16}.incomplete"):
+                if other != self._root:
+                    self._discard(other)
+            self._open_lock()
 
     def recorded(self, name: str, verify: bool = True) -> dict[str, Any] | None:
         """What is remembered of a finished file, or `None`. A file that changed since then does not count.
@@ -70,13 +85,13 @@ class StagingFolder:
         Args:
             verify: compare the checksum, not only the size.
         """
-        record_path, path = self._record_path(name), self.path / name
-        if not record_path.is_file() or not path.is_file():
+        path = self.path / name
+        try:
+            record = json.loads(self._record_path(name).read_text())
+            unchanged = path.stat().st_size == record["size"] and (not verify or checksum(path) == record["xxh3"])
+            return record["content"] if unchanged else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing recorded, or the record was altered
             return None
-        record = json.loads(record_path.read_text())
-        if path.stat().st_size != record["size"] or (verify and checksum(path) != record["xxh3"]):
-            return None
-        return record["content"]
 
     def write_files(self, files: Sequence[OutputFile], part: tuple[int, int] = (0, 1), num_threads: int = 2) -> None:
         """Writes the files that are not recorded yet.
@@ -85,61 +100,138 @@ class StagingFolder:
             files: all files of the conversion, the same in every process.
             part: (index, count): this process takes every `count`-th file.
             num_threads: files written at the same time.
-        """
-        with ThreadPoolExecutor(num_threads) as finishers, ThreadPoolExecutor(num_threads) as writers:
-            pending = [writers.submit(self._write_file, file, finishers) for file in files[part[0] :: part[1]]]
-            try:
-                for future in pending:
-                    future.result().result()
-            except BaseException:
-                for future in pending:
-                    future.cancel()
-                raise
 
-    def collect(self, files: Sequence[OutputFile]) -> list[dict[str, Any]] | None:
-        """The records of all files in order, or `None` if some are not finished."""
-        records = [self.recorded(file.name, verify=False) for file in files]
-        return None if any(record is None for record in records) else [r for r in records if r is not None]
+        Raises:
+            CheckpointError: the disk is full, or a file cannot be written. What is finished is kept.
+        """
+        try:
+            with ThreadPoolExecutor(num_threads) as finishers, ThreadPoolExecutor(num_threads) as writers:
+                pending = [writers.submit(self._write_file, file, finishers) for file in files[part[0] :: part[1]]]
+                try:
+                    for future in pending:
+                        future.result().result()
+                except BaseException:
+                    for future in pending:
+                        future.cancel()
+                    raise
+        finally:
+            self._close_lock()
+
+    def publish(self, files: Sequence[OutputFile], finish: Callable[[list[dict[str, Any]]], None]) -> bool:
+        """Gives the folder its final name, if every file is recorded and no other process is at work on it.
+
+        Args:
+            files: all files of the conversion.
+            finish: writes the rest into `path`; is given what the files' writers remembered, in order.
+
+        Returns:
+            Whether the folder was published, by this process.
+
+        Raises:
+            CheckpointError: something cannot be written, or `finish` failed; nothing was published.
+        """
+        with _clear_errors(self.path):
+            try:
+                if not self._lock_alone():
+                    return False
+                records = [self.recorded(file.name, verify=False) for file in files]
+                if any(record is None for record in records):
+                    return False
+                for partial in self.path.rglob(f"*{_PARTIAL}"):  # of killed runs
+                    partial.unlink()
+                finish([record for record in records if record is not None])
+                self._synchronise({self.path / file.name for file in files})
+                self._check_free()
+                self.path.rename(self.out)
+                _sync(self.out.parent)
+                shutil.rmtree(self._root)
+            finally:
+                self._close_lock()
+        return True
+
+    def _check_free(self) -> None:
+        if self.out.is_mount():
+            raise CheckpointError(f"{self.out}: is a mount point, which cannot be replaced; give a folder inside it")
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise CheckpointError(f"{self.out}: already exists and is not empty; choose another folder or remove it")
+
+    def _discard(self, other: Path) -> None:
+        """Removes the staging folder of another conversion to `out`, unless it is running."""
+        with contextlib.suppress(FileNotFoundError), (other / "lock").open("rb+") as lock:
+            if not _flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                raise CheckpointError(
+                    f"{self.out}: another conversion to this folder is running (in {other}); wait for it. "
+                    "Processes that share a conversion need the same source, options and memory."
+                )
+        shutil.rmtree(other, ignore_errors=True)
+
+    def _open_lock(self) -> None:
+        """Makes the folders, and takes its place among the processes that write."""
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._manifest.mkdir(exist_ok=True)
+            lock = (self._root / "lock").open("wb")
+            _flock(lock, fcntl.LOCK_SH)
+            if _is_at(lock, self._root / "lock"):
+                self._lock = lock
+                return
+            lock.close()  # another process published meanwhile
+            self._check_free()
+
+    def _lock_alone(self) -> bool:
+        """Takes the lock for this process only; False if others are writing, or have published."""
+        try:
+            lock = (self._root / "lock").open("rb+")
+        except FileNotFoundError:
+            return False
+        self._lock = lock
+        return _flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) and _is_at(lock, self._root / "lock")
+
+    def _close_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _write_file(self, file: OutputFile, finishers: Executor) -> Future[None]:
         """Writes one file; its synchronisation and checksum run beside the writing of the next one."""
-        if self.recorded(file.name) is not None:
-            return finishers.submit(lambda: None)
         path = self.path / file.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + _PARTIAL)
-        with partial.open("wb", buffering=0) as stream:
-            content = file.write(stream)
-        return finishers.submit(self._finish_file, file.name, partial, content)
+        with _clear_errors(path):
+            if self.recorded(file.name) is not None:
+                return finishers.submit(lambda: None)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = _open_alone(path.with_name(path.name + _PARTIAL))
+            try:
+                if self.recorded(file.name) is not None:  # by the process that held the file's lock
+                    stream.close()
+                    return finishers.submit(lambda: None)
+                stream.truncate(0)
+                content = file.write(stream)
+            except BaseException:
+                stream.close()
+                raise
+        return finishers.submit(self._finish_file, file.name, stream, content)
 
-    def _finish_file(self, name: str, partial: Path, content: dict[str, Any]) -> None:
-        with partial.open("rb+") as stream:
-            os.fsync(stream.fileno())
+    def _finish_file(self, name: str, stream: BinaryIO, content: dict[str, Any]) -> None:
         path = self.path / name
-        record = {"size": partial.stat().st_size, "xxh3": checksum(partial), "content": content}
-        partial.rename(path)
-        _write_text(self._record_path(name), json.dumps(record))
+        partial = path.with_name(path.name + _PARTIAL)
+        with _clear_errors(path), stream:
+            os.fsync(stream.fileno())
+            record = {"size": partial.stat().st_size, "xxh3": checksum(partial), "content": content}
+            partial.rename(path)
+            _write_text(self._record_path(name), json.dumps(record))
 
     def _record_path(self, name: str) -> Path:
         return self._manifest / f"{name.replace('/', '__')}.json"
 
-    def publish(self) -> None:
-        """Gives the folder its final name. Another process that publishes at the same moment is no error."""
-        try:
-            shutil.rmtree(self._manifest)
-            if self.out.exists():
-                self.out.rmdir()
-            self.path.rename(self.out)
-        except FileNotFoundError:
-            if not self.out.is_dir():
-                raise
-        _sync_folder(self.out.parent)
+    def _synchronise(self, done: set[Path]) -> None:
+        """Brings the files that are not `done`, and the folders, to disk."""
+        for path in [*self.path.rglob("*"), self.path]:
+            if path not in done:
+                _sync(path)
 
 
 def checksum(path: Path) -> str:
     """The XXH3 (64 bits) of a file's bytes, as 16 hexadecimal digits."""
-    import mmap
-
     import xxhash
 
     digest = xxhash.xxh3_64()
@@ -154,6 +246,50 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    """Turns the system's errors into `CheckpointError`s that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        again = "Nothing was published; run it again, and what is finished will be kept."
+        if error.errno in _NO_SPACE:
+            raise CheckpointError(f"{path}: cannot be written: {error.strerror}. Free some space. {again}") from error
+        if error.errno == errno.EFAULT:  # write(2) from a memory map whose file has become shorter
+            raise CheckpointError(f"{path}: a source file became shorter while it was read. {again}") from error
+        raise CheckpointError(f"{path}: cannot be written: {error}. {again}") from error
+
+
+def _open_alone(path: Path) -> BinaryIO:
+    """Opens a file for writing and waits until no other process has it open so; keeps its content."""
+    while True:
+        stream = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "rb+", buffering=0)  # noqa: SIM115
+        _flock(stream, fcntl.LOCK_EX)
+        if _is_at(stream, path):
+            return stream
+        stream.close()  # the other process has finished it, and given it its name
+
+
+def _flock(file: Any, operation: int) -> bool:
+    """Locks a file; False if another process has it. Where there are no locks, parts must be run one after another."""
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+def _is_at(file: Any, path: Path) -> bool:
+    """Whether `path` still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _write_text(path: Path, text: str) -> None:
     """Writes a small file so that it is there whole, on disk, or not at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
@@ -164,8 +300,8 @@ def _write_text(path: Path, text: str) -> None:
     partial.rename(path)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

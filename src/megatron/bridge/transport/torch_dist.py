@@ -8,11 +8,11 @@ leading axes of one tensor per key.
 
 import io
 import json
-import mmap
 import os
 import pickle
+import struct
 import zipfile
-from collections import defaultdict
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -34,11 +33,14 @@ from torch.distributed.checkpoint.metadata import (
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.conversion.layout import Box, Shape, common_box, shifted, slices
+from megatron.bridge.transport.checkpoint_metadata import PARSER_ERRORS, StoredChunk, read_metadata
+from megatron.bridge.transport.source_files import SourceFiles, map_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BACKEND = {
+_CONFIG = "metadata.json"
+_BACKEND: dict[str, Any] = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
     "common_backend": "torch",
@@ -83,7 +85,12 @@ def write_entries(entries: Sequence[Entry], stream: Any) -> dict[str, Any]:
     for entry in entries:
         data = _exact_storage(entry.produce().reshape(entry.shape))
         counting = _Counting(stream)
-        torch.save(data, counting)
+        try:
+            torch.save(data, counting)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch hides what the stream raised
+                raise error.__context__ from error
+            raise
         places.append([entry.key, list(entry.global_offset), position, counting.num_bytes])
         position += counting.num_bytes
     return {"places": places}
@@ -131,7 +138,7 @@ def write_metadata(folder: Path, entries: Iterable[Entry], contents: Mapping[str
         file.flush()
         os.fsync(file.fileno())
     partial.rename(folder / ".metadata")
-    (folder / "metadata.json").write_text(json.dumps(_BACKEND))
+    (folder / _CONFIG).write_text(json.dumps(_BACKEND))
 
 
 class _PortablePickler(pickle.Pickler):
@@ -187,12 +194,16 @@ def _exact_storage(tensor: "Tensor") -> "Tensor":
 class TorchDistReader:
     """Reads boxes of the tensors in a torch_dist checkpoint, whatever layout it was saved from.
 
+    The folder is data: `.metadata` is read without running anything that it names, tensors are read with
+    `weights_only`, files outside the folder are refused, and so are chunks that overlap or leave gaps.
+
     Args:
         folder: holds `.metadata` and `metadata.json`.
 
     Attributes:
         tensors: shape, dtype and chunks of each tensor by key.
-        objects: keys of the entries that are not tensors.
+        objects: place of each entry that is not a tensor, by key.
+        files: those that `.metadata` names, and itself.
 
     Raises:
         CheckpointError: not a torch_dist checkpoint, or damaged.
@@ -200,93 +211,205 @@ class TorchDistReader:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        if not (folder / "metadata.json").is_file() or not (folder / ".metadata").is_file():
-            raise CheckpointError(f"{folder}: no torch_dist checkpoint (metadata.json and .metadata are expected)")
-        metadata = dcp.FileSystemReader(folder).read_metadata()
-        self.tensors: dict[str, TensorStorageMetadata] = {
-            key: entry
-            for key, entry in metadata.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
-        }
-        self.objects = frozenset(metadata.state_dict_metadata.keys() - self.tensors.keys())
-        self._chunks: dict[str, list[tuple[Box, Any]]] = defaultdict(list)
-        self._files: dict[str, memoryview] = {}
-        for key, entry in self.tensors.items():
-            for chunk in entry.chunks:
-                info = metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
-                if info is None:
-                    raise CheckpointError(
-                        f"{folder}: {key} at {list(chunk.offsets)} has no data: the checkpoint is damaged"
-                    )
-                box = tuple((int(o), int(o) + int(s)) for o, s in zip(chunk.offsets, chunk.sizes, strict=True))
-                self._chunks[key].append((box, info))
+        if not (folder / _CONFIG).is_file() or not (folder / ".metadata").is_file():
+            raise CheckpointError(f"{folder}: no torch_dist checkpoint ({_CONFIG} and .metadata are expected)")
+        _check_backend(folder / _CONFIG)
+        self.files = SourceFiles()
+        self.files.add(folder / ".metadata")
+        content = read_metadata(folder / ".metadata")
+        self.tensors = content.tensors
+        self.objects = content.objects
+        self._chunks = {key: _ChunkIndex(tensor.chunks) for key, tensor in content.tensors.items()}
+        self._maps: dict[str, memoryview] = {}
+        places = [chunk.filename for tensor in self.tensors.values() for chunk in tensor.chunks]
+        for name in sorted({*places, *(filename for filename, _, _ in self.objects.values())}):
+            self._add_file(name)
 
     def parts(self, key: str, box: Box) -> list[tuple[Box, "Tensor"]]:
         """The stored pieces of `key` inside `box`, as views of the memory-mapped files, with the box of each.
 
         Raises:
-            CheckpointError: the key is absent, or its chunks do not cover the box exactly once.
+            CheckpointError: the key is absent, its chunks do not cover the box exactly once, a chunk is damaged, or its
+                file was altered since it was opened.
         """
         if key not in self.tensors:
             raise CheckpointError(f"{self.folder}: no tensor {key}")
-        found = []
-        for chunk, info in self._chunks[key]:
-            common = common_box(chunk, box)
-            if common is not None:
-                found.append((common, self._view(key, chunk, info)[slices(shifted(common, chunk))]))
-        if sum(part.numel() for _, part in found) != prod(stop - start for start, stop in box):
-            raise CheckpointError(f"{self.folder}: the chunks of {key} do not cover {box}: the checkpoint is damaged")
-        return found
+        chunks = [chunk for chunk in self._chunks[key].near(box) if common_box(_box(chunk), box)]
+        boxes = [common for chunk in chunks if (common := common_box(_box(chunk), box)) is not None]
+        covered = sum(prod(stop - start for start, stop in common) for common in boxes)
+        overlap = any(common_box(a, b) for index, a in enumerate(boxes) for b in boxes[:index])
+        if overlap or covered != prod(stop - start for start, stop in box):
+            raise CheckpointError(
+                f"{self.folder / '.metadata'}: the chunks of {key} do not cover {box} exactly once: it is damaged"
+            )
+        return [
+            (common, self._view(key, chunk)[slices(shifted(common, _box(chunk)))])
+            for common, chunk in zip(boxes, chunks, strict=True)
+        ]
 
     def read(self, key: str, box: Box) -> "Tensor":
         """The elements of `key` in `box` (with the stacked axes): a view if they are stored together, else a copy."""
         parts = self.parts(key, box)
         if len(parts) == 1:
             return parts[0][1]
-        out = torch.empty([stop - start for start, stop in box], dtype=self.tensors[key].properties.dtype)
+        out = torch.empty([stop - start for start, stop in box], dtype=self.tensors[key].dtype)
         for part_box, part in parts:
             out[slices(shifted(part_box, box))] = part
         return out
 
-    def _view(self, key: str, chunk: Box, info: Any) -> "Tensor":
+    def check_objects(self, keys: Iterable[str]) -> None:
+        """Makes sure that entries hold nothing but data, for a loader that would run whatever they name.
+
+        Raises:
+            CheckpointError: an entry is damaged, or names something that `torch.load(weights_only=True)` refuses.
+        """
+        for key in keys:
+            filename, offset, length = self.objects[key]
+            where = f"{self.folder / filename}: {key}"
+            content = _Segment(self._bytes(where, filename, offset, length))
+            try:
+                torch.load(content, map_location="cpu", weights_only=True)
+            except PARSER_ERRORS as error:
+                raise CheckpointError(f"{where}: damaged, or not only data: {error!s:.300}") from error
+
+    def _view(self, key: str, chunk: StoredChunk) -> "Tensor":
         """A chunk's tensor on the memory map. Its archive says how the data lies; the data itself is not read."""
-        data = self._file(info.relative_path)[info.offset : info.offset + info.length]
-        where = f"{self.folder / info.relative_path}: {key} at {[start for start, _ in chunk]}"
-        if len(data) != info.length:
-            raise CheckpointError(f"{where}: the file is cut short, {info.length} bytes expected, found {len(data)}")
+        where = f"{self.folder / chunk.filename}: {key} at {list(chunk.offsets)}"
+        data = self._bytes(where, chunk.filename, chunk.offset, chunk.length)
+        dtype = self.tensors[key].dtype
         try:
+            start, size = _data_record(data)
             with torch.serialization.skip_data():
                 form = torch.load(_Segment(data), map_location="cpu", weights_only=True)
-            with zipfile.ZipFile(_Segment(data)) as archive:
-                record = next(entry for entry in archive.infolist() if entry.filename.endswith("/data/0"))
-        except (RuntimeError, zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, EOFError) as error:
-            raise CheckpointError(f"{where}: the archive is damaged: {error}") from error
-        shape = tuple(stop - start for start, stop in chunk)
-        dtype = self.tensors[key].properties.dtype
-        if not isinstance(form, torch.Tensor) or tuple(form.shape) != shape or form.dtype != dtype:
-            raise CheckpointError(f"{where}: expected a {dtype} tensor of shape {list(shape)}, found {form!r:.80}")
-        # A zip record's data follows its local header: 30 bytes, then name and extra field (APPNOTE.TXT 4.3.7).
-        header = record.header_offset
-        name_length = int.from_bytes(data[header + 26 : header + 28], "little")
-        extra_length = int.from_bytes(data[header + 28 : header + 30], "little")
-        start = header + 30 + name_length + extra_length
-        count = record.file_size // dtype.itemsize
-        if form.storage_offset() + form.numel() > count or start + record.file_size > len(data):
-            raise CheckpointError(f"{where}: the archive's data is shorter than its tensor")
-        flat = torch.frombuffer(data, dtype=dtype, count=count, offset=start)
-        return flat.as_strided(form.shape, form.stride(), form.storage_offset())
+            if not isinstance(form, torch.Tensor) or tuple(form.shape) != chunk.sizes or form.dtype != dtype:
+                found = f"{form.dtype} {list(form.shape)}" if isinstance(form, torch.Tensor) else type(form).__name__
+                raise ValueError(f"expected {dtype} {list(chunk.sizes)}, found {found}")
+            if form.storage_offset() or form.numel() * dtype.itemsize != size or not _is_dense(form):
+                raise ValueError("its elements are not the data, each once")
+            if form.numel() == 0:
+                return torch.empty(form.shape, dtype=dtype)
+            flat = torch.frombuffer(data, dtype=dtype, count=form.numel(), offset=start)
+            return flat.as_strided(form.shape, form.stride())
+        except (*PARSER_ERRORS, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{where}: the archive is damaged: {error!s:.300}") from error
+
+    def _bytes(self, where: str, filename: str, offset: int, length: int) -> memoryview:
+        self.files.check(self.folder / filename)
+        content = self._file(filename)
+        if offset + length > len(content):
+            raise CheckpointError(
+                f"{where}: the file is cut short, {offset + length} bytes expected, found {len(content)}"
+            )
+        return content[offset : offset + length]
+
+    def _add_file(self, name: str) -> None:
+        path = self.folder / name
+        if "\0" in name or not path.resolve().is_relative_to(self.folder.resolve()):
+            raise CheckpointError(f"{self.folder / '.metadata'}: names a file outside the folder: {name!r:.200}")
+        if not _is_file(path) or path.stat().st_size == 0:
+            raise CheckpointError(f"{path!s:.1000}: missing or empty, but .metadata names it. Fetch it again.")
+        self.files.add(path)
 
     def _file(self, name: str) -> memoryview:
-        if name not in self._files:
-            path = (self.folder / name).resolve()
-            if not path.is_relative_to(self.folder.resolve()):
-                raise CheckpointError(f"{self.folder}: .metadata names a file outside the folder: {name}")
-            if not path.is_file() or path.stat().st_size == 0:
-                raise CheckpointError(f"{path}: missing or empty, but .metadata names it")
-            with path.open("rb") as file:
-                # A private map: torch wants writable memory, and nothing written to it reaches the file.
-                self._files[name] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
-        return self._files[name]
+        if name not in self._maps:
+            self._maps[name] = map_file(self.folder / name)
+        return self._maps[name]
+
+
+class _ChunkIndex:
+    """A tensor's chunks, sorted by the first axis: a stacked tensor has one for each layer or expert."""
+
+    def __init__(self, chunks: Iterable[StoredChunk]):
+        self._chunks = sorted(chunks)
+        self._starts = [chunk.offsets[0] for chunk in self._chunks if chunk.offsets]
+        self._longest = max((chunk.sizes[0] for chunk in self._chunks if chunk.sizes), default=0)
+
+    def near(self, box: Box) -> Sequence[StoredChunk]:
+        """The chunks that may meet `box`."""
+        if not box or not self._starts:
+            return self._chunks
+        start, stop = box[0]
+        return self._chunks[bisect_right(self._starts, start - self._longest) : bisect_left(self._starts, stop)]
+
+
+def _box(chunk: StoredChunk) -> Box:
+    return tuple((start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _is_dense(tensor: "Tensor") -> bool:
+    """Whether the strides are those of a contiguous tensor with permuted axes, as PyTorch's writer keeps them."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _check_backend(path: Path) -> None:
+    try:
+        config = json.loads(path.read_bytes())
+        backend = config["sharded_backend"], config.get("sharded_backend_version", 1)
+    except (*PARSER_ERRORS, OSError) as error:
+        raise CheckpointError(f"{path}: malformed ({error!s:.200}). Fetch it again.") from error
+    if backend != (_BACKEND["sharded_backend"], _BACKEND["sharded_backend_version"]):
+        raise CheckpointError(
+            f"{path}: the format is {backend[0]!r:.50} version {backend[1]!r:.50}, not torch_dist version 1; "
+            "save the checkpoint with megatron-core's torch_dist format"
+        )
+
+
+def _data_record(data: memoryview) -> tuple[int, int]:
+    """Where a tensor's bytes lie in its archive: start and size.
+
+    `torch.load` checks little of an archive's structure and would take bytes at a wrong place, so it is checked here.
+
+    Raises:
+        ValueError: another form than `torch.save` writes for one tensor.
+        zipfile.BadZipFile, struct.error: no zip file.
+    """
+    with zipfile.ZipFile(_Segment(data)) as archive:
+        records = sorted(archive.infolist(), key=lambda record: record.header_offset)
+        ends = [*(record.header_offset for record in records[1:]), archive.start_dir]
+    place = None
+    for record, end in zip(records, ends, strict=True):
+        _, _, name = record.filename.partition("/")
+        if name == "data/0":
+            place = _extent(data, record, end)
+        elif name.startswith("data/"):
+            raise ValueError(f"more data than a tensor's: {name:.100}")
+        elif name == "byteorder":
+            start, size = _extent(data, record, end)
+            if data[start : start + size] != b"little":
+                raise ValueError("its bytes are not in little-endian order")
+    if place is None:
+        raise ValueError("it has no record data/0")
+    return place
+
+
+def _extent(data: memoryview, record: zipfile.ZipInfo, end: int) -> tuple[int, int]:
+    """Where the content of a record lies: start and size. The next record, or the directory, begins at `end`.
+
+    A record is stored as it is. Its local header of 30 bytes has the same name as the directory at the archive's end,
+    and its content is followed by a descriptor of 16 bytes, 24 for more than 4 GiB, or none (APPNOTE.TXT 4.3.7-4.3.9).
+    """
+    signature, name_length, extra_length = struct.unpack_from("<4s22xHH", data, record.header_offset)
+    name_at = record.header_offset + 30
+    start = name_at + name_length + extra_length
+    if signature != b"PK\3\4" or data[name_at : name_at + name_length] != record.filename.encode():
+        raise ValueError("a record is not where the directory says")
+    if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1 or record.compress_size != record.file_size:
+        raise ValueError("its data is compressed or encrypted")
+    if end - start - record.file_size not in (0, 16, 24):
+        raise ValueError("the directory and the records disagree about sizes")
+    return start, record.file_size
 
 
 class _Segment(io.RawIOBase):

@@ -1,6 +1,6 @@
 """`AutoBridge`: one object for everything between a Hugging Face model and its Megatron form."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from megatron.bridge.models.conversion.plan import WeightConversionTask
     from megatron.bridge.models.conversion.resources import Resources
-    from megatron.bridge.models.conversion.weight_stream import HFWeightTuple
+    from megatron.bridge.models.conversion.weight_stream import HFWeightInfo, HFWeightTuple, LoadReport
 
 
 class _ConfigOnly:
@@ -42,6 +42,7 @@ class AutoBridge:
     Attributes:
         hf_pretrained: the HF model: config, weights (memory-mapped), tokenizer and other files.
         export_weight_dtype: dtype name that exports are meant to have, for clients that ask.
+        load_report: what the last load of weights did on this rank.
     """
 
     def __init__(self, hf_pretrained: "PreTrainedCausalLM | PretrainedConfig"):
@@ -52,6 +53,7 @@ class AutoBridge:
         )
         find_bridge(self.hf_pretrained.config)
         self.export_weight_dtype = "bf16"
+        self.load_report: LoadReport | None = None
 
     # Construction
 
@@ -173,7 +175,9 @@ class AutoBridge:
         from megatron.bridge.models.conversion import weight_stream
 
         source = self._source(hf_path)
-        weight_stream.load(self._model_bridge, source, model, allowed_mismatched_params or (), show_progress)
+        self.load_report = weight_stream.load(
+            self._model_bridge, source, model, allowed_mismatched_params or (), show_progress
+        )
         return model
 
     def get_conversion_tasks(self, model: Any, hf_path: str | Path | None = None) -> "list[WeightConversionTask]":
@@ -188,6 +192,8 @@ class AutoBridge:
         conversion_tasks: "Iterable[WeightConversionTask | None] | None" = None,
         merge_adapter_weights: bool = True,
         weight_dtype: "torch.dtype | None" = None,
+        select: "Callable[[str], bool] | None" = None,
+        bucket_bytes: int | None = None,
     ) -> "Iterator[HFWeightTuple]":
         """Streams the whole model's HF tensors, as (name, tensor), on every rank (collective, lazy).
 
@@ -196,6 +202,8 @@ class AutoBridge:
             conversion_tasks: export these only (from `get_conversion_tasks`); iterated once.
             merge_adapter_weights: accepted for clients that pass it; a model without adapters has none to merge.
             weight_dtype: convert floating-point tensors.
+            select: export only HF tensors whose names it accepts.
+            bucket_bytes: Megatron weights that are gathered at a time; default 256 MiB.
 
         Raises:
             PlanError: a weight without a mapping, or tasks that give only a part of an HF tensor.
@@ -210,7 +218,25 @@ class AutoBridge:
             show_progress=show_progress,
             conversion_tasks=conversion_tasks,
             weight_dtype=weight_dtype,
+            select=select,
+            bucket_bytes=bucket_bytes or weight_stream.BUCKET_BYTES,
         )
+
+    def describe_hf_weights(
+        self,
+        model: Any,
+        conversion_tasks: "Iterable[WeightConversionTask | None] | None" = None,
+        weight_dtype: "torch.dtype | None" = None,
+    ) -> "list[HFWeightInfo]":
+        """Name, shape and dtype of every tensor that `export_hf_weights` gives, without moving any data.
+
+        Args:
+            conversion_tasks: from `get_conversion_tasks`; without them they are made (collective).
+        """
+        from megatron.bridge.models.conversion import weight_stream
+
+        tasks = self.get_conversion_tasks(model) if conversion_tasks is None else conversion_tasks
+        return weight_stream.describe(tasks, weight_dtype)
 
     # Hugging Face folders
 
@@ -229,7 +255,9 @@ class AutoBridge:
 
         Args:
             strict: the tensors must be exactly those of the source.
-            distributed_save, save_every_n_ranks: accepted for clients that pass them; rank 0 writes.
+            distributed_save: every rank writes its own byte ranges of the files, without gathering; `path` must be on a
+                file system that all ranks share. Otherwise rank 0 writes.
+            save_every_n_ranks: accepted for clients that pass it; ranges are written by the ranks that hold them.
 
         Raises:
             PlanError: tensors of one side are missing on the other; nothing is written.
@@ -243,6 +271,7 @@ class AutoBridge:
             Path(path),
             show_progress=show_progress,
             strict=strict,
+            distributed_save=distributed_save,
             weight_dtype=weight_dtype,
         )
 
@@ -270,6 +299,7 @@ class AutoBridge:
             path,
             show_progress=show_progress,
             strict=strict,
+            distributed_save=distributed_save,
             weight_dtype=weight_dtype,
         )
         if process_groups.rank() == 0:

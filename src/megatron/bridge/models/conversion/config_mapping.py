@@ -118,7 +118,7 @@ def activation_function(name: str, where: str) -> Any:
     """
     if name not in _activations():
         raise UnsupportedConfigError(
-            f"{where}: activation {name!r} is not supported; supported: {', '.join(sorted(_activations()))}"
+            f"{where}: hidden_act: activation {name!r} is not supported: {', '.join(sorted(_activations()))} are"
         )
     return _activations()[name]
 

@@ -201,12 +201,17 @@ def identity(shape: Shape, permute: tuple[int, ...] | None = None) -> Layout:
     return Layout((Piece("weight", _index(hf_shape), whole(shape), permute),), {"weight": hf_shape})
 
 
-def padded_rows(shape: Shape, num_rows: int) -> Layout:
-    """The HF tensor is the first `num_rows` rows; the rest (vocabulary padding) is zero. `shape`: `[V_padded, ...]`."""
-    hf_shape = (num_rows, *shape[1:])
-    pieces = [Piece("weight", _index(hf_shape), _rows(shape, 0, num_rows))]
-    if shape[0] > num_rows:
-        pieces.append(Piece(None, (), _rows(shape, num_rows, shape[0])))
+def padded(shape: Shape, axis: int, size: int) -> Layout:
+    """The HF tensor is the first `size` of the weight along `axis`; the rest is zero.
+
+    Rows of an embedding beyond the vocabulary, or columns of an output projection for heads that HF does not have.
+    """
+    hf_shape = (*shape[:axis], size, *shape[axis + 1 :])
+    pieces = [Piece("weight", _index(hf_shape), whole(hf_shape))]
+    if shape[axis] > size:
+        rest = list(whole(shape))
+        rest[axis] = (size, shape[axis])
+        pieces.append(Piece(None, (), tuple(rest)))
     return Layout(tuple(pieces), {"weight": hf_shape})
 
 
@@ -223,8 +228,8 @@ def concatenated_rows(shape: Shape, roles: Mapping[str, int]) -> Layout:
 def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Layout:
     """Row blocks interleaved by group: group `g` is rows `g` of each role in turn.
 
-    With `roles = {"q": A // G * D, "k": D, "v": D}` this is Megatron's fused QKV, `[G * (A // G + 2) * D, ...]`
-    (megatron-core 0.19, `SelfAttention.get_query_key_value_tensors`).
+    Rows of further groups, which HF does not have, are zero. With `roles = {"q": A // G * D, "k": D, "v": D}` this is
+    Megatron's fused QKV, `[G * (A // G + 2) * D, ...]` (megatron-core 0.19, `SelfAttention`).
     """
     pieces, hf_shapes, start = [], {}, 0
     for role, num_rows in roles.items():
@@ -234,6 +239,8 @@ def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Lay
             index = _index(hf_shapes[role], group * num_rows, num_rows)
             pieces.append(Piece(role, index, _rows(shape, start, start + num_rows)))
             start += num_rows
+    if shape[0] > start:
+        pieces.append(Piece(None, (), _rows(shape, start, shape[0])))
     return Layout(tuple(pieces), hf_shapes)
 
 
@@ -279,11 +286,14 @@ def regrouped_rows(shape: Shape, num_groups: int, rows: Sequence[int]) -> Layout
         rows: per part, its rows in each group.
     """
     pieces, start = [], 0
+    hf_shape = (num_groups * sum(rows), *shape[1:])
     for group in range(num_groups):
         part_start = 0
         for num_rows in rows:
-            index = _index(shape, part_start + group * num_rows, num_rows)
+            index = _index(hf_shape, part_start + group * num_rows, num_rows)
             pieces.append(Piece("weight", index, _rows(shape, start, start + num_rows)))
             start += num_rows
             part_start += num_groups * num_rows
-    return Layout(tuple(pieces), {"weight": shape})
+    if shape[0] > start:
+        pieces.append(Piece(None, (), _rows(shape, start, shape[0])))
+    return Layout(tuple(pieces), {"weight": hf_shape})

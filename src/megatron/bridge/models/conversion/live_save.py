@@ -4,9 +4,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion import weight_stream
 from megatron.bridge.models.conversion.hf_save import output_shards
-from megatron.bridge.models.conversion.plan import Plan, check_names
+from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, check_names
+from megatron.bridge.models.hf_pretrained.range_writer import RangeWriter
+from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
 from megatron.bridge.models.hf_pretrained.writer import SafetensorsWriter
 from megatron.bridge.transport import process_groups
 
@@ -24,9 +27,14 @@ def save(
     *,
     show_progress: bool = False,
     strict: bool = True,
+    distributed_save: bool = False,
     weight_dtype: "torch.dtype | None" = None,
 ) -> None:
-    """Every rank takes part in the export; rank 0 writes each tensor as it arrives.
+    """Writes the weight files (collective).
+
+    Args:
+        distributed_save: every rank writes the byte ranges of what it holds, without gathering. Otherwise rank 0 writes
+            each tensor as it is gathered.
 
     Raises:
         PlanError: `strict`, and the tensors are not exactly the source's; nothing is written.
@@ -39,8 +47,11 @@ def save(
         plan.tied = {name: same_as for name, same_as in registry.tied().items() if name in infos}
         if strict:
             check_names(plan, infos, str(out))
-    dtypes = {name: weight_dtype or task.dtype for task in plan for name in task.hf_shapes}
-    shards, options = output_shards(plan.hf_shapes(), dtypes, plan.tied, hf_pretrained)  # type: ignore[arg-type]
+    dtypes = {info.name: info.dtype for info in weight_stream.describe(plan.tasks, weight_dtype)}
+    shards, options = output_shards(plan.hf_shapes(), dtypes, plan.tied, hf_pretrained)
+    if distributed_save and not bridge.changes_exported_weights:
+        _save_ranges(plan, out, shards, options)
+        return
     is_writer = process_groups.rank() == 0
     with SafetensorsWriter(out, shards, **options) if is_writer else nullcontext() as writer:
         for name, tensor in weight_stream.export(
@@ -55,3 +66,41 @@ def save(
             if writer is not None:
                 writer.write(name, tensor)
     process_groups.barrier()
+
+
+def _save_ranges(plan: Plan, out: Path, shards: dict[str, Any], options: dict[str, Any]) -> None:
+    """Each box of each weight is written by the rank that owns it; ranks only wait for each other."""
+    is_first = process_groups.rank() == 0
+    writer = RangeWriter(out, shards, options.get("file_metadata"))
+    if is_first:
+        writer.create()
+    process_groups.barrier()
+    copies = {same_as: name for name, same_as in plan.tied.items()}
+    with writer:
+        for task in plan:
+            _write_owned_boxes(task, writer, copies)
+    process_groups.barrier()
+    if is_first:
+        writer.publish()
+        write_index(out, shards, options.get("index_metadata"))
+    process_groups.barrier()
+
+
+def _write_owned_boxes(task: WeightConversionTask, writer: RangeWriter, copies: dict[str, str]) -> None:
+    names = task.mapping.hf_names
+    for shard in task.shards:
+        if task.owners[shard.box] != process_groups.rank():
+            continue
+        assert task.param_weight is not None
+        part = task.param_weight.detach()[layouts.slices(shard.local_box)]
+        for piece in task.layout.pieces:
+            common = layouts.clip(piece, shard.box)
+            if common is None or common.role is None:
+                continue
+            box = part[layouts.slices(layouts.shifted(common.megatron_box, shard.box))]
+            if common.permute:
+                box = box.permute([common.permute.index(axis) for axis in range(box.dim())])
+            name = names[common.role]
+            for target in (name, copies.get(name)):
+                if target is not None:
+                    writer.write_box(target, common.hf_index, box)

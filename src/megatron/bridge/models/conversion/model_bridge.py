@@ -148,6 +148,10 @@ class MegatronModelBridge(ABC):
         (token ids and the like) are left to the source config.
         """
         values = config_mapping.mapped_values(provider, dict(self.CONFIG_MAPPING))
+        if provider.unpadded_query_groups and "num_key_value_heads" in values:
+            ratio = provider.num_attention_heads // provider.num_query_groups
+            values["num_key_value_heads"] = provider.unpadded_query_groups
+            values["num_attention_heads"] = provider.unpadded_query_groups * ratio
         for name in ("hidden_act", "hidden_activation"):
             if name in self.CONFIG_CHECKED:
                 values[name] = config_mapping.activation_name(provider.activation_func)
@@ -193,6 +197,12 @@ class MegatronModelBridge(ABC):
         return weights
 
     # Helpers
+
+    @property
+    def changes_exported_weights(self) -> bool:
+        """Whether the family overrides `maybe_modify_converted_hf_weight`, so that exports need whole tensors."""
+        hook = type(self).maybe_modify_converted_hf_weight
+        return hook is not MegatronModelBridge.maybe_modify_converted_hf_weight
 
     @staticmethod
     def dtype_from_hf(hf_config: "PretrainedConfig", default: "torch.dtype | None" = None) -> "torch.dtype":
@@ -293,7 +303,9 @@ def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
         if architecture in bridges:
             return bridges[architecture]
     found = ", ".join(architectures) if architectures else "none"
+    name = getattr(hf_config, "name_or_path", "")
     raise UnsupportedModelError(
-        f"{type(hf_config).__name__}: no bridge for architecture {found}. Supported: {', '.join(sorted(bridges))}. "
+        f"{type(hf_config).__name__}{f' of {name}' if name else ''}: no bridge for architecture {found}. "
+        f"Supported: {', '.join(sorted(bridges))}. "
         "`megatron-bridge models` lists them; a new one is a subclass of MegatronModelBridge."
     )

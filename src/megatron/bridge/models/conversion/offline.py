@@ -8,7 +8,7 @@ put together in blocks of bounded size.
 import copy
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from megatron.bridge.errors import CheckpointError, ParallelLayoutError, PlanError
+from megatron.bridge.errors import BridgeError, CheckpointError, ParallelLayoutError, PlanError, UnsupportedConfigError
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.hf_save import output_shards
 from megatron.bridge.models.conversion.layout import Box, Layout, Piece
+from megatron.bridge.models.conversion.param_mapping import VOCABULARY_WEIGHTS
 from megatron.bridge.models.conversion.placement import Parameter, Shard, read_placement
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan, check_names
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.conversion.weight_stream import check_tied, hf_tensor_infos, read_hf_tensors
-from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, TensorInfo, encode_header
+from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo, encode_header, write_index
 from megatron.bridge.models.model_provider import UNSHARDED
 from megatron.bridge.training.model_load_save import TOKENIZER_FOLDER, TRACKER_NAME
-from megatron.bridge.training.run_config import write_run_config
+from megatron.bridge.training.run_config import provider_as_data, write_run_config
 from megatron.bridge.transport import process_groups, torch_dist
 from megatron.bridge.transport.progress import Progress
 from megatron.bridge.transport.staging import OutputFile, StagingFolder
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 # Checkpoint entries that are not weights of the model.
 _NOT_WEIGHTS = ("optimizer", "chained_", "rng_state", "rerun_state", "opt_param_scheduler", "common")
 _ITERATION = "iter_0000000"
+# What megatron-core raises when a value of the config is of the wrong kind.
+_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def ensure_unsharded() -> None:
@@ -64,20 +67,41 @@ def ensure_unsharded() -> None:
         )
 
 
-def meta_placement(provider: Any) -> tuple[list[Parameter], Any, Mapping[str, bytes]]:
+def meta_placement(
+    provider: Any, what: str = "the config", num_stored: int | None = None
+) -> tuple[list[Parameter], Any, Mapping[str, bytes]]:
     """What a checkpoint of the whole model holds, read from a model without memory.
+
+    Args:
+        what: the model, named in errors.
+        num_stored: how many tensors there are, if that is known; a model cannot have more layers.
 
     Returns:
         The parameters, the finalised config of the unsharded model, and the serialised non-tensor entries.
+
+    Raises:
+        UnsupportedConfigError: megatron-core refuses the config.
     """
     ensure_unsharded()
+    if num_stored is not None and (provider.num_layers or 0) > num_stored:
+        raise UnsupportedConfigError(
+            f"{what}: the config has {provider.num_layers} layers, the weights are only {num_stored} tensors; "
+            "correct the config"
+        )
     provider = copy.deepcopy(provider)
     for name, value in {**UNSHARDED, "use_cpu_initialization": True, "perform_initialization": False}.items():
         setattr(provider, name, value)
-    provider.finalize()
-    with torch.device("meta"):
-        model = provider.provide(pre_process=True, post_process=True)
-    return read_placement([model]), provider, _objects(model)
+    try:
+        provider.finalize()
+        with torch.device("meta"):
+            model = provider.provide(pre_process=True, post_process=True)
+        return read_placement([model]), provider, _objects(model)
+    except BridgeError as error:
+        raise type(error)(f"{what}: {error}") from error
+    except _REFUSALS as error:
+        raise UnsupportedConfigError(
+            f"{what}: megatron-core cannot build the model of this config: {type(error).__name__}: {error!s:.500}"
+        ) from error
 
 
 # Import
@@ -109,25 +133,29 @@ def import_checkpoint(
     infos, what = hf_tensor_infos(hf_pretrained), hf_pretrained.model_name_or_path
     if infos is None:
         raise CheckpointError(f"{what}: there are no weights to import, only a config")
-    parameters, config, objects = meta_placement(provider)
+    parameters, config, objects = meta_placement(provider, what, len(infos))
     plan = build_plan(parameters, bridge.registry(), config, infos, what=what)
     check_tied(plan, hf_pretrained.state)
-    staging = _open_staging(out, _fingerprint("import", hf_pretrained.state, dtype, provider))
-    folder = staging.path / _ITERATION
+    state = hf_pretrained.state
     with Progress("importing", None, enabled=show_progress) as progress, torch_dist.without_crc():
-        entries = list(_entries(bridge, plan, hf_pretrained.state, dtype, resources.block_bytes, progress))
+        entries = list(_entries(bridge, plan, state, dtype, resources.block_bytes, progress))
         groups = torch_dist.group_entries(entries, _file_bytes(sum(entry.nbytes for entry in entries)))
+        content = [[[e.key, e.global_shape, e.global_offset, e.shape, str(e.dtype)] for e in group] for group in groups]
+        staging = StagingFolder(out, ["import", state.files.fingerprint(), provider_as_data(provider), content])
+        folder = staging.path / _ITERATION
         names = [f"__0_{index}.distcp" for index in range(len(groups) + 1)]
         writers = [partial(torch_dist.write_entries, group) for group in groups]
         writers.append(partial(torch_dist.write_objects, objects))
         files = [OutputFile(f"{_ITERATION}/{name}", writer) for name, writer in zip(names, writers, strict=True)]
-        contents = _write_shared(staging, files, resources)
-    if contents is not None:
-        torch_dist.write_metadata(folder, entries, dict(zip(names, contents, strict=True)))
-        write_run_config(folder, provider, what)
-        hf_pretrained.save_artifacts(folder / TOKENIZER_FOLDER)
-        (staging.path / TRACKER_NAME).write_text("0")
-        staging.publish()
+
+        def finish(contents: list[dict[str, Any]]) -> None:
+            torch_dist.write_metadata(folder, entries, dict(zip(names, contents, strict=True)))
+            write_run_config(folder, provider, what)
+            hf_pretrained.save_artifacts(folder / TOKENIZER_FOLDER)
+            (staging.path / TRACKER_NAME).write_text("0")
+            state.files.check()
+
+        _write_shared(staging, files, resources, finish)
     return plan
 
 
@@ -217,15 +245,15 @@ def export_checkpoint(
         PlanError: weights of one side are missing on the other; nothing is written.
         CheckpointError: the checkpoint is damaged, or `out` holds something.
     """
-    import json
-
     resources = resources or Resources()
     weights = CheckpointWeights(bridge, hf_pretrained, provider, folder, dtype)
     if strict and (infos := hf_tensor_infos(hf_pretrained)) is not None:
         check_names(weights.plan, infos, str(out))
     shards, options = output_shards(weights.plan.hf_shapes(), weights.dtypes, weights.plan.tied, hf_pretrained)
     metadata = options.get("file_metadata", {})
-    staging = _open_staging(out, _fingerprint("export", hf_pretrained, dtype, folder.resolve(), sorted(shards)))
+    sources = [weights.files] if hf_tensor_infos(hf_pretrained) is None else [weights.files, hf_pretrained.state.files]
+    content = {name: [[info.name, info.shape, str(info.dtype)] for info in infos] for name, infos in shards.items()}
+    staging = StagingFolder(out, ["export", [files.fingerprint() for files in sources], content, options])
     with Progress("exporting", None, enabled=show_progress) as progress:
         files = [
             OutputFile(
@@ -234,18 +262,14 @@ def export_checkpoint(
             )
             for name, infos in shards.items()
         ]
-        contents = _write_shared(staging, files, resources)
-    if contents is not None:
-        if len(shards) > 1 or options.get("index_metadata") is not None:
-            total = sum(info.nbytes for infos in shards.values() for info in infos)
-            weight_map = {info.name: name for name, infos in shards.items() for info in infos}
-            index = {
-                "metadata": {**(options.get("index_metadata") or {}), "total_size": total},
-                "weight_map": dict(sorted(weight_map.items())),
-            }
-            (staging.path / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n")
-        hf_pretrained.save_artifacts(staging.path)
-        staging.publish()
+
+        def finish(contents: list[dict[str, Any]]) -> None:
+            write_index(staging.path, shards, options.get("index_metadata"))
+            hf_pretrained.save_artifacts(staging.path)
+            for source in sources:
+                source.check()
+
+        _write_shared(staging, files, resources, finish)
     return weights.plan
 
 
@@ -283,6 +307,7 @@ class CheckpointWeights:
     Attributes:
         plan: of the whole model.
         dtypes: of each HF tensor.
+        files: of the checkpoint.
 
     Raises:
         PlanError: the checkpoint does not hold exactly the weights of its model.
@@ -298,17 +323,19 @@ class CheckpointWeights:
     ):
         self._bridge, self._hf_pretrained = bridge, hf_pretrained
         self._reader = torch_dist.TorchDistReader(folder)
-        parameters, config, _ = meta_placement(provider)
+        self.files = self._reader.files
+        num_chunks = sum(len(tensor.chunks) for tensor in self._reader.tensors.values())
+        parameters, config, _ = meta_placement(provider, str(folder), num_chunks)
         registry = bridge.registry()
         self.plan = build_plan(parameters, registry, config, None, what=str(folder))
-        _check_keys(self._reader, self.plan, folder)
+        _check_tensors(self._reader, self.plan, folder)
         infos = hf_tensor_infos(hf_pretrained) or {}
         self.plan.dropped = {name: reason for name in infos if (reason := registry.drop_reason(name))}
         self.plan.tied = {name: same_as for name, same_as in registry.tied().items() if name in infos}
         self._sources: dict[str, list[tuple[WeightConversionTask, Piece]]] = defaultdict(list)
         self.dtypes: dict[str, torch.dtype] = {}
         for task in self.plan:
-            stored = self._reader.tensors[task.shards[0].key].properties.dtype
+            stored = self._reader.tensors[task.shards[0].key].dtype
             names = task.mapping.hf_names
             for piece in task.layout.pieces:
                 if piece.role is not None:
@@ -316,8 +343,6 @@ class CheckpointWeights:
                     self.dtypes[names[piece.role]] = _target_dtype(stored, dtype)
         for name, same_as in self.plan.tied.items():
             self.dtypes[name] = self.dtypes[same_as]
-        hook = type(bridge).maybe_modify_converted_hf_weight
-        self._has_hook = hook is not _plain_bridge().maybe_modify_converted_hf_weight
 
     def blocks(self, name: str, block_bytes: int) -> Iterator["Tensor"]:
         """An HF tensor, in consecutive blocks of rows: views of the checkpoint where it is stored alike."""
@@ -325,7 +350,7 @@ class CheckpointWeights:
         sources = self._sources[name]
         shape = self._shape(name)
         dtype = self.dtypes[name]
-        if self._has_hook:
+        if self._bridge.changes_exported_weights:
             task = sources[-1][0]
             whole = {other: self._rows(other, 0, _num_rows(shape)) for other, shape in task.hf_shapes.items()}
             state = getattr(self._hf_pretrained, "state", None)
@@ -386,15 +411,29 @@ def _num_rows(shape: tuple[int, ...]) -> int:
     return shape[0] if shape else 1
 
 
-def _check_keys(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path) -> None:
-    wanted = {shard.key for task in plan for shard in task.shards}
-    problems = [f"Megatron weight {key}: missing in the checkpoint" for key in sorted(wanted - reader.tensors.keys())]
-    for key in sorted(reader.tensors.keys() - wanted):
-        if not key.startswith(_NOT_WEIGHTS) and "_extra_state" not in key:
+def _check_tensors(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path) -> None:
+    problems = []
+    wanted = {shard.key: (task, shard.global_shape) for task in plan for shard in task.shards}
+    for key, (task, shape) in sorted(wanted.items()):
+        if key not in reader.tensors:
+            problems.append(f"Megatron weight {key}: missing in the checkpoint")
+            continue
+        found = reader.tensors[key].shape
+        # The number of padding rows depends on the tensor-parallel size that the checkpoint was saved with.
+        is_padded = task.global_param_name in VOCABULARY_WEIGHTS and found[1:] == shape[1:]
+        if found != shape and not is_padded:
+            problems.append(f"Megatron weight {key}: expected {list(shape)}, found {list(found)} in the checkpoint")
+    for key in sorted(reader.tensors.keys() - wanted.keys()):
+        if is_weight(key):
             problems.append(f"Megatron weight {key}: in the checkpoint, but not in the model of run_config.yaml")
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise PlanError(f"{folder}: the checkpoint and its model do not match, nothing was converted:\n{lines}")
+
+
+def is_weight(key: str) -> bool:
+    """Whether a checkpoint's tensor of this name belongs to the model, and not to the optimizer or the like."""
+    return not key.startswith(_NOT_WEIGHTS) and "_extra_state" not in key
 
 
 # Shared
@@ -404,41 +443,23 @@ def _target_dtype(stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype
     return dtype if dtype is not None and stored.is_floating_point else stored
 
 
-def _open_staging(out: Path, fingerprint: dict[str, Any]) -> StagingFolder:
-    """The staging folder, made by rank 0 before the other ranks open it."""
-    if process_groups.rank() > 0:
-        process_groups.barrier()
-    staging = StagingFolder(out, fingerprint)
-    if process_groups.rank() == 0:
-        process_groups.barrier()
-    return staging
-
-
-def _write_shared(staging: StagingFolder, files: list[OutputFile], resources: Resources) -> list[dict[str, Any]] | None:
-    """Writes this process's share; returns all records to the one process that is to finish the folder."""
+def _write_shared(
+    staging: StagingFolder,
+    files: list[OutputFile],
+    resources: Resources,
+    finish: Callable[[list[dict[str, Any]]], None],
+) -> None:
+    """Writes this process's share of the files; the last process has the rest written and publishes."""
     part = resources.part or (process_groups.rank(), process_groups.world_size())
     staging.write_files(files, part, resources.num_threads)
     process_groups.barrier()
-    return staging.collect(files) if process_groups.rank() == 0 else None
+    if process_groups.rank() == 0:
+        staging.publish(files, finish)
 
 
 def _file_bytes(total: int) -> int:
     """Size of an output file: many enough to be written in parallel and resumed, few enough for a file system."""
     return min(max(total // 16, 64 * 2**20), 2 * 2**30)
-
-
-def _fingerprint(kind: str, source: Any, *details: Any) -> dict[str, Any]:
-    """What makes two conversions the same: kind, source files with sizes and times, and the options as text."""
-    path = getattr(source, "folder", None) or getattr(source, "path", None)
-    files = sorted(Path(path).glob("*.safetensors")) if path is not None else []
-    stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return {"kind": kind, "source": str(path), "files": stats, "details": [str(detail) for detail in details]}
-
-
-def _plain_bridge() -> "type[MegatronModelBridge]":
-    from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-
-    return MegatronModelBridge
 
 
 def _objects(model: Any) -> dict[str, bytes]:

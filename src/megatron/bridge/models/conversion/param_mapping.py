@@ -18,7 +18,7 @@ HFParam = str | dict[str, str]
 _WILDCARD = re.compile(r"\*\*|\*")
 _EXPERT_INDEX = re.compile(r"\d+$")
 # The rows of these weights are vocabulary entries, which Megatron pads.
-_VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
+VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 
 
 class MegatronParamMapping:
@@ -79,8 +79,11 @@ class MegatronParamMapping:
             shape: of the unsharded weight.
             config: the provider (a TransformerConfig with `vocab_size`).
         """
-        if self.megatron_param in _VOCABULARY_WEIGHTS:
-            return layouts.padded_rows(shape, min(config.vocab_size, shape[0]))
+        if self.megatron_param in VOCABULARY_WEIGHTS:
+            return layouts.padded(shape, 0, min(config.vocab_size, shape[0]))
+        if self.megatron_param.endswith("self_attention.linear_proj.weight") and config.unpadded_query_groups:
+            # Columns of added query groups.
+            return layouts.padded(shape, 1, shape[1] // config.num_query_groups * config.unpadded_query_groups)
         return layouts.identity(shape)
 
 
@@ -134,7 +137,7 @@ class QKVMapping(MegatronParamMapping):
         super().__init__(megatron_param, {"q": q, "k": k, "v": v})
 
     def layout(self, shape: Shape, config: Any) -> Layout:
-        return layouts.grouped_rows(shape, config.num_query_groups, _qkv_rows(self.megatron_param, shape, config))
+        return layouts.grouped_rows(shape, _num_hf_groups(config), _qkv_rows(self.megatron_param, shape, config))
 
 
 class FusedQKVMapping(MegatronParamMapping):
@@ -142,7 +145,7 @@ class FusedQKVMapping(MegatronParamMapping):
 
     def layout(self, shape: Shape, config: Any) -> Layout:
         rows = _qkv_rows(self.megatron_param, shape, config)
-        return layouts.regrouped_rows(shape, config.num_query_groups, list(rows.values()))
+        return layouts.regrouped_rows(shape, _num_hf_groups(config), list(rows.values()))
 
 
 class GatedMLPMapping(MegatronParamMapping):
@@ -192,7 +195,7 @@ class FusedGatedExpertMapping(FusedExpertMapping):
     """One expert's `linear_fc1`, of an HF tensor that holds gate and up projections of all experts of a layer.
 
     Args:
-        interleaved: rows (columns, if transposed) of gate and up alternate in the HF tensor; otherwise gate is first.
+        interleaved: rows (columns, if transposed) of gate and up alternate in the HF tensor; else gate comes first.
     """
 
     num_parts = 2
@@ -234,6 +237,11 @@ class Tied(Dropped):
     def __init__(self, hf_param: str, same_as: str):
         super().__init__(hf_param, f"tied to {same_as}")
         self.same_as = same_as
+
+
+def _num_hf_groups(config: Any) -> int:
+    """Query groups that HF has: without those that were added for tensor parallelism."""
+    return config.unpadded_query_groups or config.num_query_groups
 
 
 def _qkv_rows(megatron_param: str, shape: Shape, config: Any) -> dict[str, int]:

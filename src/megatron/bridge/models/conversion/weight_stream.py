@@ -1,7 +1,8 @@
 """Weights between a live model and HF tensors: sharded loading without communication, and streaming export."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +11,7 @@ from megatron.core import parallel_state
 
 from megatron.bridge.errors import BridgeError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
-from megatron.bridge.models.conversion.layout import Box
+from megatron.bridge.models.conversion.layout import Box, Layout, Shape
 from megatron.bridge.models.conversion.placement import Parameter, read_placement
 from megatron.bridge.models.conversion.plan import Plan, TensorInfo, WeightConversionTask, build_plan
 from megatron.bridge.models.model_building import unwrap_model
@@ -22,8 +23,36 @@ if TYPE_CHECKING:
 
     from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
-# Bytes of Megatron weights that one round of collectives moves.
+# Bytes of Megatron weights that one round of collectives moves, by default.
 BUCKET_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did on this rank.
+
+    Attributes:
+        plan: what was loaded and what was left out.
+        bytes_read: bytes of the checkpoint that were read.
+        bytes_written: bytes of the rank's own weights.
+    """
+
+    plan: Plan
+    bytes_read: int
+    bytes_written: int
+
+
+class HFWeightInfo(NamedTuple):
+    """One HF tensor that an export will give, without its data."""
+
+    name: str
+    shape: Shape
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 class HFWeightTuple(NamedTuple):
@@ -44,7 +73,7 @@ def load(
     model: Any,
     allowed_mismatched_params: Iterable[str] = (),
     show_progress: bool = False,
-) -> Plan:
+) -> LoadReport:
     """Fills a live model from an HF checkpoint. Each rank reads the slices it holds; no collective is called.
 
     Args:
@@ -71,6 +100,7 @@ def load(
     )
     state = hf_pretrained.state
     check_tied(plan, state)
+    num_read = num_written = 0
     with torch.no_grad(), Progress("loading", len(plan), enabled=show_progress) as progress:
         for task in plan:
             hf_tensors = read_hf_tensors(bridge, task, state)
@@ -78,8 +108,15 @@ def load(
             for shard in task.shards:
                 part = task.param_weight.detach()[layouts.slices(shard.local_box)]
                 layouts.assemble(task.layout, hf_tensors, part, shard.box)
+                num_read += _bytes_read(task.layout, hf_tensors, shard.box)
+            num_written += task.param_weight.nbytes
             progress.advance(task.param_weight.nbytes)
-    return plan
+    return LoadReport(plan, num_read, num_written)
+
+
+def _bytes_read(layout: Layout, hf_tensors: Mapping[str, "Tensor"], box: Box) -> int:
+    parts = [part for piece in layout.pieces if (part := layouts.clip(piece, box)) is not None]
+    return sum(part.num_elements * hf_tensors[part.role].itemsize for part in parts if part.role is not None)
 
 
 def read_hf_tensors(bridge: "MegatronModelBridge", task: WeightConversionTask, state: Any) -> dict[str, "Tensor"]:
@@ -104,7 +141,8 @@ def check_tied(plan: Plan, state: Any) -> None:
     for name, same_as in plan.tied.items():
         if not torch.equal(state[name], state[same_as]):
             raise PlanError(
-                f"HF tensor {name}: the config ties it to {same_as}, but the checkpoint holds different values; "
+                f"{getattr(state, 'folder', 'the checkpoint')}: HF tensor {name}: the config ties it to {same_as}, but "
+                "they hold different values; "
                 "set tie_word_embeddings to false in config.json if both are meant"
             )
 
@@ -153,6 +191,8 @@ def export(
     show_progress: bool = False,
     conversion_tasks: Iterable[WeightConversionTask | None] | None = None,
     weight_dtype: torch.dtype | None = None,
+    select: Callable[[str], bool] | None = None,
+    bucket_bytes: int = BUCKET_BYTES,
 ) -> Iterator[HFWeightTuple]:
     """Yields every HF tensor, whole, on every rank (collective, lazy; iterate to the end on all ranks together).
 
@@ -162,6 +202,8 @@ def export(
         cpu: yield CPU tensors.
         conversion_tasks: export these only; iterated once, `param_weight` read at the moment of use.
         weight_dtype: convert floating-point tensors.
+        select: export only the HF tensors whose names it accepts; the others are not moved.
+        bucket_bytes: Megatron weights that are gathered at a time.
 
     Raises:
         PlanError: at the end, if the tasks gave only a part of an HF tensor.
@@ -172,8 +214,9 @@ def export(
         same_as: name for name, same_as in bridge.registry().tied().items() if state is not None and name in state
     }
     assembler = _Assembler()
+    wanted = (task for task in tasks if task is not None and _is_wanted(task, copies, select))
     with torch.no_grad(), Progress("exporting", None, enabled=show_progress) as progress:
-        for bucket in _buckets(tasks, BUCKET_BYTES):
+        for bucket in _buckets(wanted, bucket_bytes):
             for task, parts in zip(bucket, collectives.gather_parts(bucket), strict=True):
                 finished = assembler.add(task, parts)
                 if not finished:
@@ -181,10 +224,31 @@ def export(
                 for name, weight in bridge.maybe_modify_converted_hf_weight(task, finished, state).items():
                     weight = _convert(weight, cpu, weight_dtype)
                     progress.advance(weight.nbytes)
-                    yield HFWeightTuple(name, weight)
-                    if name in copies:
-                        yield HFWeightTuple(copies[name], weight)
+                    for given in (name, copies.get(name)):
+                        if given is not None and (select is None or select(given)):
+                            yield HFWeightTuple(given, weight)
     assembler.check_complete()
+
+
+def describe(
+    tasks: Iterable[WeightConversionTask | None], weight_dtype: torch.dtype | None = None
+) -> list[HFWeightInfo]:
+    """Name, shape and dtype of every HF tensor that exporting `tasks` gives, without moving any data.
+
+    Second copies of tied tensors, which depend on the source, and changes by a family's hook are not included.
+    """
+    infos: dict[str, HFWeightInfo] = {}
+    for task in tasks:
+        for name, shape in task.hf_shapes.items() if task is not None else ():
+            assert task is not None and task.dtype is not None
+            dtype = weight_dtype if weight_dtype is not None and task.dtype.is_floating_point else task.dtype
+            infos.setdefault(name, HFWeightInfo(name, shape, dtype))
+    return list(infos.values())
+
+
+def _is_wanted(task: WeightConversionTask, copies: Mapping[str, str], select: Callable[[str], bool] | None) -> bool:
+    names = task.mapping.hf_names.values()
+    return select is None or any(select(name) or select(copies.get(name, name)) for name in names)
 
 
 class _Assembler:
@@ -237,18 +301,17 @@ def _views(task: WeightConversionTask, parts: Sequence[tuple[Box, "Tensor"]]) ->
     return found
 
 
-def _buckets(tasks: Iterable[WeightConversionTask | None], max_bytes: int) -> Iterator[list[WeightConversionTask]]:
+def _buckets(tasks: Iterable[WeightConversionTask], max_bytes: int) -> Iterator[list[WeightConversionTask]]:
     bucket: list[WeightConversionTask] = []
     size = 0
     for task in tasks:
-        if task is None:
-            continue
         assert task.dtype is not None
-        bucket.append(task)
-        size += prod(task.shape) * task.dtype.itemsize
-        if size >= max_bytes:
+        num_bytes = prod(task.shape) * task.dtype.itemsize
+        if bucket and size + num_bytes > max_bytes:
             yield bucket
             bucket, size = [], 0
+        bucket.append(task)
+        size += num_bytes
     if bucket:
         yield bucket
 

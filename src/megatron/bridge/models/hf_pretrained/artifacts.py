@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME
+from megatron.bridge.models.hf_pretrained.source import check_inside
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -78,7 +79,7 @@ def copy_artifacts(
             continue
         if config is not None and str(name) == CONFIG_NAME:
             continue
-        _check_inside(source, path)
+        check_inside(source, path)
         target = out / name
         target.parent.mkdir(exist_ok=True)
         if not (target.exists() and target.samefile(path)):
@@ -97,15 +98,3 @@ def save_config(config: PretrainedConfig, out_folder: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)  # it may be a link, whose target is not ours to overwrite
     config.to_json_file(str(path), use_diff=True)
-
-
-def _check_inside(source: Path, path: Path) -> None:
-    roots = [source.resolve()]
-    if source.parent.name == "snapshots":  # <cache>/models--org--name/snapshots/<commit>, with links into ../../blobs
-        roots.append(source.parent.parent.resolve() / "blobs")
-    target = path.resolve()
-    if not any(target.is_relative_to(root) for root in roots):
-        raise CheckpointError(
-            f"{path}: a link that leads outside the model's folder, to {target}. Replace it by the "
-            "file itself, or remove it."
-        )

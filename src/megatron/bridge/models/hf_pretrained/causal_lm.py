@@ -124,8 +124,8 @@ class PreTrainedCausalLM:
             return None
         try:
             return GenerationConfig.from_pretrained(self.path)
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path}: transformers refuses it: {error}") from error
+        except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+            raise CheckpointError(f"{path}: transformers refuses it: {error!s:.300}") from error
 
     @cached_property
     def model(self) -> PreTrainedModel:

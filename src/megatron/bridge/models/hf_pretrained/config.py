@@ -15,6 +15,20 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.json"
 
+# Sizes beyond anything that exists, which would take all memory before they could be compared with the weights.
+_MAX_SIZES = {
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 10_000,
+    "num_key_value_heads": 10_000,
+    "head_dim": 10_000,
+    "hidden_size": 10_000_000,
+    "intermediate_size": 10_000_000,
+    "vocab_size": 100_000_000,
+    "max_position_embeddings": 1_000_000_000,
+}
+# What transformers raises when a value is of the wrong kind.
+_REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+
 
 def read_config_json(folder: str | Path) -> dict[str, Any]:
     """The folder's `config.json` as it stands, without importing transformers.
@@ -30,8 +44,8 @@ def read_config_json(folder: str | Path) -> dict[str, Any]:
             f"{folder}: no {CONFIG_NAME}, so this is not a Hugging Face model folder. "
             "Give the folder that `save_pretrained` wrote."
         ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: malformed JSON: {error}. Correct it, or fetch it again.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: malformed JSON: {error!s:.300}. Correct it, or fetch it again.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(values).__name__}. Fetch it again.")
     return values
@@ -57,10 +71,12 @@ def load_config(
     folder = Path(path)
     values = read_config_json(folder)
     _check_model_type(folder, values, trust_remote_code)
+    _check_values(folder, values)
     config = _made(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
     if overrides:
         _check_overrides(folder, values, config, overrides)
         merged = _merge(values, overrides)
+        _check_values(folder, merged)
         config = _made(folder, lambda: type(config).from_dict(merged, name_or_path=str(folder)))
     return config
 
@@ -70,8 +86,10 @@ def _made(folder: Path, make: Callable[[], PretrainedConfig]) -> PretrainedConfi
 
     try:
         return make()
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnsupportedConfigError(f"{folder / CONFIG_NAME}: transformers refuses this config: {error}") from error
+    except (StrictDataclassError, *_REFUSALS) as error:
+        raise UnsupportedConfigError(
+            f"{folder / CONFIG_NAME}: transformers refuses this config: {type(error).__name__}: {error!s:.1000}"
+        ) from error
     except ImportError as error:  # custom code that needs a package which is not there
         raise UnsupportedModelError(f"{folder}: its custom code cannot be imported: {error}") from error
     except OSError as error:
@@ -84,11 +102,12 @@ def _check_model_type(folder: Path, values: dict[str, Any], trust_remote_code: b
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = values.get("model_type")
-    if model_type in CONFIG_MAPPING:
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
         return
-    auto_class = (values.get("auto_map") or {}).get("AutoConfig")
+    auto_map = values.get("auto_map")
+    auto_class = auto_map.get("AutoConfig") if isinstance(auto_map, dict) else None
     if auto_class is None:
-        what = "has no `model_type`" if model_type is None else f"has the model_type {model_type!r}"
+        what = "has no `model_type`" if model_type is None else f"has the model_type {model_type!r:.100}"
         raise UnsupportedModelError(
             f"{folder / CONFIG_NAME}: {what}, which this version of transformers does not "
             "know. Correct it, or install a version of transformers that knows it."
@@ -99,6 +118,27 @@ def _check_model_type(folder: Path, values: dict[str, Any], trust_remote_code: b
             f"{model_type!r}), which is not run without leave. Read the code, then pass "
             "trust_remote_code=True."
         )
+
+
+def _check_values(folder: Path, values: dict[str, Any]) -> None:
+    """Names are names, and the sizes of the model and of its parts (`text_config` and the like) are within reach."""
+    architectures = values.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise UnsupportedConfigError(
+            f"{folder / CONFIG_NAME}: architectures must be a list of names, found {architectures!r:.100}"
+        )
+    for name in ("dtype", "torch_dtype"):
+        if not isinstance(values.get(name) or "", str):
+            raise UnsupportedConfigError(f"{folder / CONFIG_NAME}: {name} must be a name, found {values[name]!r:.100}")
+    parts = {"": values} | {f"{name}.": part for name, part in values.items() if isinstance(part, dict)}
+    for prefix, part in parts.items():
+        for name, largest in _MAX_SIZES.items():
+            size = part.get(name)
+            if size is not None and not (type(size) is int and 1 <= size <= largest):
+                raise UnsupportedConfigError(
+                    f"{folder / CONFIG_NAME}: {prefix}{name} must be a whole number from 1 to {largest}, "
+                    f"found {size!r:.100}"
+                )
 
 
 def _check_overrides(folder: Path, values: dict[str, Any], config: PretrainedConfig, overrides: dict[str, Any]) -> None:

@@ -5,16 +5,16 @@ unsigned little-endian integer; N bytes of JSON, padded at its end with spaces; 
 between them. The JSON maps each tensor's name to `{"dtype", "shape", "data_offsets": [begin, end]}`, with offsets
 counted from the end of the header, and may hold `"__metadata__"`, a map of strings to strings.
 
-The library itself validates and reads files (`safe_open`). Headers are parsed here as well, because `safe_open` gives
-neither the order of the metadata nor the name of a tensor with an unknown dtype, and are written here, because the
-library can only write a file whose tensors are all in memory.
+The library itself validates files (`safe_open`). Headers are parsed here as well, because `safe_open` gives neither the
+order of the metadata nor the name of a tensor with an unknown dtype, and are written here, because the library can only
+write a file whose tensors are all in memory.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,6 +53,7 @@ _TORCH_NAMES = {
 _CODES = {name: code for code, name in _TORCH_NAMES.items()}
 _CODE_RANK = {code: rank for rank, code in enumerate(_TORCH_NAMES)}
 _HEADER_ALIGNMENT = 8
+_MAX_HEADER_NBYTES = 100_000_000  # the library's limit
 
 
 class TensorInfo(NamedTuple):
@@ -76,10 +77,17 @@ class TensorInfo(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A file's tensors in file order (by data offset), and its `__metadata__` in the order in which it is written."""
+    """A file's header.
+
+    Attributes:
+        infos: the tensors in file order (by data offset).
+        metadata: `__metadata__`, in the order in which it is written.
+        offsets: for each tensor the byte of the file where its data begins.
+    """
 
     infos: list[TensorInfo]
     metadata: dict[str, str]
+    offsets: dict[str, int]
 
 
 def dtype_code(dtype: torch.dtype) -> str:
@@ -124,23 +132,30 @@ def read_header(path: Path, filename: str) -> Header:
                 f"{path}: truncated, or not a safetensors file: it has {size} bytes, and its header "
                 f"alone should end at byte {data_begin}. Fetch the file again."
             )
+        if header_nbytes > _MAX_HEADER_NBYTES:
+            raise CheckpointError(
+                f"{path}: its header has {header_nbytes} bytes; no more than {_MAX_HEADER_NBYTES} are allowed. "
+                "Fetch the file again."
+            )
         text = file.read(header_nbytes)
     try:
-        entries = json.loads(text, object_pairs_hook=_unique_keys)
+        entries = json.loads(text, object_pairs_hook=unique_keys)
         metadata = entries.pop("__metadata__", {})
         order = sorted(entries, key=lambda name: (entries[name]["data_offsets"], name))
         data_nbytes = max((entries[name]["data_offsets"][1] for name in order), default=0)
         infos = [_tensor_info(path, filename, name, entries[name]) for name in order]
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path}: malformed safetensors header ({error!r}). Fetch the file again.") from error
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: malformed safetensors header ({error!r:.300}). Fetch the file again."
+        ) from error
     if data_begin + data_nbytes > size:
         raise CheckpointError(
             f"{path}: truncated: its header describes {data_begin + data_nbytes} bytes, "
             f"it has {size}. Fetch the file again."
         )
-    return Header(infos, metadata)
+    return Header(infos, metadata, {name: data_begin + entries[name]["data_offsets"][0] for name in order})
 
 
 def encode_header(infos: Iterable[TensorInfo], metadata: dict[str, str] | None) -> tuple[bytes, dict[str, int]]:
@@ -166,11 +181,31 @@ def encode_header(infos: Iterable[TensorInfo], metadata: dict[str, str] | None) 
     return header, {name: len(header) + offset for name, offset in offsets.items()}
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"repeated key {next(name for name in names if names.count(name) > 1)!r}")
+def write_index(
+    folder: Path, shards: Mapping[str, Sequence[TensorInfo]], index_metadata: Mapping[str, Any] | None
+) -> None:
+    """Writes the index of several files, or of one if the source had an index; its `total_size` is counted anew."""
+    if len(shards) == 1 and index_metadata is None:
+        return
+    total = sum(info.nbytes for infos in shards.values() for info in infos)
+    weight_map = {info.name: filename for filename, infos in shards.items() for info in infos}
+    index = {"metadata": {**(index_metadata or {}), "total_size": total}, "weight_map": weight_map}
+    partial = folder / f"{INDEX_NAME}.partial"
+    partial.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(folder / INDEX_NAME)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file, for `object_pairs_hook`. Of a key that comes twice, readers take different values.
+
+    Raises:
+        ValueError: a key comes twice.
+    """
+    entries: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in entries:
+            raise ValueError(f"repeated key {name!r:.200}")
+        entries[name] = value
     return entries
 
 
@@ -183,7 +218,9 @@ def _tensor_info(path: Path, filename: str, name: str, entry: dict[str, Any]) ->
             f"{path}: tensor {name} has dtype {entry['dtype']!r}, which torch {torch.__version__} "
             f"does not have. Known dtypes: {', '.join(_TORCH_NAMES)}."
         )
-    shape = tuple(int(size) for size in entry["shape"])
+    shape = tuple(entry["shape"])
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"tensor {name:.200}: its shape is not a list of whole numbers from 0 up")
     if entry["dtype"] == "F4":  # the header counts 4-bit elements; torch's dtype holds two of them
         shape = (*shape[:-1], shape[-1] // 2)
     return TensorInfo(name, shape, dtype, filename)

@@ -8,7 +8,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, SINGLE_NAME, TensorInfo, read_header
+from megatron.bridge.models.hf_pretrained.safetensors_format import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    TensorInfo,
+    read_header,
+    unique_keys,
+)
+from megatron.bridge.transport.source_files import SourceFiles, map_file, tensor_at
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +39,7 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         shards: each file's tensor names, in the order of their data.
         file_metadata: each file's `__metadata__`, such as `{"format": "pt"}`; empty where it has none.
         index_metadata: the index's "metadata", or None without an index.
+        files: the files, which must stay as they are while they are read.
 
     Raises:
         CheckpointError: no safetensors weights; a file is absent, cut short or malformed; a tensor has a dtype unknown
@@ -50,11 +58,16 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         self.infos: dict[str, TensorInfo] = {}
         self.shards: dict[str, list[str]] = {}
         self.file_metadata: dict[str, dict[str, str]] = {}
-        self._handles: dict[str, Any] = {}
+        self.files = SourceFiles()
+        self._offsets: dict[str, int] = {}
+        self._maps: dict[str, memoryview] = {}
         repeated: list[str] = []
         for filename in filenames:
+            check_inside(self.folder, self.folder / filename)
+            self.files.add(self.folder / filename)
             header = read_header(self.folder / filename, filename)
-            self._handles[filename] = _open(self.folder / filename)
+            _validate(self.folder / filename)
+            self._offsets |= header.offsets
             self.shards[filename] = [info.name for info in header.infos]
             self.file_metadata[filename] = header.metadata
             for info in header.infos:
@@ -78,12 +91,16 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         """The tensor, on CPU, as a view of the memory-mapped file.
 
         Raises:
-            CheckpointError: there is no such tensor.
+            CheckpointError: there is no such tensor, or its file was altered since it was opened.
         """
         if name not in self.infos:
             raise CheckpointError(f"{self.folder}: no tensor {name} among its {len(self.infos)} tensors.")
-        tensor: torch.Tensor = self._handles[self.infos[name].filename].get_tensor(name)
-        return tensor
+        info = self.infos[name]
+        filename = info.filename
+        self.files.check(self.folder / filename)
+        if filename not in self._maps:
+            self._maps[filename] = map_file(self.folder / filename)
+        return tensor_at(self._maps[filename], self._offsets[name], info.shape, info.dtype)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.infos:
@@ -109,37 +126,68 @@ def has_weights(folder: str | Path) -> bool:
     return (folder / INDEX_NAME).is_file() or any(path.is_file() for path in folder.glob("*.safetensors"))
 
 
-def _open(path: Path) -> Any:
+def check_inside(folder: Path, path: Path) -> None:
+    """Makes sure that a file of a model folder is not a link to something else.
+
+    A link may lead into the folder, or into the blob store of the Hugging Face cache that the folder is a snapshot of:
+    `<cache>/models--org--name/snapshots/<commit>`, with links into `../../blobs`.
+
+    Raises:
+        CheckpointError: it leads elsewhere, and could publish a file that is not the model's.
+    """
+    roots = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        roots.append(folder.parent.parent.resolve() / "blobs")
+    target = path.resolve()
+    if not any(target.is_relative_to(root) for root in roots):
+        raise CheckpointError(
+            f"{path}: a link that leads outside the model's folder, to {target}. Replace it by the "
+            "file itself, or remove it."
+        )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _validate(path: Path) -> None:
+    """Has the library check a file's header. (With torch, it would reserve memory for the whole file.)"""
     from safetensors import SafetensorError, safe_open
 
     try:
-        return safe_open(path, framework="pt")
+        with safe_open(path, framework="np"):
+            pass
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a valid safetensors file: {error}. Fetch the file again.") from error
+        raise CheckpointError(f"{path}: not a valid safetensors file: {error!s:.300}. Fetch the file again.") from error
 
 
 def _read_index(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     path = folder / INDEX_NAME
     try:
-        index = json.loads(path.read_bytes())
+        index = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
         weight_map = {name: PurePosixPath(file).as_posix() for name, file in index["weight_map"].items()}
-        metadata = dict(index.get("metadata") or {})
+        metadata = {**(index.get("metadata") or {})}
         filenames = sorted(set(weight_map.values()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if not filenames:
+            raise ValueError("its weight_map is empty")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path}: malformed index ({error!r}): it should be a JSON object with a `weight_map` "
+            f"{path}: malformed index ({error!r:.300}): it should be a JSON object with a `weight_map` "
             "from tensor names to file names. Fetch the file again."
         ) from error
     outside = [name for name in filenames if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if outside:
         raise CheckpointError(
-            f"{path}: names files outside the folder: {', '.join(outside)}. "
+            f"{path}: names files outside the folder: {', '.join(outside)!s:.300}. "
             "The index must name files of its own folder."
         )
-    absent = [name for name in filenames if not (folder / name).is_file()]
+    absent = [name for name in filenames if not _is_file(folder / name)]
     if absent:
         raise CheckpointError(
-            f"{path}: {len(absent)} of {len(filenames)} files are absent: {', '.join(absent)}. Fetch them."
+            f"{path}: {len(absent)} of {len(filenames)} files are absent: {', '.join(absent)!s:.2000}. Fetch them."
         )
     if (folder / SINGLE_NAME).is_file() and SINGLE_NAME not in filenames:
         raise CheckpointError(

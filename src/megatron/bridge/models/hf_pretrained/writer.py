@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import json
 import os
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from megatron.bridge.models.hf_pretrained.safetensors_format import (
     TensorInfo,
     encode_header,
     library_order,
+    write_index,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class SafetensorsWriter:
         file_metadata: each file's `__metadata__`; `{"format": "pt"}` for all when None.
         index_metadata: the index's "metadata"; its `total_size` is set to the bytes of all tensors.
         files: the files that this writer writes; all when None.
-        write_index: whether `close()` writes the index; if so, it does for more than one file or when `index_metadata`
+        writes_index: whether `close()` writes the index; if so, it does for more than one file or when `index_metadata`
             is given.
 
     Raises:
@@ -84,12 +84,12 @@ class SafetensorsWriter:
         file_metadata: Mapping[str, dict[str, str]] | None = None,
         index_metadata: Mapping[str, Any] | None = None,
         files: Collection[str] | None = None,
-        write_index: bool = True,
+        writes_index: bool = True,
     ) -> None:
         self.folder = Path(folder)
         self.files = list(shards) if files is None else list(files)
         has_index = len(shards) > 1 or index_metadata is not None
-        self._index = _make_index(shards, index_metadata or {}) if has_index and write_index else None
+        self._shards, self._index_metadata, self._writes_index = shards, index_metadata, writes_index
         _check_plan(self.folder, shards, self.files, has_index)
         self._infos: dict[str, TensorInfo] = {}
         self._offsets: dict[str, int] = {}
@@ -157,10 +157,8 @@ class SafetensorsWriter:
         self._closed = True
         for filename in self.files:
             os.replace(self._partial(filename), self.folder / filename)
-        if self._index is not None:
-            partial = self._partial(INDEX_NAME)
-            partial.write_text(json.dumps(self._index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(partial, self.folder / INDEX_NAME)
+        if self._writes_index:
+            write_index(self.folder, self._shards, self._index_metadata)
 
     def abort(self) -> None:
         """Gives up: removes this writer's partial files."""
@@ -253,14 +251,6 @@ def _add_range(ranges: list[tuple[int, int]], start: int, stop: int) -> bool:
         start = ranges.pop(at)[0]
     ranges.insert(at, (start, stop))
     return True
-
-
-def _make_index(shards: Mapping[str, Sequence[TensorInfo]], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    total_size = sum(info.nbytes for infos in shards.values() for info in infos)
-    return {
-        "metadata": {**metadata, "total_size": total_size},
-        "weight_map": {info.name: filename for filename, infos in shards.items() for info in infos},
-    }
 
 
 def _check_plan(

@@ -1,0 +1,121 @@
+"""Models of any size without training: random weight files, or headers alone for models that no disk here holds."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+}
+
+
+def llama_config(num_layers: int, **changes: Any) -> transformers.PretrainedConfig:
+    """TinyLlama-1.1B's shape with `num_layers` (22 for 2.2 GB)."""
+    values = {**LLAMA, "num_hidden_layers": num_layers, "dtype": "bfloat16", **changes}
+    return transformers.LlamaConfig(**values, architectures=["LlamaForCausalLM"])
+
+
+def qwen3_moe_config() -> transformers.PretrainedConfig:
+    """About 1 B parameters in 64 experts and 8 layers: many small tensors."""
+    return transformers.Qwen3MoeConfig(
+        vocab_size=32000,
+        hidden_size=1024,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        head_dim=64,
+        num_experts=64,
+        num_experts_per_tok=8,
+        moe_intermediate_size=576,
+        dtype="bfloat16",
+        architectures=["Qwen3MoeForCausalLM"],
+    )
+
+
+def weight_shapes(config: transformers.PretrainedConfig, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Published names and shapes of a model's weights, from a one-layer-per-kind model on the meta device."""
+    with torch.device("meta"):
+        model = getattr(transformers, config.architectures[0])(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def write_random_weights(config: transformers.PretrainedConfig, folder: Path, shard_bytes: int = 1 << 30) -> None:
+    """Writes a model of random bfloat16 weights, in files of about `shard_bytes`, one file in memory at a time."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    groups: list[list[tuple[str, tuple[int, ...]]]] = [[]]
+    size = 0
+    for name, shape in published_shapes(config):
+        num_bytes = 2 * torch.Size(shape).numel()
+        if size and size + num_bytes > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append((name, shape))
+        size += num_bytes
+    weight_map = {}
+    for index, group in enumerate(groups, 1):
+        filename = f"model-{index:05d}-of-{len(groups):05d}.safetensors"
+        tensors = {name: _random(shape, generator) for name, shape in group}
+        save_file(tensors, folder / filename, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, filename)
+    index_file = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index_file))
+
+
+def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Random bits with exponents that make ordinary finite numbers: much faster than normal numbers."""
+    bits = torch.randint(-(1 << 15), 1 << 15, shape, dtype=torch.int16, generator=generator)
+    return (bits & ~0x4000 | 0x3000).view(torch.bfloat16)
+
+
+def published_shapes(config: transformers.PretrainedConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes as they stand in weight files: experts one by one, not stacked as transformers holds them."""
+    shapes = []
+    for name, shape in weight_shapes(config, Path()).items():
+        if name.endswith("mlp.experts.gate_up_proj"):
+            prefix = name.removesuffix("gate_up_proj")
+            num_experts, two_ffn, hidden = shape
+            for expert in range(num_experts):
+                for part in ("gate_proj", "up_proj"):
+                    shapes.append((f"{prefix}{expert}.{part}.weight", (two_ffn // 2, hidden)))
+        elif name.endswith("mlp.experts.down_proj"):
+            prefix = name.removesuffix("down_proj")
+            for expert in range(shape[0]):
+                shapes.append((f"{prefix}{expert}.down_proj.weight", shape[1:]))
+        else:
+            shapes.append((name, shape))
+    return shapes
+
+
+def write_headers(config: transformers.PretrainedConfig, folder: Path, tensors_per_file: int = 1000) -> None:
+    """Writes a model of which only the headers are real: files of the right size that occupy no disk (sparse)."""
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    shapes = published_shapes(config)
+    files = [shapes[start : start + tensors_per_file] for start in range(0, len(shapes), tensors_per_file)]
+    weight_map = {}
+    for index, group in enumerate(files, 1):
+        filename = f"model-{index:05d}-of-{len(files):05d}.safetensors"
+        header: dict[str, Any] = {}
+        end = 0
+        for name, shape in group:
+            begin, end = end, end + 2 * torch.Size(shape).numel()
+            header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
+            weight_map[name] = filename
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / filename).open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + end)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))

@@ -1,0 +1,82 @@
+"""Files that a conversion reads, and the proof that nobody changed them meanwhile.
+
+Readers look at memory maps, so that bytes go from file to file without a copy. A map shows what its file becomes: if
+the file is altered during the run, a mixture of two models could be written, and if it is made shorter, touching the
+lost part ends the process (SIGBUS), which no Python code can catch. So each file's size, time and identity are noted
+when it is opened, compared before every read, which turns nearly every such accident into an error, and compared once
+more before a conversion is published. A process that ends by SIGBUS in the rest of the cases has published nothing.
+"""
+
+import mmap
+import os
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron.bridge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+# Linux: the map does not count as memory that might be needed, so a file may be larger than the machine's memory.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+
+
+def map_file(path: Path) -> memoryview:
+    """A private map of a file: torch wants writable memory, and nothing written to it reaches the file."""
+    with path.open("rb") as file:
+        flags, protection = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        return memoryview(mmap.mmap(file.fileno(), 0, flags=flags, prot=protection))
+
+
+def tensor_at(data: memoryview, offset: int, shape: Sequence[int], dtype: "torch.dtype") -> "torch.Tensor":
+    """The contiguous tensor that begins at a byte of a file's map, without a copy."""
+    import torch
+
+    num_bytes = prod(shape) * dtype.itemsize
+    if num_bytes == 0:
+        return torch.empty(tuple(shape), dtype=dtype)
+    flat = torch.frombuffer(data, dtype=torch.uint8, count=num_bytes, offset=offset)
+    return flat.view(dtype).view(tuple(shape))
+
+
+class SourceFiles:
+    """The state of files when they were opened."""
+
+    def __init__(self) -> None:
+        self._states: dict[Path, tuple[int, int, int, int]] = {}
+
+    def add(self, path: Path) -> None:
+        """Notes the state of a file, at the time of the first call for it.
+
+        Raises:
+            CheckpointError: there is no such file.
+        """
+        if path not in self._states:
+            self._states[path] = _state(path)
+
+    def check(self, path: Path | None = None) -> None:
+        """Makes sure that one file, or every file, is what it was.
+
+        Raises:
+            CheckpointError: it was removed, replaced, cut or altered since.
+        """
+        for file in self._states if path is None else (path,):
+            if _state(file) != self._states[file]:
+                raise CheckpointError(
+                    f"{file}: altered while it was read (its size, time or identity changed). Nothing was published. "
+                    "Let the file come to rest, and run it again."
+                )
+
+    def fingerprint(self) -> list[tuple[str, int, int]]:
+        """Name, size and modification time (ns) of each file, sorted: the same in other processes."""
+        return sorted((path.name, state[2], state[3]) for path, state in self._states.items())
+
+
+def _state(path: Path) -> tuple[int, int, int, int]:
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise CheckpointError(f"{path}: cannot be read ({error}). Restore the file, and run it again.") from error
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,207 @@
+"""What the commands print, and how they end."""
+
+import json
+import shutil
+
+import pytest
+
+from megatron.bridge.cli import main, output
+from megatron.bridge.errors import CheckpointError
+from megatron.bridge.models.hf_pretrained.source import SafetensorsSource
+from megatron.bridge.transport import process_groups
+from megatron.bridge.verification import compare_folders
+
+
+@pytest.fixture(autouse=True)
+def no_process_groups():
+    process_groups.destroy()
+    yield
+    process_groups.destroy()
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, dict]:
+    """The exit code and the one JSON object on stdout."""
+    capsys.readouterr()
+    code = main([*map(str, argv), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_models(capsys):
+    code, found = run_json(capsys, "models")
+    assert code == 0
+    assert {"architecture": "LlamaForCausalLM", "bridge": "LlamaBridge", "model_type": "llama"} in found["models"]
+    assert main(["models"]) == 0
+    table = capsys.readouterr().out
+    assert all(row["architecture"] in table for row in found["models"])
+
+
+def test_import_then_export(hf_folder, tmp_path, capsys):
+    code, imported = run_json(capsys, "import", hf_folder, tmp_path / "checkpoint")
+    assert code == 0
+    assert imported["out"] == str(tmp_path / "checkpoint")
+    assert imported["num_bytes"] >= SafetensorsSource(hf_folder).nbytes
+    assert imported["peak_memory_bytes"] > 2**20
+
+    code, exported = run_json(capsys, "export", tmp_path / "checkpoint", tmp_path / "exported")
+    assert code == 0
+    assert exported["hf"] == str(hf_folder)
+    result = compare_folders(hf_folder, tmp_path / "exported")
+    assert result.passes
+    assert result.num_tensors == len(SafetensorsSource(hf_folder))
+
+
+def test_import_converts_the_dtype(hf_folder, tmp_path):
+    import torch
+
+    assert main(["import", str(hf_folder), str(tmp_path / "checkpoint"), "--dtype", "fp32"]) == 0
+    assert main(["export", str(tmp_path / "checkpoint"), str(tmp_path / "exported")]) == 0
+    assert {info.dtype for info in SafetensorsSource(tmp_path / "exported").infos.values()} == {torch.float32}
+
+
+@pytest.fixture
+def orphan(hf_folder, tmp_path):
+    """A checkpoint whose source is gone."""
+    shutil.copytree(hf_folder, tmp_path / "source")
+    assert main(["import", str(tmp_path / "source"), str(tmp_path / "orphan")]) == 0
+    shutil.rmtree(tmp_path / "source")
+    return tmp_path / "orphan"
+
+
+def test_export_without_the_source(hf_folder, orphan, tmp_path, capsys):
+    capsys.readouterr()
+    assert main(["export", str(orphan), str(tmp_path / "exported")]) == 0
+    printed = capsys.readouterr()
+    assert "note: its source" in printed.err
+    assert "--hf" in printed.err
+    assert "Exported" in printed.out
+    assert compare_folders(hf_folder, tmp_path / "exported").passes
+    assert (tmp_path / "exported" / "tokenizer.json").read_bytes() == (hf_folder / "tokenizer.json").read_bytes()
+
+
+def test_export_without_any_config(hf_folder, orphan, tmp_path, capsys):
+    shutil.rmtree(orphan / "iter_0000000" / "tokenizer")
+    capsys.readouterr()
+    assert main(["export", str(orphan), str(tmp_path / "exported")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "pass --hf" in error
+    assert not (tmp_path / "exported").exists()
+    assert main(["export", str(orphan), str(tmp_path / "exported"), "--hf", str(hf_folder)]) == 0
+
+
+def test_roundtrip(hf_folder, tmp_path, capsys):
+    code, found = run_json(capsys, "roundtrip", hf_folder)
+    assert code == 0
+    source = SafetensorsSource(hf_folder)
+    expected = {"passed": True, "num_tensors": len(source), "num_bytes": source.nbytes, "num_dropped": 0}
+    assert found | expected == found
+    assert (found["mismatches"], found["tp"], found["pp"], found["ep"]) == ([], 1, 1, 1)
+    assert main(["roundtrip", str(hf_folder), "--out", str(tmp_path / "out")]) == 0
+    assert "bit for bit the same" in capsys.readouterr().out
+    assert compare_folders(hf_folder, tmp_path / "out").passes
+
+
+def test_compare(hf_folder, capsys):
+    code, found = run_json(capsys, "compare", hf_folder, "--max-new-tokens", 8, "--prompt", "Paris is")
+    assert code == 0
+    assert 0 <= found["max_abs_diff"] < 1e-5 < found["scale"]
+    assert found["num_new_tokens"] == found["num_same_new_tokens"] == 8
+    assert found["num_same_argmax"] == found["num_tokens"] > 0
+    assert (found["passed"], found["dtype"], found["tolerance"]) == (True, "float32", 2e-4)
+
+
+def test_compare_fails_above_the_tolerance(hf_folder, capsys):
+    # In half precision the order of operations shows.
+    argv = ["compare", str(hf_folder), "--seq-length", "40", "--tolerance", "0", "--dtype", "bf16"]
+    code, found = run_json(capsys, *argv)
+    assert (code, found["passed"], found["num_tokens"]) == (1, False, 40)
+    assert main(argv) == 1
+    assert "✗ logits differ" in capsys.readouterr().out
+
+
+def test_generate(hf_folder, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    argv = ["--prompt", "The capital", "--max-new-tokens", "12", "--dtype", "fp32"]
+    code, found = run_json(capsys, "generate", hf_folder, *argv)
+    assert code == 0
+    tokenizer = AutoTokenizer.from_pretrained(hf_folder)
+    model = AutoModelForCausalLM.from_pretrained(hf_folder, dtype="float32")
+    ids = tokenizer("The capital", return_tensors="pt")
+    expected = model.generate(**ids, do_sample=False, max_new_tokens=12)[0, ids.input_ids.shape[1] :]
+    assert found["text"] == tokenizer.decode(expected, skip_special_tokens=True)
+    assert main(["import", str(hf_folder), str(tmp_path / "checkpoint")]) == 0
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "checkpoint"), *argv]) == 0
+    assert capsys.readouterr().out == found["text"] + "\n"
+
+
+def errors() -> list:
+    return [
+        pytest.param(["import", "{missing}", "{out}"], "HubError", "no such folder", id="no_such_model"),
+        pytest.param(["import", "{empty}", "{out}"], "CheckpointError", "config.json", id="no_config"),
+        pytest.param(["import", "{hf}", "{hf}"], "CheckpointError", "not empty", id="out_is_not_empty"),
+        pytest.param(["export", "{empty}", "{out}"], "CheckpointError", "no Megatron checkpoint", id="no_checkpoint"),
+        pytest.param(["generate", "{empty}", "--prompt", "x"], "CheckpointError", "neither", id="neither_kind"),
+        pytest.param(["generate", "{hf}", "--prompt", "x", "--chat"], "BridgeError", "--no-chat|chat=False", id="chat"),
+        pytest.param(["generate", "{hf}", "--prompt", "x", "--top-p", "2"], "BridgeError", "top_p", id="top_p"),
+        pytest.param(["compare", "{hf}", "--prompt", ""], "BridgeError", "no tokens", id="empty_prompt"),
+        pytest.param(["quickstart", "--workdir", "{hf}"], "CheckpointError", "not empty", id="workdir"),
+    ]
+
+
+@pytest.mark.parametrize(("argv", "kind", "text"), errors())
+def test_bad_input_is_one_clean_message(argv, kind, text, hf_folder, tmp_path, capsys):
+    import re
+
+    (tmp_path / "empty").mkdir()
+    places = {"missing": "no/such-model", "empty": tmp_path / "empty", "hf": hf_folder, "out": tmp_path / "out"}
+    argv = [argument.format(**places) for argument in argv]
+    code, found = run_json(capsys, *argv)
+    assert (code, found["error"]) == (2, kind)
+    assert re.search(text, found["message"])
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"error: {found['message']}\n"
+    assert printed.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["compare", "x", "--dtype", "int8"], "fp32, bf16 and fp16"),
+        (["compare", "x", "--tp", "0"], "--tp"),
+        (["compare", "x", "--prompt", "a", "--seq-length", "3"], "either --prompt or --seq-length"),
+        (["generate", "x"], "--prompt"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_usage_errors(argv, text, capsys):
+    assert main(argv) == 2
+    assert text in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(CheckpointError):
+        main(["export", str(tmp_path), str(tmp_path / "out"), "--debug"])
+
+
+def test_only_rank_0_speaks(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    output.print_json({"a": 1})
+    output.console().print("text")
+    assert capsys.readouterr().out == ""
+
+
+def test_json_of_numbers_that_json_lacks(capsys):
+    output.print_json({"a": float("nan"), "b": float("inf"), "c": 1.5})
+    assert json.loads(capsys.readouterr().out) == {"a": "nan", "b": "inf", "c": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (2_500_000, "2.50 MB"), (12_345_678_901, "12.35 GB")],
+)
+def test_size(num_bytes, text):
+    assert output.size(num_bytes) == text

@@ -1,0 +1,64 @@
+"""Help is instant: nothing heavy is imported for it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from megatron.bridge import __version__
+from megatron.bridge.cli import main
+
+COMMANDS = ("import", "export", "roundtrip", "compare", "generate", "models", "quickstart")
+
+HEAVY = ("torch", "transformers", "megatron.core", "numpy", "safetensors", "huggingface_hub")
+
+# Runs several command lines in one fresh interpreter and prints, per line, which heavy modules it has by then.
+SCRIPT = """
+import contextlib, io, json, sys
+from megatron.bridge.cli import main
+report = []
+for argv in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(argv)
+    report.append([code, out.getvalue(), [name for name in json.loads(sys.argv[2]) if name in sys.modules]])
+print(json.dumps(report))
+"""
+
+
+def test_help_imports_nothing_heavy():
+    lines = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
+    arguments = [sys.executable, "-c", SCRIPT, json.dumps(lines), json.dumps(HEAVY)]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    for argv, (code, text, imported) in zip(lines, json.loads(result.stdout), strict=True):
+        assert code == 0, argv
+        assert text, argv
+        assert imported == [], argv
+
+
+def test_a_usage_error_is_as_light():
+    arguments = [sys.executable, "-c", SCRIPT, json.dumps([["compare", "--nonsense"]]), json.dumps(HEAVY)]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(result.stdout) == [[2, "", []]]
+    assert "--nonsense" in result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example_and_the_common_options(command, capsys):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"Example: megatron-bridge {command}" in text
+    assert "--json" in text
+    assert "--debug" in text
+
+
+def test_root_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f" {command} " in text for command in COMMANDS)
+    assert "Exit codes" in text
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"megatron-bridge {__version__}\n"
