@@ -215,6 +215,17 @@ _GPT_OSS = {
     "swiglu_limit": 0.3,  # so small that it matters with these weights
 }
 _GPT_OSS_YARN = {"factor": 32.0, "beta_fast": 32.0, "truncate": False, "original_max_position_embeddings": 16}
+_OLMOE = {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+_HUNYUAN_MOE = {"num_experts": 4, "moe_topk": 2, "head_dim": 16}
+_GRANITE_MOE = {
+    **{"num_local_experts": 4, "num_experts_per_tok": 2},
+    **{"embedding_multiplier": 6.0, "attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 4.0},
+}
+_ERNIE_MOE = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "head_dim": 16}
+_LLAMA4 = {
+    **{"num_local_experts": 4, "head_dim": 16, "intermediate_size_mlp": 112},
+    **{"attention_chunk_size": 8, "no_rope_layers": [1, 0, 1, 0], "floor_scale": 4, "attn_scale": 0.5},
+}
 
 TINY_MODELS = {
     model.name: model
@@ -309,6 +320,33 @@ TINY_MODELS = {
         TinyModel("exaone-moe", "ExaoneMoeForCausalLM", {**_EXAONE_MOE, "sliding_window": 8}),
         TinyModel("gpt-oss", "GptOssForCausalLM", {**_GPT_OSS, **rope("yarn", **_GPT_OSS_YARN)}, splits_experts=False),
         TinyModel("gpt-oss-default-rope", "GptOssForCausalLM", {**_GPT_OSS, **rope("default")}, splits_experts=False),
+        TinyModel("olmoe", "OlmoeForCausalLM", _OLMOE),
+        TinyModel("olmoe-softmax-last", "OlmoeForCausalLM", {**_OLMOE, "norm_topk_prob": True, "attention_bias": True}),
+        TinyModel("minimax-m2", "MiniMaxM2ForCausalLM", {**_MIXTRAL, **rope("default", partial_rotary_factor=0.5)}),
+        TinyModel("hunyuan-moe", "HunYuanMoEV1ForCausalLM", _HUNYUAN_MOE),
+        TinyModel(
+            "hunyuan-moe-alpha",
+            "HunYuanMoEV1ForCausalLM",
+            {**_HUNYUAN_MOE, "moe_topk": 1, "attention_bias": True, **rope("dynamic", factor=1.0, alpha=50.0)},
+        ),
+        TinyModel("granite-moe", "GraniteMoeForCausalLM", _GRANITE_MOE),
+        TinyModel("granite-moe-attention-bias", "GraniteMoeForCausalLM", {**_GRANITE_MOE, "attention_bias": True}),
+        TinyModel("ernie-4.5-moe", "Ernie4_5_MoeForCausalLM", {**_ERNIE_MOE, "moe_num_shared_experts": 2}),
+        TinyModel(
+            "ernie-4.5-moe-some-layers",
+            "Ernie4_5_MoeForCausalLM",
+            {
+                **_ERNIE_MOE,
+                **{"moe_num_shared_experts": 0, "moe_layer_interval": 2, "tie_word_embeddings": True},
+            },
+        ),
+        TinyModel("llama4", "Llama4ForCausalLM", {**_LLAMA4, **rope("llama3", **_LLAMA3)}),
+        TinyModel(
+            "llama4-dense-layers",
+            "Llama4ForCausalLM",
+            {**_LLAMA4, "moe_layers": [1, 3], "use_qk_norm": False, "attention_bias": True},
+        ),
+        TinyModel("llama4-no-temperature", "Llama4ForCausalLM", {**_LLAMA4, "attn_temperature_tuning": False}),
         TinyModel("mixtral", "MixtralForCausalLM", _MIXTRAL),
         TinyModel("mixtral-window", "MixtralForCausalLM", {**_MIXTRAL, "sliding_window": 8, "head_dim": 24}),
         TinyModel("mistral", _MISTRAL, {"sliding_window": None}),

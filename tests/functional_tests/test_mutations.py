@@ -167,6 +167,25 @@ def _forget_position_of_query(patch: MonkeyPatch) -> None:
     patch.setattr(Ministral3Provider, "modify_layer_spec", lambda self, spec: None)
 
 
+def _take_the_best_group_by_its_maximum(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.transformer import router
+
+    right = router.mask_groups
+    patch.setattr(router, "mask_groups", lambda scores, groups, chosen, _: right(scores, groups, chosen, "max"))
+
+
+def _take_alternating_gate_and_up_as_halves(patch: MonkeyPatch) -> None:
+    right = layouts.stacked_expert
+    patch.setattr(layouts, "stacked_expert", lambda *args, **kwargs: right(*args, **{**kwargs, "interleaved": False}))
+
+
+def _count_experts_backwards(patch: MonkeyPatch) -> None:
+    right = layouts.stacked_expert
+    patch.setattr(
+        layouts, "stacked_expert", lambda shape, n, expert, **kwargs: right(shape, n, n - 1 - expert, **kwargs)
+    )
+
+
 def _with(name: str, value: Any) -> Callable[[MonkeyPatch], None]:
     """The mistake of a family that gives one provider field another value."""
 
@@ -227,6 +246,22 @@ MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_with("qk_layernorm_scope", "head"), "hunyuan-dense", {}),
     (_with("rope_parameters", _PLAIN_ROPE), "hunyuan-dense-alpha-rope", {}),
     (_with("layernorm_epsilon", 1e-2), "stablelm-head-norms", {}),
+    (_take_the_best_group_by_its_maximum, "deepseek-v3-topk-6", {}),
+    (_take_alternating_gate_and_up_as_halves, "gpt-oss", {}),
+    (_count_experts_backwards, "granite-moe", {}),
+    (_with("moe_router_renormalize", None), "deepseek-v3-no-renormalisation", {}),
+    (_with("moe_router_group_score", None), "deepseek-v2-groups", {}),
+    (_with("moe_router_topk_scaling_factor", 1.0), "deepseek-v3", {}),
+    (_with("moe_router_enable_expert_bias", False), "glm4-moe", {}),
+    (_with("moe_router_softmax_expert_bias", False), "ernie-4.5-moe", {}),
+    (_with("moe_router_pre_softmax", False), "qwen2-moe", {}),
+    (_with("mscale_all_dim", 0.0), "deepseek-v3", {}),
+    (_with("latent_layernorm_epsilon", 1e-2), "moonlight", {}),
+    (_with("activation_func_clamp_value", None), "gpt-oss", {}),
+    (_with("softmax_type", "vanilla"), "gpt-oss", {}),
+    (_with("attention_chunk_size", 4096), "llama4", {}),
+    (_with("attention_temperature_tuning", False), "llama4", {}),
+    (_with("moe_apply_probs_on_input", False), "llama4", {}),
 ]
 
 

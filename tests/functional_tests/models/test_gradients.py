@@ -42,6 +42,8 @@ def _gradients(folder: Path, tokens: torch.Tensor, weights: torch.Tensor, fields
         is_norm_of_heads = "q_layernorm" in name or "k_layernorm" in name
         if is_split or (is_norm_of_heads and not getattr(parameter, "tensor_model_parallel", False)):
             dist.all_reduce(parameter.grad, group=parallel_state.get_tensor_model_parallel_group())
+        if not getattr(parameter, "allreduce", True):  # an expert, of which other ranks may hold copies
+            dist.all_reduce(parameter.grad, group=parallel_state.get_expert_data_parallel_group())
     parameters = dict(model[0].named_parameters())
     tasks = [
         replace(task, param_weight=parameters[task.param_name].grad)

@@ -132,3 +132,35 @@ def test_strided_piece_of_a_stacked_tensor(data: st.DataObject, experts: int, ro
     out = part[layouts.slices(box)]
     layouts.assemble(Layout(pieces, {"stack": tuple(stack.shape)}), {"stack": stack}, out, box)
     assert torch.equal(out, expected[layouts.slices(box)])
+
+
+@given(st.data(), small, small, small, st.sampled_from((1, 2)), st.booleans(), st.booleans(), st.booleans())
+def test_expert_of_a_stacked_tensor(
+    data: st.DataObject,
+    experts: int,
+    ffn: int,
+    hidden: int,
+    parts: int,
+    interleaved: bool,
+    transposed: bool,
+    bias: bool,
+) -> None:
+    tail = () if bias else (hidden,)
+    weights = numbered(experts, parts, ffn, *tail)  # of each expert, part by part
+    rows = weights.transpose(1, 2) if interleaved else weights
+    stack = rows.reshape(experts, parts * ffn, *tail)
+    stack = stack.transpose(1, 2).contiguous() if transposed and not bias else stack
+    expert = data.draw(st.integers(0, experts - 1))
+    expected = weights[expert].reshape(parts * ffn, *tail)
+    layout = layouts.stacked_expert(
+        tuple(expected.shape), experts, expert, num_parts=parts, interleaved=interleaved, transposed=transposed
+    )
+    assert layout.hf_shapes == {"weight": tuple(stack.shape)}
+    assert torch.equal(layouts.fuse(layout, {"weight": stack}), expected)
+    empty = torch.full_like(stack, -1)
+    layouts.disassemble(layout, expected, layouts.whole(tuple(expected.shape)), {"weight": empty})
+    assert torch.equal(empty[expert], stack[expert]) and (empty != -1).sum() == expected.numel()
+    box = data.draw(st.composite(box_of)(tuple(expected.shape)))
+    part = expected.new_empty([stop - start for start, stop in box])
+    layouts.assemble(layout, {"weight": stack}, part, box)
+    assert torch.equal(part, expected[layouts.slices(box)])

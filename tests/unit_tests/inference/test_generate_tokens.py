@@ -52,6 +52,13 @@ LENGTHS = {
     "cohere2": (6, 12),
     "stablelm-head-norms": (10, 8),
     "apertus": (10, 8),
+    "qwen2-moe": (10, 8),
+    "deepseek-v3": (10, 8),
+    "moonlight": (10, 8),
+    "gpt-oss": (6, 12),
+    "llama4": (6, 12),
+    "exaone-moe": (6, 12),
+    "hunyuan-moe": (10, 8),
 }
 # transformers with a cache leaves old keys at the frequencies of their time.
 LENGTH_DEPENDENT = ("llama-dynamic-rope", "llama-longrope-long", "phi3-partial-longrope-long")

@@ -183,12 +183,19 @@ def moe(
     if router_bias is not None:
         mappings.append(AutoMapping(f"{megatron}.router.expert_bias", f"{hf}.{router_bias}"))
     if shared is not None:
-        gate, up, down = (f"{hf}.{shared}.{name}.weight" for name in names)
-        mappings.append(GatedMLPMapping(f"{megatron}.shared_experts.linear_fc1.weight", gate=gate, up=up))
-        mappings.append(AutoMapping(f"{megatron}.shared_experts.linear_fc2.weight", down))
+        mappings += _shared_expert(f"{hf}.{shared}", names)
     if shared_gate is not None:
         mappings.append(AutoMapping(f"{megatron}.shared_experts.gate_weight", f"{hf}.{shared_gate}.weight"))
     return mappings
+
+
+def _shared_expert(hf: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Mappings:
+    megatron = f"{LAYER}.mlp.shared_experts"
+    gate, up, down = (f"{hf}.{name}.weight" for name in names)
+    return [
+        GatedMLPMapping(f"{megatron}.linear_fc1.weight", gate=gate, up=up),
+        AutoMapping(f"{megatron}.linear_fc2.weight", down),
+    ]
 
 
 def fused_moe(
@@ -200,6 +207,7 @@ def fused_moe(
     bias: bool = False,
     transposed: bool = False,
     interleaved: bool = False,
+    shared: str | None = None,
 ) -> Mappings:
     """Mixture of gated experts, the tensors of all experts of a layer stored as one.
 
@@ -209,9 +217,10 @@ def fused_moe(
         bias: whether router and experts have biases, stored under the names of the weights with `_bias`.
         transposed: whether an expert's weight is `[in, out]`.
         interleaved: whether the outputs of gate and up alternate.
+        shared: HF name of the shared expert, if there is one.
     """
     megatron = f"{LAYER}.mlp"
-    mappings: Mappings = []
+    mappings: Mappings = [] if shared is None else _shared_expert(f"{hf}.{shared}")
     for kind, suffix in (("weight", ""), ("bias", "_bias")) if bias else (("weight", ""),):
         layout = {"transposed": transposed and kind == "weight"}
         mappings += [

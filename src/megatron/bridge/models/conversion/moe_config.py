@@ -30,6 +30,23 @@ def moe_layer_freq(is_moe: list[bool]) -> int | list[int]:
     return 1 if all(is_moe) else [int(moe) for moe in is_moe]
 
 
+def softmax_router_fields(renormalize: bool, topk: int) -> dict[str, Any]:
+    """The provider fields of a softmax router.
+
+    Args:
+        renormalize: whether the scores of the chosen experts are divided by their sum, which is the same as the softmax
+            of the chosen experts alone. megatron-core refuses that for a single expert.
+    """
+    if renormalize and topk == 1:
+        return {"moe_router_pre_softmax": True, "moe_router_renormalize": True}
+    return {"moe_router_pre_softmax": not renormalize}
+
+
+def is_renormalized(provider: Any) -> bool:
+    """The inverse of `softmax_router_fields`."""
+    return bool(provider.moe_router_renormalize) or not provider.moe_router_pre_softmax
+
+
 # HF fields that `sparse_step_fields` reads.
 SPARSE_STEP_FIELDS = ("norm_topk_prob", "decoder_sparse_step", "mlp_only_layers")
 
@@ -38,14 +55,17 @@ def sparse_step_fields(hf_config: "PretrainedConfig") -> dict[str, Any]:
     """The provider fields of Qwen's mixtures: which layers have experts, and when the softmax is taken."""
     step, dense = hf_config.decoder_sparse_step, hf_config.mlp_only_layers
     is_moe = [layer not in dense and (layer + 1) % step == 0 for layer in range(hf_config.num_hidden_layers)]
-    return {"moe_router_pre_softmax": not hf_config.norm_topk_prob, "moe_layer_freq": moe_layer_freq(is_moe)}
+    return {
+        **softmax_router_fields(hf_config.norm_topk_prob, hf_config.num_experts_per_tok),
+        "moe_layer_freq": moe_layer_freq(is_moe),
+    }
 
 
 def sparse_step_values(provider: Any) -> dict[str, Any]:
     """The inverse of `sparse_step_fields`."""
     freq = provider.moe_layer_freq
     return {
-        "norm_topk_prob": not provider.moe_router_pre_softmax,
+        "norm_topk_prob": is_renormalized(provider),
         "decoder_sparse_step": 1,
         "mlp_only_layers": [] if isinstance(freq, int) else [layer for layer, moe in enumerate(freq) if not moe],
     }

@@ -33,6 +33,7 @@ class GptOssBridge(MegatronModelBridge):
         **MegatronModelBridge.CONFIG_DEFAULTS,
         **moe_config.MOE_DEFAULTS,
         "add_bias_linear": True,
+        "expert_tensor_parallel_size": 1,  # megatron-core 0.19 does not cut experts with biases
         "softmax_type": "learnable",
         "glu_linear_offset": 1.0,
     }

@@ -7,16 +7,18 @@ from megatron.core.tensor_parallel.layers import RowParallelLinear
 
 
 class BiasedExpertLinear(RowParallelLinear):
-    """megatron-core's RowParallelLinear, for an expert whose bias its MLP adds in place.
+    """megatron-core's RowParallelLinear, with a bias that can be trained in an expert.
 
-    megatron-core 0.19 adds an expert's bias to the output before the output is summed over expert-tensor-parallel
-    ranks, so that the sum would have it once per rank; and it adds it in place to what autograd takes for a view.
+    megatron-core 0.19 adds an expert's bias to the output in place, which autograd refuses for what it takes for a
+    view. And it marks the bias for a sum of gradients over tensor-parallel ranks, which for experts are ranks of the
+    expert data-parallel group, over which the gradients are summed already.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        setattr(self.bias, "sequence_parallel", False)  # noqa: B010 (not an attribute of Parameter)
+
     def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """As the base class."""
         output, bias = super().forward(input_)
-        num_ranks = self.tp_group.size()
-        if bias is not None and num_ranks > 1:
-            # A part of the bias, with the gradient of the whole: every rank holds a copy.
-            bias = bias - (bias * (1 - 1 / num_ranks)).detach()
         return output.clone(), bias

@@ -37,6 +37,7 @@ class GeneralTopKRouter(TopKRouter):
         super().__init__(config, *args, **kwargs)
         if config.moe_router_softmax_expert_bias:
             # Not updated in training: megatron-core's update rule is made for sigmoid scores.
+            del self.expert_bias
             self.register_buffer("expert_bias", torch.zeros(self.num_experts, dtype=torch.float32))
 
     def routing(
