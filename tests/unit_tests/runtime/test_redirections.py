@@ -17,6 +17,7 @@ from megatron.core.optimizer.grad_scaler import DynamicGradScaler
 from megatron.core.optimizer.optimizer import FP32Optimizer
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker, checkpoint
 from megatron.core.timers import Timers
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from megatron.core.transformer.utils import get_default_causal_mask, get_sliding_window_causal_mask
 from megatron.core.utils import local_multi_tensor_l2_norm
 from torch.distributed.checkpoint.planner import SavePlan
@@ -141,6 +142,7 @@ def recomputed_dropout():
 
 @scenario("torch.cuda:Stream")
 def moe_dispatch():
+    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = None  # kept on the class: an earlier model's would be used again
     config = tiny_gpt.gpt_config(num_moe_experts=2, moe_token_dispatcher_type="alltoall", moe_ffn_hidden_size=16)
     tiny_gpt.gpt_model(config)(**tiny_gpt.batch()).mean().backward()
 
