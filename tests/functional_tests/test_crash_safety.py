@@ -257,21 +257,18 @@ from megatron.bridge import AutoBridge, runtime
 runtime.enter()
 from megatron.bridge.models.conversion import offline
 offline._file_bytes = lambda total: {file_bytes}
-kind, source, hf, out = sys.argv[1:]
-if kind == "import":
-    AutoBridge.import_ckpt(source, out)
-else:
-    AutoBridge.from_hf_pretrained(hf).export_ckpt(source, out)
+AutoBridge.import_ckpt(*sys.argv[1:])
 """
 
 
-def test_another_interpreter_goes_on(conversion: Conversion, tmp_path: Path) -> None:
+def test_another_interpreter_goes_on(conversions: dict[str, Conversion], tmp_path: Path) -> None:
+    """Nothing of a fingerprint may be an address or the like, which differs from process to process."""
+    conversion = conversions["import"]
     out = tmp_path / "out"
     _interrupt(conversion, out)
     recorded = _recorded(out)
     code = _FRESH.format(file_bytes=_FILE_BYTES)
-    arguments = [conversion.kind, conversion.source, conversion.hf, out]
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code, *arguments], check=True, timeout=100)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, conversion.source, out], check=True, timeout=100)
     assert conversion.is_complete(out)
     for name, (inode, mtime) in recorded.items():
         assert ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) == (inode, mtime)
@@ -556,11 +553,11 @@ def test_another_conversion_to_the_same_folder_is_running(conversion: Conversion
             right(self, *args)
 
         staging.StagingFolder._finish_file = finish
-        conversion(out)
+        conversion(out, resources=Resources(num_threads=1))  # two threads could stop the process twice
 
     first = Child(paused)
     state = Path(f"/proc/{first.process.pid}/stat")
-    while state.read_text().rpartition(")")[2].split()[0] != "T":
+    while state.read_text().rpartition(")")[2].split()[0] not in "TZ":
         time.sleep(0.01)
     second = run(lambda: conversion(out, dtype=torch.bfloat16))
     first.signal(signal.SIGCONT)

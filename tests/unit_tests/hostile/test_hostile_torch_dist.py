@@ -369,6 +369,7 @@ def test_wrong_metadata(name: str, folder: Path) -> None:
     WRONG[name](metadata)
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     assert is_refused(folder, folder)
+    must_fail(lambda: read_all(folder), folder)
     must_fail(lambda: AutoBridge.from_hf_pretrained(ORIGINALS[0] / "hf").export_ckpt(folder, folder.parent / "x"), "")
     assert not (folder.parent / "x").exists()
 

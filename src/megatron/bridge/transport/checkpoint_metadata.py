@@ -12,7 +12,7 @@ memo index makes it grow a dict by one entry where the other fills gigabytes wit
 import io
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -133,7 +133,11 @@ class _Record:
 
 
 class _Unpickler(pickle._Unpickler):
-    dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES}
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+    dispatch: ClassVar[dict[int, Any]] = {
+        getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES
+    }
 
     def __init__(self, file: Any):
         super().__init__(file)
@@ -230,7 +234,8 @@ def _place(info: Any) -> tuple[str, int, int]:
     fields = _fields(info, "_StorageInfo")
     if fields.get("transform_descriptors"):
         raise ValueError("its data is compressed (transform_descriptors), which is not supported")
-    return _text(fields["relative_path"]), *_shape((fields["offset"], fields["length"]))
+    offset, length = _shape((fields["offset"], fields["length"]))
+    return _text(fields["relative_path"]), offset, length
 
 
 def _fields(record: Any, name: str) -> dict[str, Any]:

@@ -196,12 +196,10 @@ class StagingFolder:
         """Writes one file; its synchronisation and checksum run beside the writing of the next one."""
         path = self.path / file.name
         with _clear_errors(path):
-            if self.recorded(file.name) is not None:
-                return finishers.submit(lambda: None)
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = _open_alone(path.with_name(path.name + _PARTIAL))
             try:
-                if self.recorded(file.name) is not None:  # by the process that held the file's lock
+                if self.recorded(file.name) is not None:  # by an earlier run, or by the process that had the lock
                     stream.close()
                     return finishers.submit(lambda: None)
                 stream.truncate(0)

@@ -397,13 +397,12 @@ def _data_record(data: memoryview) -> tuple[int, int]:
 def _extent(data: memoryview, record: zipfile.ZipInfo, end: int) -> tuple[int, int]:
     """Where the content of a record lies: start and size. The next record, or the directory, begins at `end`.
 
-    A record is stored as it is. Its local header of 30 bytes has the same name as the directory at the archive's end,
-    and its content is followed by a descriptor of 16 bytes, 24 for more than 4 GiB, or none (APPNOTE.TXT 4.3.7-4.3.9).
+    A record is stored as it is. Its content follows a local header (30 bytes, name, extra field), and is followed by a
+    descriptor of 16 bytes, 24 for more than 4 GiB, or none (APPNOTE.TXT 4.3.7-4.3.9).
     """
     signature, name_length, extra_length = struct.unpack_from("<4s22xHH", data, record.header_offset)
-    name_at = record.header_offset + 30
-    start = name_at + name_length + extra_length
-    if signature != b"PK\3\4" or data[name_at : name_at + name_length] != record.filename.encode():
+    start = record.header_offset + 30 + name_length + extra_length
+    if signature != b"PK\3\4":
         raise ValueError("a record is not where the directory says")
     if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & 1 or record.compress_size != record.file_size:
         raise ValueError("its data is compressed or encrypted")
