@@ -4,12 +4,14 @@
     uv run python benchmarks/convert.py --model llama --layers 90        # 8.2 GB
     uv run python benchmarks/convert.py --model qwen3-moe                # 64 experts: many small tensors
 
-Each round copies, imports and exports in turn, so that a slow moment of the machine hits all of them; ratios are of
-one round. The process is started and megatron-core imported before the first round; that time is printed apart.
+Each round copies, imports and exports, in random order, so that a slow moment of the machine hits any of them; ratios
+are of one round, and the first round, in which the disk is still busy with making the model, does not count. The
+process is started and megatron-core imported before; that time is printed apart.
 """
 
 import argparse
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -34,13 +36,9 @@ def drop_caches(folder: Path) -> None:
             os.close(descriptor)
 
 
-def copy(source: Path, target: Path) -> float:
-    """Seconds of `cp -r` and `sync`."""
-    start = time.perf_counter()
+def copy(source: Path, target: Path) -> None:
+    """`cp -r` of a folder."""
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
-    subprocess.run(["sync", str(target)], check=True)
-    os.sync()
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -48,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["llama", "qwen3-moe"], default="llama")
     parser.add_argument("--layers", type=int, default=22, help="of the Llama")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cold", action="store_true", help="take the sources out of the page cache before each step")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/megatron-bridge-benchmark"))
     args = parser.parse_args()
@@ -59,40 +57,53 @@ def main() -> None:
     num_bytes = sum(path.stat().st_size for path in hf.glob("*.safetensors"))
     bridge = AutoBridge.from_hf_pretrained(hf)
     bridge.to_megatron_provider(load_weights=False)  # imports megatron-core
-    from megatron.bridge.models.conversion import offline
+    from megatron.bridge.models.conversion import meta_model
 
-    offline.ensure_unsharded()
+    meta_model.ensure_unsharded()
     budget = Resources().memory
     print(f"{args.model}: {num_bytes / 1e9:.2f} GB, budget {budget / 2**20:.0f} MiB, {'cold' if args.cold else 'warm'}")
     print(f"start-up (imports, and making the model's files): {time.perf_counter() - START:.1f} s")
-    rows = []
-    for _ in range(args.rounds):
-        for folder in (megatron, out, copied):
-            shutil.rmtree(folder, ignore_errors=True)
-        os.sync()
-        if args.cold:
-            drop_caches(hf)
-        cp_seconds = copy(hf, copied)
-        if args.cold:
-            drop_caches(hf)
-        with Measure() as importing:
-            AutoBridge.import_ckpt(hf, megatron)
+    bridge.import_ckpt(hf, megatron)
+    steps = {
+        "cp": (copied, lambda: copy(hf, copied)),
+        "import": (args.folder / "imported", lambda: AutoBridge.import_ckpt(hf, args.folder / "imported")),
+        "export": (out, lambda: bridge.export_ckpt(megatron, out)),
+    }
+    order = random.Random(0)
+    rounds = []
+    for _ in range(args.rounds + 1):
+        measures = {}
+        for name in order.sample(list(steps), len(steps)):
+            target, run = steps[name]
+            if args.cold:
+                drop_caches(args.folder)
+            with Measure() as measures[name]:
+                run()
+                os.sync()
+            shutil.rmtree(target)
             os.sync()
-        if args.cold:
-            drop_caches(megatron)
-        with Measure() as exporting:
-            bridge.export_ckpt(megatron, out)
-            os.sync()
-        rows.append((cp_seconds, importing, exporting))
+        rounds.append(measures)
+        print(" | ".join(f"{name} {describe(measures, name)}" for name in steps), flush=True)
+    for name in ("import", "export"):
+        ratios = [ratio(measures, name) for measures in rounds[1:]]
+        peak = max(measures[name].peak_bytes for measures in rounds)
+        best, best_cp = (min(measures[step].seconds for measures in rounds[1:]) for step in (name, "cp"))
         print(
-            f"cp {cp_seconds:.2f} s | import {importing.seconds:.2f} s, {importing.seconds / cp_seconds:.2f}x, "
-            f"+{importing.peak_bytes / 1e6:.0f} MB | export {exporting.seconds:.2f} s, "
-            f"{exporting.seconds / cp_seconds:.2f}x, +{exporting.peak_bytes / 1e6:.0f} MB"
+            f"{name}: {best / best_cp:.2f}x of cp by best times, {statistics.median(ratios):.2f}x by the median of the "
+            f"rounds' ratios; at most +{peak / 1e6:.0f} MB"
         )
-    import_ratio = statistics.median(importing.seconds / cp for cp, importing, _ in rows)
-    export_ratio = statistics.median(exporting.seconds / cp for cp, _, exporting in rows)
-    print(f"median ratio to cp: import {import_ratio:.2f}, export {export_ratio:.2f}")
     shutil.rmtree(args.folder)
+
+
+def ratio(measures: dict[str, Measure], name: str) -> float:
+    """Time of a step by the time of the copy in the same round."""
+    return measures[name].seconds / measures["cp"].seconds
+
+
+def describe(measures: dict[str, Measure], name: str) -> str:
+    """Time, ratio and memory of a step."""
+    step = measures[name]
+    return f"{step.seconds:.2f} s, {ratio(measures, name):.2f}x, +{step.peak_bytes / 1e6:.0f} MB"
 
 
 if __name__ == "__main__":

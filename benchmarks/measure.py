@@ -22,7 +22,7 @@ class Measure:
 
     Attributes:
         seconds: of wall time.
-        peak_bytes: highest anonymous memory over what the process had at the start, sampled every 5 ms.
+        peak_bytes: highest anonymous memory over what the process had at the start, sampled every 20 ms.
     """
 
     seconds: float = 0.0
@@ -37,7 +37,7 @@ class Measure:
         return self
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.005):
+        while not self._stop.wait(0.02):
             self._peak = max(self._peak, anonymous_bytes())
 
     def __exit__(

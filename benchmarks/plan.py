@@ -67,16 +67,16 @@ def main() -> None:
     config = transformers.DeepseekV3Config(**MODELS[args.model], architectures=["DeepseekV3ForCausalLM"])
     write_headers(config, args.folder)
     AutoBridge.from_hf_config(config).to_megatron_provider(load_weights=False)  # imports megatron-core
-    from megatron.bridge.models.conversion import offline
+    from megatron.bridge.models.conversion import meta_model
     from megatron.bridge.models.conversion.plan import build_plan
 
-    offline.ensure_unsharded()
+    meta_model.ensure_unsharded()
     with Measure() as measure:
         start = time.perf_counter()
         bridge = AutoBridge.from_hf_pretrained(args.folder)
         infos = bridge.hf_pretrained.state.infos
         headers = time.perf_counter()
-        parameters, provider, _ = offline.meta_placement(bridge.to_megatron_provider(load_weights=False))
+        parameters, provider, _ = meta_model.meta_placement(bridge.to_megatron_provider(load_weights=False))
         built = time.perf_counter()
         plan = build_plan(parameters, bridge._model_bridge.registry(), provider, infos, what=args.model)
         planned = time.perf_counter()

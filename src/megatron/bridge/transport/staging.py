@@ -21,6 +21,7 @@ import errno
 import fcntl
 import glob
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -36,6 +37,8 @@ from megatron.bridge.errors import CheckpointError
 _PARTIAL = ".partial"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# A file's bytes are sent to disk whenever this many have been written: early enough that the disk is never idle.
+_SYNC_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -203,17 +206,18 @@ class StagingFolder:
                     stream.close()
                     return finishers.submit(lambda: None)
                 stream.truncate(0)
+                stream.executor = finishers
                 content = file.write(stream)
             except BaseException:
                 stream.close()
                 raise
         return finishers.submit(self._finish_file, file.name, stream, content)
 
-    def _finish_file(self, name: str, stream: BinaryIO, content: dict[str, Any]) -> None:
+    def _finish_file(self, name: str, stream: "_OutputStream", content: dict[str, Any]) -> None:
         path = self.path / name
         partial = path.with_name(path.name + _PARTIAL)
         with _clear_errors(path), stream:
-            os.fsync(stream.fileno())
+            stream.synchronise()
             record = {"size": partial.stat().st_size, "xxh3": checksum(partial), "content": content}
             partial.rename(path)
             _write_text(self._record_path(name), json.dumps(record))
@@ -258,10 +262,41 @@ def _clear_errors(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: cannot be written: {error}. {again}") from error
 
 
-def _open_alone(path: Path) -> BinaryIO:
+class _OutputStream(io.FileIO):
+    """A file that goes to disk while it is written.
+
+    Attributes:
+        executor: where the synchronisation runs; `None`: only at the end.
+    """
+
+    executor: Executor | None = None
+    _syncing: Future[None] | None = None
+    _num_unsynced = 0
+
+    def write(self, data: Any) -> int:
+        num_written = super().write(data)
+        self._num_unsynced += num_written
+        if self.executor and self._num_unsynced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
+            self._check()
+            self._syncing = self.executor.submit(os.fdatasync, self.fileno())
+            self._num_unsynced = 0
+        return num_written
+
+    def synchronise(self) -> None:
+        """Returns when all is on disk."""
+        self._check()
+        os.fsync(self.fileno())
+
+    def _check(self) -> None:
+        """The system tells of a failed write to disk only once, so that no answer may be lost."""
+        if self._syncing is not None:
+            self._syncing.result()
+
+
+def _open_alone(path: Path) -> _OutputStream:
     """Opens a file for writing and waits until no other process has it open so; keeps its content."""
     while True:
-        stream = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "rb+", buffering=0)  # noqa: SIM115
+        stream = _OutputStream(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "rb+")
         _flock(stream, fcntl.LOCK_EX)
         if _is_at(stream, path):
             return stream

@@ -16,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.models.conversion.layout import Box, Shape, common_box, shifted, slices
+from megatron.bridge.models.conversion.layout import Box, Shape, common_box, num_elements, shifted, slices
 from megatron.bridge.transport.checkpoint_metadata import PARSER_ERRORS, StoredChunk, read_metadata
 from megatron.bridge.transport.source_files import SourceFiles, map_file
 
@@ -46,6 +46,8 @@ _BACKEND: dict[str, Any] = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
+# Data of fewer bytes may be as small as what surrounds it in its archive.
+_MIN_FRAMED_BYTES = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +84,43 @@ def write_entries(entries: Sequence[Entry], stream: Any) -> dict[str, Any]:
     """Writes chunks one after the other; returns where they lie, for `write_metadata`."""
     places = []
     position = 0
-    for entry in entries:
-        data = _exact_storage(entry.produce().reshape(entry.shape))
-        counting = _Counting(stream)
-        try:
-            torch.save(data, counting)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch hides what the stream raised
-                raise error.__context__ from error
-            raise
-        places.append([entry.key, list(entry.global_offset), position, counting.num_bytes])
-        position += counting.num_bytes
+    frames: dict[tuple[torch.dtype, torch.Size], tuple[bytes, bytes]] = {}
+    with _without_crc():
+        for entry in entries:
+            data = entry.produce().detach().reshape(entry.shape).contiguous()
+            num_bytes = _write_archive(data, stream, frames)
+            places.append([entry.key, list(entry.global_offset), position, num_bytes])
+            position += num_bytes
     return {"places": places}
+
+
+def _write_archive(
+    data: "Tensor", stream: Any, frames: dict[tuple[torch.dtype, torch.Size], tuple[bytes, bytes]]
+) -> int:
+    """Writes a tensor as `torch.save` does; returns the number of bytes.
+
+    Args:
+        data: contiguous.
+        frames: for each form of tensor, what `torch.save` writes before and after the data. Without CRC it is the same
+            for all tensors of the form, and running it for each takes longer than moving a small tensor's bytes.
+    """
+    form = data.dtype, data.shape
+    output = _Recorder(stream, data.nbytes)
+    if form in frames:
+        head, tail = frames[form]
+        output.write(head)
+        output.write(data.view(-1).view(torch.uint8).numpy())
+        output.write(tail)
+        return output.num_bytes
+    try:
+        torch.save(_exact_storage(data), output)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # torch hides what the stream raised
+            raise error.__context__ from error
+        raise
+    if output.frame is not None:
+        frames[form] = output.frame
+    return output.num_bytes
 
 
 def write_objects(objects: Mapping[str, bytes], stream: Any) -> dict[str, Any]:
@@ -150,28 +177,44 @@ class _PortablePickler(pickle.Pickler):
         return NotImplemented
 
 
-class _Counting:
-    """Passes writes on, completely, and counts their bytes."""
+class _Recorder:
+    """Passes writes on, completely, counts their bytes and keeps what surrounds the data.
 
-    def __init__(self, stream: Any):
-        self._stream = stream
+    Args:
+        data_bytes: size of the data; small data is not told from what surrounds it.
+    """
+
+    def __init__(self, stream: Any, data_bytes: int):
+        self._stream, self._data_bytes = stream, data_bytes
+        self._written: list[bytes | None] = []
         self.num_bytes = 0
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         size = len(view)
+        is_data = size == self._data_bytes and size >= _MIN_FRAMED_BYTES
+        self._written.append(None if is_data else bytes(view[:_MIN_FRAMED_BYTES]))
         while view:  # a raw file may write less than it was given
             view = view[self._stream.write(view) :]
         self.num_bytes += size
         return size
+
+    @property
+    def frame(self) -> tuple[bytes, bytes] | None:
+        """The bytes before and after the data, or `None` if it was not one write among small ones."""
+        if self._written.count(None) != 1:
+            return None
+        place = self._written.index(None)
+        head, tail = b"".join(self._written[:place]), b"".join(self._written[place + 1 :])
+        return (head, tail) if len(head) + self._data_bytes + len(tail) == self.num_bytes else None
 
     def flush(self) -> None:
         self._stream.flush()
 
 
 @contextmanager
-def without_crc() -> Iterator[None]:
-    """Switches off zip's CRC for the whole process: it takes half of the time, and `torch.load` ignores it."""
+def _without_crc() -> Iterator[None]:
+    """Switches off zip's CRC in this thread: it takes half of the time, and `torch.load` ignores it."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -181,8 +224,7 @@ def without_crc() -> Iterator[None]:
 
 
 def _exact_storage(tensor: "Tensor") -> "Tensor":
-    """The same contiguous data with a storage of its own size: `torch.save` writes whole storages."""
-    tensor = tensor.detach().contiguous()
+    """The same data with a storage of its own size: `torch.save` writes whole storages."""
     storage = tensor.untyped_storage()
     if storage.nbytes() == tensor.nbytes:
         return tensor
@@ -221,6 +263,7 @@ class TorchDistReader:
         self.objects = content.objects
         self._chunks = {key: _ChunkIndex(tensor.chunks) for key, tensor in content.tensors.items()}
         self._maps: dict[str, memoryview] = {}
+        self._checked: dict[tuple[Any, ...], _Archive] = {}
         places = [chunk.filename for tensor in self.tensors.values() for chunk in tensor.chunks]
         for name in sorted({*places, *(filename for filename, _, _ in self.objects.values())}):
             self._add_file(name)
@@ -234,17 +277,22 @@ class TorchDistReader:
         """
         if key not in self.tensors:
             raise CheckpointError(f"{self.folder}: no tensor {key}")
-        chunks = [chunk for chunk in self._chunks[key].near(box) if common_box(_box(chunk), box)]
-        boxes = [common for chunk in chunks if (common := common_box(_box(chunk), box)) is not None]
-        covered = sum(prod(stop - start for start, stop in common) for common in boxes)
+        chunks, origins, boxes = [], [], []
+        for chunk in self._chunks[key].near(box):
+            origin = _box(chunk)
+            if (common := common_box(origin, box)) is not None:
+                chunks.append(chunk)
+                origins.append(origin)
+                boxes.append(common)
+        covered = sum(num_elements(common) for common in boxes)
         overlap = any(common_box(a, b) for index, a in enumerate(boxes) for b in boxes[:index])
-        if overlap or covered != prod(stop - start for start, stop in box):
+        if overlap or covered != num_elements(box):
             raise CheckpointError(
                 f"{self.folder / '.metadata'}: the chunks of {key} do not cover {box} exactly once: it is damaged"
             )
         return [
-            (common, self._view(key, chunk)[slices(shifted(common, _box(chunk)))])
-            for common, chunk in zip(boxes, chunks, strict=True)
+            (common, self._view(key, chunk)[slices(shifted(common, origin))])
+            for common, chunk, origin in zip(boxes, chunks, origins, strict=True)
         ]
 
     def read(self, key: str, box: Box) -> "Tensor":
@@ -277,21 +325,17 @@ class TorchDistReader:
         where = f"{self.folder / chunk.filename}: {key} at {list(chunk.offsets)}"
         data = self._bytes(where, chunk.filename, chunk.offset, chunk.length)
         dtype = self.tensors[key].dtype
-        try:
-            start, size = _data_record(data)
-            with torch.serialization.skip_data():
-                form = torch.load(_Segment(data), map_location="cpu", weights_only=True)
-            if not isinstance(form, torch.Tensor) or tuple(form.shape) != chunk.sizes or form.dtype != dtype:
-                found = f"{form.dtype} {list(form.shape)}" if isinstance(form, torch.Tensor) else type(form).__name__
-                raise ValueError(f"expected {dtype} {list(chunk.sizes)}, found {found}")
-            if form.storage_offset() or form.numel() * dtype.itemsize != size or not _is_dense(form):
-                raise ValueError("its elements are not the data, each once")
-            if form.numel() == 0:
-                return torch.empty(form.shape, dtype=dtype)
-            flat = torch.frombuffer(data, dtype=dtype, count=form.numel(), offset=start)
-            return flat.as_strided(form.shape, form.stride())
-        except (*PARSER_ERRORS, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{where}: the archive is damaged: {error!s:.300}") from error
+        form = dtype, chunk.sizes, chunk.length
+        archive = self._checked.get(form)
+        if archive is None or not archive.is_like(data):
+            try:
+                archive = self._checked[form] = _check_archive(data, dtype, chunk.sizes)
+            except (*PARSER_ERRORS, zipfile.BadZipFile) as error:
+                raise CheckpointError(f"{where}: the archive is damaged: {error!s:.300}") from error
+        if archive.size == 0:
+            return torch.empty(chunk.sizes, dtype=dtype)
+        flat = torch.frombuffer(data, dtype=dtype, count=archive.size // dtype.itemsize, offset=archive.start)
+        return flat.as_strided(chunk.sizes, archive.strides)
 
     def _bytes(self, where: str, filename: str, offset: int, length: int) -> memoryview:
         self.files.check(self.folder / filename)
@@ -317,23 +361,27 @@ class TorchDistReader:
 
 
 class _ChunkIndex:
-    """A tensor's chunks, sorted by the first axis: a stacked tensor has one for each layer or expert."""
+    """A tensor's chunks, sorted by their place: a stacked tensor has one for each layer and expert."""
 
     def __init__(self, chunks: Iterable[StoredChunk]):
         self._chunks = sorted(chunks)
-        self._starts = [chunk.offsets[0] for chunk in self._chunks if chunk.offsets]
-        self._longest = max((chunk.sizes[0] for chunk in self._chunks if chunk.sizes), default=0)
+        self._offsets = [chunk.offsets for chunk in self._chunks]
+        self._largest = [max(sizes) for sizes in zip(*(chunk.sizes for chunk in self._chunks), strict=True)]
 
     def near(self, box: Box) -> Sequence[StoredChunk]:
         """The chunks that may meet `box`."""
-        if not box or not self._starts:
-            return self._chunks
-        start, stop = box[0]
-        return self._chunks[bisect_right(self._starts, start - self._longest) : bisect_left(self._starts, stop)]
+        first: list[int] = []
+        last: list[int] = []
+        for (start, stop), size in zip(box, self._largest, strict=True):
+            first.append(start - size + 1)
+            last.append(stop - 1)
+            if first[-1] != last[-1]:  # the order says something of the next axis only within one place of this one
+                break
+        return self._chunks[bisect_left(self._offsets, tuple(first)) : bisect_right(self._offsets, (*last, inf))]
 
 
 def _box(chunk: StoredChunk) -> Box:
-    return tuple((start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))
+    return tuple([(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True)])
 
 
 def _is_file(path: Path) -> bool:
@@ -364,6 +412,46 @@ def _check_backend(path: Path) -> None:
             f"{path}: the format is {backend[0]!r:.50} version {backend[1]!r:.50}, not torch_dist version 1; "
             "save the checkpoint with megatron-core's torch_dist format"
         )
+
+
+@dataclass(frozen=True)
+class _Archive:
+    """The form of a tensor's archive that was found to be right.
+
+    Attributes:
+        start: of the data, in bytes.
+        size: of the data, in bytes.
+        strides: of the tensor, in elements.
+        head: what stands before the data.
+        tail: what stands after it.
+    """
+
+    start: int
+    size: int
+    strides: tuple[int, ...]
+    head: bytes
+    tail: bytes
+
+    def is_like(self, data: memoryview) -> bool:
+        """Whether an archive differs from this one in its data alone, so that it is right as well."""
+        return data[: self.start] == self.head and data[self.start + self.size :] == self.tail
+
+
+def _check_archive(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> _Archive:
+    """Reads how a tensor lies in its archive, without its data.
+
+    Raises:
+        ValueError, zipfile.BadZipFile, and what `torch.load` raises: another tensor, or damaged.
+    """
+    start, size = _data_record(data)
+    with torch.serialization.skip_data():
+        form = torch.load(_Segment(data), map_location="cpu", weights_only=True)
+    if not isinstance(form, torch.Tensor) or tuple(form.shape) != shape or form.dtype != dtype:
+        found = f"{form.dtype} {list(form.shape)}" if isinstance(form, torch.Tensor) else type(form).__name__
+        raise ValueError(f"expected {dtype} {list(shape)}, found {found}")
+    if form.storage_offset() or form.numel() * dtype.itemsize != size or not _is_dense(form):
+        raise ValueError("its elements are not the data, each once")
+    return _Archive(start, size, form.stride(), bytes(data[:start]), bytes(data[start + size :]))
 
 
 def _data_record(data: memoryview) -> tuple[int, int]:

@@ -41,7 +41,7 @@ class Piece:
     @property
     def num_elements(self) -> int:
         """Elements of the box."""
-        return prod(stop - start for start, stop in self.megatron_box)
+        return num_elements(self.megatron_box)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +57,30 @@ def whole(shape: Shape) -> Box:
     return tuple((0, size) for size in shape)
 
 
+def num_elements(box: Box) -> int:
+    """Elements in a box."""
+    return prod([stop - start for start, stop in box])
+
+
 def slices(box: Box) -> tuple[slice, ...]:
     """The index that takes `box` out of a tensor."""
-    return tuple(slice(start, stop) for start, stop in box)
+    return tuple([slice(start, stop) for start, stop in box])
 
 
 def shifted(box: Box, origin: Box) -> Box:
     """`box` in the coordinates of a tensor that begins at the start of `origin`."""
-    return tuple((start - begin, stop - begin) for (start, stop), (begin, _) in zip(box, origin, strict=True))
+    return tuple([(start - begin, stop - begin) for (start, stop), (begin, _) in zip(box, origin, strict=True)])
 
 
 def common_box(a: Box, b: Box) -> Box | None:
     """Where two boxes of the same tensor meet, or `None`."""
-    common = tuple((max(p, r), min(q, s)) for (p, q), (r, s) in zip(a, b, strict=True))
-    return common if all(start < stop for start, stop in common) else None
+    common = []
+    for (p, q), (r, s) in zip(a, b, strict=True):
+        start, stop = p if p > r else r, q if q < s else s
+        if start >= stop:
+            return None
+        common.append((start, stop))
+    return tuple(common)
 
 
 def clip(piece: Piece, box: Box) -> Piece | None:

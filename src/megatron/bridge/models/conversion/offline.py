@@ -5,10 +5,8 @@ a weight that is stored alike on both sides goes from the source's memory map st
 put together in blocks of bounded size.
 """
 
-import copy
-import io
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -16,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from megatron.bridge.errors import BridgeError, CheckpointError, ParallelLayoutError, PlanError, UnsupportedConfigError
+from megatron.bridge.errors import CheckpointError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.hf_save import output_shards
 from megatron.bridge.models.conversion.layout import Box, Layout, Piece
+from megatron.bridge.models.conversion.meta_model import meta_placement
 from megatron.bridge.models.conversion.param_mapping import VOCABULARY_WEIGHTS
-from megatron.bridge.models.conversion.placement import Parameter, Shard, read_placement
+from megatron.bridge.models.conversion.placement import Shard
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan, check_names
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.conversion.weight_stream import check_tied, hf_tensor_infos, read_hf_tensors
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo, encode_header, write_index
-from megatron.bridge.models.model_provider import UNSHARDED
 from megatron.bridge.training.model_load_save import TOKENIZER_FOLDER, TRACKER_NAME
 from megatron.bridge.training.run_config import provider_as_data, write_run_config
 from megatron.bridge.transport import process_groups, torch_dist
@@ -41,67 +39,6 @@ if TYPE_CHECKING:
 # Checkpoint entries that are not weights of the model.
 _NOT_WEIGHTS = ("optimizer", "chained_", "rng_state", "rerun_state", "opt_param_scheduler", "common")
 _ITERATION = "iter_0000000"
-# What megatron-core raises when a value of the config is of the wrong kind.
-_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-
-
-def ensure_unsharded() -> None:
-    """Makes sure that this process can build a whole model: process groups of size 1, made here if there are none.
-
-    Raises:
-        ParallelLayoutError: this process works with sharded process groups.
-    """
-    from megatron.core import parallel_state
-
-    if not parallel_state.model_parallel_is_initialized():
-        process_groups.initialize()
-    sizes = (
-        parallel_state.get_tensor_model_parallel_world_size(),
-        parallel_state.get_pipeline_model_parallel_world_size(),
-        parallel_state.get_expert_model_parallel_world_size(),
-    )
-    if sizes != (1, 1, 1):
-        raise ParallelLayoutError(
-            f"offline conversion needs process groups of tensor, pipeline and expert size 1, found {sizes}; run it in "
-            "a process of its own, or save or load the live model instead"
-        )
-
-
-def meta_placement(
-    provider: Any, what: str = "the config", num_stored: int | None = None
-) -> tuple[list[Parameter], Any, Mapping[str, bytes]]:
-    """What a checkpoint of the whole model holds, read from a model without memory.
-
-    Args:
-        what: the model, named in errors.
-        num_stored: how many tensors there are, if that is known; a model cannot have more layers.
-
-    Returns:
-        The parameters, the finalised config of the unsharded model, and the serialised non-tensor entries.
-
-    Raises:
-        UnsupportedConfigError: megatron-core refuses the config.
-    """
-    ensure_unsharded()
-    if num_stored is not None and (provider.num_layers or 0) > num_stored:
-        raise UnsupportedConfigError(
-            f"{what}: the config has {provider.num_layers} layers, the weights are only {num_stored} tensors; "
-            "correct the config"
-        )
-    provider = copy.deepcopy(provider)
-    for name, value in {**UNSHARDED, "use_cpu_initialization": True, "perform_initialization": False}.items():
-        setattr(provider, name, value)
-    try:
-        provider.finalize()
-        with torch.device("meta"):
-            model = provider.provide(pre_process=True, post_process=True)
-        return read_placement([model]), provider, _objects(model)
-    except BridgeError as error:
-        raise type(error)(f"{what}: {error}") from error
-    except _REFUSALS as error:
-        raise UnsupportedConfigError(
-            f"{what}: megatron-core cannot build the model of this config: {type(error).__name__}: {error!s:.500}"
-        ) from error
 
 
 # Import
@@ -137,7 +74,7 @@ def import_checkpoint(
     plan = build_plan(parameters, bridge.registry(), config, infos, what=what)
     check_tied(plan, hf_pretrained.state)
     state = hf_pretrained.state
-    with Progress("importing", None, enabled=show_progress) as progress, torch_dist.without_crc():
+    with Progress("importing", None, enabled=show_progress) as progress:
         entries = list(_entries(bridge, plan, state, dtype, resources.block_bytes, progress))
         groups = torch_dist.group_entries(entries, _file_bytes(sum(entry.nbytes for entry in entries)))
         content = [[[e.key, e.global_shape, e.global_offset, e.shape, str(e.dtype)] for e in group] for group in groups]
@@ -460,23 +397,3 @@ def _write_shared(
 def _file_bytes(total: int) -> int:
     """Size of an output file: many enough to be written in parallel and resumed, few enough for a file system."""
     return min(max(total // 16, 64 * 2**20), 2 * 2**30)
-
-
-def _objects(model: Any) -> dict[str, bytes]:
-    """The non-tensor entries that megatron-core's loader asks for, serialised.
-
-    These are the common state, and an extra state per linear layer (empty without Transformer Engine's FP8).
-    """
-    from megatron.core.dist_checkpointing.mapping import ShardedObject
-
-    common = ShardedObject("common_state", None, (1,), (0,))
-    empty = _serialized([None])
-    entries = model.sharded_state_dict().values()
-    extra_states = {entry.unique_key: empty for entry in entries if isinstance(entry, ShardedObject)}
-    return {common.unique_key: _serialized([{"iteration": 0}]), **extra_states}
-
-
-def _serialized(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()

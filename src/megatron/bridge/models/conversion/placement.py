@@ -7,7 +7,7 @@ may be on the meta device: no data is touched.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -67,11 +67,13 @@ def read_placement(chunks: Sequence["nn.Module"]) -> list[Parameter]:
     Args:
         chunks: unwrapped model chunks, one per virtual pipeline stage.
     """
-    parameters: list[Parameter] = []
-    for vp_stage, chunk in enumerate(chunks):
-        for param_name, entry in cast(Any, chunk).sharded_state_dict().items():
-            parameters.extend(_read_entry(param_name, entry, vp_stage))
-    return parameters
+    states = [cast(Any, chunk).sharded_state_dict() for chunk in chunks]
+    return [parameter for vp_stage, state in enumerate(states) for parameter in read_entries(state, vp_stage)]
+
+
+def read_entries(state: Mapping[str, object], vp_stage: int = 0) -> list[Parameter]:
+    """The parameters of one model chunk, from its `sharded_state_dict()`."""
+    return [parameter for name, entry in state.items() for parameter in _read_entry(name, entry, vp_stage)]
 
 
 def _read_entry(param_name: str, entry: object, vp_stage: int) -> Iterable[Parameter]:
