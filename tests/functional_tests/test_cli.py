@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,33 @@ def test_import_generate_export(hf_folder, tmp_path):
     assert result.stderr == ""
     assert compare_folders(hf_folder, exported).passes
     assert (exported / "tokenizer.json").read_bytes() == (hf_folder / "tokenizer.json").read_bytes()
+
+
+def test_two_parts_make_a_checkpoint_that_verifies(hf_folder, tmp_path):
+    checkpoint, altered = tmp_path / "checkpoint", tmp_path / "altered"
+    result = megatron_bridge("import", hf_folder, checkpoint, "--part", "1/2", "--memory", "1MB", "--threads", 1)
+    assert result.returncode == 0, result.stderr
+    assert "This part is done" in result.stdout
+    assert not checkpoint.exists()
+    result = megatron_bridge("import", hf_folder, checkpoint, "--part", "0/2", "--memory", "2MB", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["complete"]
+
+    result = megatron_bridge("verify", checkpoint, hf_folder, "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["passed"], found["differences"]) == (True, [])
+    assert result.stderr == ""
+
+    shutil.copytree(hf_folder, altered)
+    weights = altered / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    result = megatron_bridge("verify", checkpoint, altered)
+    assert result.returncode == 1
+    assert "1 different" in result.stdout
+    assert "1 of" in result.stdout
 
 
 def test_roundtrip_on_two_tensor_parallel_ranks(hf_folder, tmp_path):

@@ -103,19 +103,23 @@ def import_(
     dtype: options.ConvertDtype = None,
     trust_remote_code: options.TrustRemoteCode = False,
     revision: options.Revision = None,
+    memory: options.Memory = None,
+    threads: options.Threads = 2,
+    part: options.Part = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Convert a Hugging Face model into a Megatron checkpoint.
 
     The weights stream from file to file, so a model larger than the memory is fine. The checkpoint (torch_dist) loads
-    at any tensor, pipeline and expert parallel size.
+    at any tensor, pipeline and expert parallel size. A run that was interrupted goes on where it was.
 
     Example: [bold]megatron-bridge import Qwen/Qwen3-0.6B ./qwen3-megatron[/bold]
     """
     from megatron.bridge.cli import commands
 
-    commands.import_hf(hf, out, dtype, trust_remote_code, revision, json)
+    model = commands.ModelChoice(hf, trust_remote_code, revision)
+    commands.import_hf(model, out, dtype, commands.resources(memory, threads, part), json)
 
 
 @app.command(rich_help_panel="Convert")
@@ -131,6 +135,9 @@ def export(
     ] = None,
     dtype: options.ConvertDtype = None,
     trust_remote_code: options.TrustRemoteCode = False,
+    memory: options.Memory = None,
+    threads: options.Threads = 2,
+    part: options.Part = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -140,7 +147,25 @@ def export(
     """
     from megatron.bridge.cli import commands
 
-    commands.export(checkpoint, out, hf, dtype, trust_remote_code, json)
+    commands.export(checkpoint, out, hf, dtype, trust_remote_code, commands.resources(memory, threads, part), json)
+
+
+@app.command(rich_help_panel="Prove")
+def verify(
+    a: Annotated[str, typer.Argument(metavar="A", help="Hugging Face folder or hub id, or Megatron checkpoint.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What to compare it with; either kind.")],
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Prove that two checkpoints hold the same weights, bit for bit; exit code 1 if they do not.
+
+    They may be of different kinds and saved from different parallel layouts. Memory does not grow with the model.
+
+    Example: [bold]megatron-bridge verify ./qwen3-megatron ./qwen3-hf[/bold]
+    """
+    from megatron.bridge.cli import commands
+
+    _finish(commands.verify(a, b, json))
 
 
 @app.command(rich_help_panel="Prove")

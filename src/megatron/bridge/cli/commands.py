@@ -6,11 +6,11 @@ Heavy imports are inside the functions.
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron.bridge.cli import output, ranks
+from megatron.bridge.cli import options, output, ranks
 from megatron.bridge.cli.options import torch_dtype
 from megatron.bridge.errors import BridgeError, CheckpointError
 
@@ -56,25 +56,51 @@ def _say(json: bool) -> Any:
 # Conversion
 
 
-def import_hf(hf: str, out: Path, dtype: str | None, trust_remote_code: bool, revision: str | None, json: bool) -> None:
+def resources(memory: str | None, threads: int, part: str | None) -> Any:
+    """The `Resources` that the options of a command describe."""
+    from megatron.bridge.models.conversion.resources import Resources
+
+    found = Resources(num_threads=threads, part=options.part(part))
+    return found if memory is None else replace(found, memory=options.num_bytes(memory))
+
+
+def import_hf(model: ModelChoice, out: Path, dtype: str | None, resources: Any, json: bool) -> None:
     """HF folder or hub id -> Megatron checkpoint."""
     from megatron.bridge import AutoBridge
 
     start = time.monotonic()
     with _process_groups():
-        bridge = AutoBridge.from_hf_pretrained(hf, trust_remote_code=trust_remote_code, revision=revision)
-        bridge.write_megatron_checkpoint(out, torch_dtype(dtype), show_progress=output.show_progress(json))
-    _report_conversion("Imported", hf, out, out.glob("iter_*/*.distcp"), time.monotonic() - start, json)
+        bridge = AutoBridge.from_hf_pretrained(
+            model.name, trust_remote_code=model.trust_remote_code, revision=model.revision
+        )
+        bridge.write_megatron_checkpoint(
+            out, torch_dtype(dtype), show_progress=output.show_progress(json), resources=resources
+        )
+    _report_conversion("Imported", model.name, out, out.glob("iter_*/*.distcp"), time.monotonic() - start, json)
 
 
-def export(checkpoint: Path, out: Path, hf: str | None, dtype: str | None, trust_remote_code: bool, json: bool) -> None:
+def export(
+    checkpoint: Path,
+    out: Path,
+    hf: str | None,
+    dtype: str | None,
+    trust_remote_code: bool,
+    resources: Any,
+    json: bool,
+) -> None:
     """Megatron checkpoint -> HF folder."""
     start = time.monotonic()
     with _process_groups():
         bridge, note = _bridge_of(checkpoint, hf, trust_remote_code)
         if note:
             output.console(stderr=True).print(f"note: {note}", markup=False)
-        bridge.export_ckpt(checkpoint, out, show_progress=output.show_progress(json), torch_dtype=torch_dtype(dtype))
+        bridge.export_ckpt(
+            checkpoint,
+            out,
+            show_progress=output.show_progress(json),
+            torch_dtype=torch_dtype(dtype),
+            resources=resources,
+        )
     source = str(bridge.hf_pretrained.model_name_or_path)
     seconds = time.monotonic() - start
     _report_conversion("Exported", str(checkpoint), out, out.glob("*.safetensors"), seconds, json, hf=source)
@@ -109,8 +135,12 @@ def _report_conversion(
 ) -> None:
     num_bytes = sum(file.stat().st_size for file in files)
     if json:
-        values = {"source": source, "out": str(out), "num_bytes": num_bytes, "seconds": round(seconds, 3)}
-        output.print_json({**values, **more, "peak_memory_bytes": output.peak_memory()})
+        values = {"source": source, "out": str(out), "complete": out.exists(), "num_bytes": num_bytes}
+        values |= {"seconds": round(seconds, 3), **more, "peak_memory_bytes": output.peak_memory()}
+        output.print_json(values)
+    if not out.exists():
+        _say(json).print(f"This part is done. {out} appears when the last part is.", markup=False)
+        return
     from rich.markup import escape
 
     details = f"{output.size(num_bytes)} in {seconds:.1f} s, peak memory {output.size(output.peak_memory())}"
@@ -118,6 +148,36 @@ def _report_conversion(
 
 
 # Proofs
+
+
+def verify(a: str, b: str, json: bool) -> bool:
+    """Whether two checkpoints hold the same weights bit for bit."""
+    from megatron.bridge.models.conversion.verify import verify_checkpoints
+
+    start = time.monotonic()
+    with _process_groups():
+        found = verify_checkpoints(a, b, show_progress=output.show_progress(json))
+    seconds = time.monotonic() - start
+    if json:
+        values = {"a": a, "b": b, "passed": found.equal, "num_tensors": found.num_tensors}
+        values |= {"num_bytes": found.num_bytes, "differences": [row._asdict() for row in found.differences]}
+        output.print_json({**values, "ignored": found.ignored, "seconds": round(seconds, 3)})
+    console = _say(json)
+    verdict = "bit for bit the same" if found.equal else f"{len(found.differences)} different"
+    counts = f"{found.num_tensors} tensors compared, {output.size(found.num_bytes)}"
+    console.print(f"{counts}: {_mark(found.equal)} {verdict}")
+    _print_some(console, [str(difference) for difference in found.differences])
+    for name, reason in found.ignored.items():
+        console.print(f"  not compared: {name}: {reason}", markup=False)
+    console.print(f"  {seconds:.1f} s")
+    return found.equal
+
+
+def _print_some(console: Any, lines: Sequence[str]) -> None:
+    for line in lines[:20]:
+        console.print(f"    {line}", markup=False)
+    if len(lines) > 20:
+        console.print(f"    ... and {len(lines) - 20} more (--json lists all)")
 
 
 def roundtrip(argv: Sequence[str], model: ModelChoice, sizes: Sizes, out: Path | None, json: bool) -> bool:
@@ -150,10 +210,7 @@ def roundtrip(argv: Sequence[str], model: ModelChoice, sizes: Sizes, out: Path |
     console.print(f"  {result.num_tensors} tensors, {output.size(result.num_bytes)}: {_mark(result.passes)} {verdict}")
     if result.num_dropped:
         console.print(f"  {result.num_dropped} tensors dropped, as the family declares")
-    for line in result.mismatches[:20]:
-        console.print(f"    {line}", markup=False)
-    if len(result.mismatches) > 20:
-        console.print(f"    ... and {len(result.mismatches) - 20} more (--json lists all)")
+    _print_some(console, result.mismatches)
     console.print(f"  {seconds:.1f} s")
     return result.passes
 

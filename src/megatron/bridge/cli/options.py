@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,7 +34,49 @@ def torch_dtype(name: str | None) -> "torch.dtype | None":
     return dtype  # type: ignore[no-any-return]
 
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def num_bytes(text: str) -> int:
+    """Bytes of a size such as `1GB`, `512MiB` or `1000000`.
+
+    Raises:
+        typer.BadParameter: another form, or zero.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?)B?", text.strip().upper())
+    size = int(float(match[1]) * _UNITS.get(match[2], 0)) if match else 0
+    if size <= 0:
+        raise typer.BadParameter(f"{text!r} is not a size such as 1GB or 512MiB")
+    return size
+
+
+def _check_memory(text: str | None) -> str | None:
+    if text is not None:
+        num_bytes(text)
+    return text
+
+
+def part(text: str | None) -> tuple[int, int] | None:
+    """Index and count of a part such as `0/8`; `None` for none.
+
+    Raises:
+        typer.BadParameter: another form, or an index outside the count.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if match is None or int(match[1]) >= int(match[2]):
+        raise typer.BadParameter(f"{text!r} is not a part such as 0/8, the first of eight, or 7/8, the last")
+    return int(match[1]), int(match[2])
+
+
+def _check_part(text: str | None) -> str | None:
+    part(text)
+    return text
+
+
 _PARALLEL = "Ranks"
+_RESOURCES = "Resources"
 _COMMON = "Output"
 
 HFModel = Annotated[str, typer.Argument(metavar="HF", help="Hugging Face model: a folder or a hub id.")]
@@ -51,6 +94,27 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Allow Python code in the model's folder to run.")
 ]
 Revision = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        callback=_check_memory,
+        help="Memory for buffers, such as 1GB. Default: 256MiB, whatever the model's size.",
+        rich_help_panel=_RESOURCES,
+    ),
+]
+Threads = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Files written at the same time.", rich_help_panel=_RESOURCES)
+]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        callback=_check_part,
+        help="Write only the I-th of N shares (from 0). The last process to finish publishes the folder.",
+        rich_help_panel=_RESOURCES,
+    ),
+]
 TensorParallel = Annotated[int, typer.Option("--tp", min=1, help="Tensor-parallel size.", rich_help_panel=_PARALLEL)]
 PipelineParallel = Annotated[
     int, typer.Option("--pp", min=1, help="Pipeline-parallel size.", rich_help_panel=_PARALLEL)

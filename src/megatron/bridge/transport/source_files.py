@@ -23,13 +23,6 @@ if TYPE_CHECKING:
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
-def map_file(path: Path) -> memoryview:
-    """A private map of a file: torch wants writable memory, and nothing written to it reaches the file."""
-    with path.open("rb") as file:
-        flags, protection = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
-        return memoryview(mmap.mmap(file.fileno(), 0, flags=flags, prot=protection))
-
-
 def tensor_at(data: memoryview, offset: int, shape: Sequence[int], dtype: "torch.dtype") -> "torch.Tensor":
     """The contiguous tensor that begins at a byte of a file's map, without a copy."""
     import torch
@@ -42,10 +35,11 @@ def tensor_at(data: memoryview, offset: int, shape: Sequence[int], dtype: "torch
 
 
 class SourceFiles:
-    """The state of files when they were opened."""
+    """Files that are read through memory maps, and their state when they were opened."""
 
     def __init__(self) -> None:
         self._states: dict[Path, tuple[int, int, int, int]] = {}
+        self._maps: dict[Path, mmap.mmap] = {}
 
     def add(self, path: Path) -> None:
         """Notes the state of a file, at the time of the first call for it.
@@ -55,6 +49,28 @@ class SourceFiles:
         """
         if path not in self._states:
             self._states[path] = _state(path)
+
+    def map(self, path: Path) -> memoryview:
+        """A private map of a file: torch wants writable memory, and nothing written to it reaches the file."""
+        if path not in self._maps:
+            with path.open("rb") as file:
+                flags, protection = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+                self._maps[path] = mmap.mmap(file.fileno(), 0, flags=flags, prot=protection)
+        return memoryview(self._maps[path])
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files together."""
+        return sum(size for _, _, size, _ in self._states.values())
+
+    def release(self) -> None:
+        """Takes the files out of the page cache, where they would push out what other programs need.
+
+        What is read later comes from the disk again; nothing may have been written into the maps.
+        """
+        for path, content in list(self._maps.items()):
+            content.madvise(mmap.MADV_DONTNEED)  # the cache keeps pages that are mapped
+            release_pages(path)
 
     def check(self, path: Path | None = None) -> None:
         """Makes sure that one file, or every file, is what it was.
@@ -72,6 +88,16 @@ class SourceFiles:
     def fingerprint(self) -> list[tuple[str, int, int]]:
         """Name, size and modification time (ns) of each file, sorted: the same in other processes."""
         return sorted((path.name, state[2], state[3]) for path, state in self._states.items())
+
+
+def release_pages(path: Path) -> None:
+    """Takes the pages of a file that are on disk out of the page cache, where the system has a call for it."""
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
 
 
 def _state(path: Path) -> tuple[int, int, int, int]:

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from megatron.bridge.errors import CheckpointError
+from megatron.bridge.transport.source_files import release_pages
 
 _PARTIAL = ".partial"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
@@ -60,6 +61,8 @@ class StagingFolder:
     Args:
         out: the final folder; must not exist, or be empty.
         fingerprint: tells this conversion from others (sources, options, layout); anything that JSON can write.
+        release: called after each file, which then leaves the page cache itself, so that a conversion of more than the
+            memory does not push everything else out of it. Default: leave the page cache to the system.
 
     Attributes:
         path: the folder that will be `out`.
@@ -68,8 +71,9 @@ class StagingFolder:
         CheckpointError: `out` holds something, or nothing can be written beside it.
     """
 
-    def __init__(self, out: Path, fingerprint: Any):
+    def __init__(self, out: Path, fingerprint: Any, release: Sequence[Callable[[], None]] = ()):
         self.out = out.resolve()
+        self._release = release
         digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
         self._root = self.out.with_name(f".{self.out.name}.{digest}.incomplete")
         self.path = self._root / "files"
@@ -219,6 +223,10 @@ class StagingFolder:
         with _clear_errors(path), stream:
             stream.synchronise()
             record = {"size": partial.stat().st_size, "xxh3": checksum(partial), "content": content}
+            if self._release:
+                release_pages(partial)
+            for release in self._release:
+                release()
             partial.rename(path)
             _write_text(self._record_path(name), json.dumps(record))
 

@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.metadata import (
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.conversion.layout import Box, Shape, common_box, num_elements, shifted, slices
 from megatron.bridge.transport.checkpoint_metadata import PARSER_ERRORS, StoredChunk, read_metadata
-from megatron.bridge.transport.source_files import SourceFiles, map_file
+from megatron.bridge.transport.source_files import SourceFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -262,7 +262,6 @@ class TorchDistReader:
         self.tensors = content.tensors
         self.objects = content.objects
         self._chunks = {key: _ChunkIndex(tensor.chunks) for key, tensor in content.tensors.items()}
-        self._maps: dict[str, memoryview] = {}
         self._checked: dict[tuple[Any, ...], _Archive] = {}
         places = [chunk.filename for tensor in self.tensors.values() for chunk in tensor.chunks]
         for name in sorted({*places, *(filename for filename, _, _ in self.objects.values())}):
@@ -339,7 +338,7 @@ class TorchDistReader:
 
     def _bytes(self, where: str, filename: str, offset: int, length: int) -> memoryview:
         self.files.check(self.folder / filename)
-        content = self._file(filename)
+        content = self.files.map(self.folder / filename)
         if offset + length > len(content):
             raise CheckpointError(
                 f"{where}: the file is cut short, {offset + length} bytes expected, found {len(content)}"
@@ -353,11 +352,6 @@ class TorchDistReader:
         if not _is_file(path) or path.stat().st_size == 0:
             raise CheckpointError(f"{path!s:.1000}: missing or empty, but .metadata names it. Fetch it again.")
         self.files.add(path)
-
-    def _file(self, name: str) -> memoryview:
-        if name not in self._maps:
-            self._maps[name] = map_file(self.folder / name)
-        return self._maps[name]
 
 
 class _ChunkIndex:

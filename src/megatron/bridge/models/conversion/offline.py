@@ -5,6 +5,7 @@ a weight that is stored alike on both sides goes from the source's memory map st
 put together in blocks of bounded size.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -29,6 +30,7 @@ from megatron.bridge.training.model_load_save import TOKENIZER_FOLDER, TRACKER_N
 from megatron.bridge.training.run_config import provider_as_data, write_run_config
 from megatron.bridge.transport import process_groups, torch_dist
 from megatron.bridge.transport.progress import Progress
+from megatron.bridge.transport.source_files import SourceFiles
 from megatron.bridge.transport.staging import OutputFile, StagingFolder
 
 if TYPE_CHECKING:
@@ -78,7 +80,8 @@ def import_checkpoint(
         entries = list(_entries(bridge, plan, state, dtype, resources.block_bytes, progress))
         groups = torch_dist.group_entries(entries, _file_bytes(sum(entry.nbytes for entry in entries)))
         content = [[[e.key, e.global_shape, e.global_offset, e.shape, str(e.dtype)] for e in group] for group in groups]
-        staging = StagingFolder(out, ["import", state.files.fingerprint(), provider_as_data(provider), content])
+        fingerprint = ["import", state.files.fingerprint(), provider_as_data(provider), content]
+        staging = StagingFolder(out, fingerprint, _release([state.files]))
         folder = staging.path / _ITERATION
         names = [f"__0_{index}.distcp" for index in range(len(groups) + 1)]
         writers = [partial(torch_dist.write_entries, group) for group in groups]
@@ -190,7 +193,8 @@ def export_checkpoint(
     metadata = options.get("file_metadata", {})
     sources = [weights.files] if hf_tensor_infos(hf_pretrained) is None else [weights.files, hf_pretrained.state.files]
     content = {name: [[info.name, info.shape, str(info.dtype)] for info in infos] for name, infos in shards.items()}
-    staging = StagingFolder(out, ["export", [files.fingerprint() for files in sources], content, options])
+    fingerprint = ["export", [files.fingerprint() for files in sources], content, options]
+    staging = StagingFolder(out, fingerprint, _release(sources))
     with Progress("exporting", None, enabled=show_progress) as progress:
         files = [
             OutputFile(
@@ -392,6 +396,13 @@ def _write_shared(
     process_groups.barrier()
     if process_groups.rank() == 0:
         staging.publish(files, finish)
+
+
+def _release(sources: list[SourceFiles]) -> list[Callable[[], None]]:
+    """What takes the sources out of the page cache, if they are large for this machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    is_large = sum(source.num_bytes for source in sources) > memory / 2
+    return [source.release for source in sources] if is_large else []
 
 
 def _file_bytes(total: int) -> int:

@@ -15,7 +15,7 @@ from megatron.bridge.models.hf_pretrained.safetensors_format import (
     read_header,
     unique_keys,
 )
-from megatron.bridge.transport.source_files import SourceFiles, map_file, tensor_at
+from megatron.bridge.transport.source_files import SourceFiles, tensor_at
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,6 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         self.file_metadata: dict[str, dict[str, str]] = {}
         self.files = SourceFiles()
         self._offsets: dict[str, int] = {}
-        self._maps: dict[str, memoryview] = {}
         repeated: list[str] = []
         for filename in filenames:
             check_inside(self.folder, self.folder / filename)
@@ -96,11 +95,9 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         if name not in self.infos:
             raise CheckpointError(f"{self.folder}: no tensor {name} among its {len(self.infos)} tensors.")
         info = self.infos[name]
-        filename = info.filename
-        self.files.check(self.folder / filename)
-        if filename not in self._maps:
-            self._maps[filename] = map_file(self.folder / filename)
-        return tensor_at(self._maps[filename], self._offsets[name], info.shape, info.dtype)
+        path = self.folder / info.filename
+        self.files.check(path)
+        return tensor_at(self.files.map(path), self._offsets[name], info.shape, info.dtype)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.infos:
