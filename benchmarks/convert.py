@@ -1,8 +1,8 @@
 """Offline import and export against `cp -r` and `sync` of the same bytes.
 
-    uv run python benchmarks/convert.py --model llama --layers 22        # 2.2 GB
-    uv run python benchmarks/convert.py --model llama --layers 90        # 8.2 GB
-    uv run python benchmarks/convert.py --model qwen3-moe                # 64 experts: many small tensors
+    PYTHONPATH=. uv run python benchmarks/convert.py --model llama --layers 22        # 2.2 GB
+    PYTHONPATH=. uv run python benchmarks/convert.py --model llama --layers 90        # 8.2 GB
+    PYTHONPATH=. uv run python benchmarks/convert.py --model qwen3-moe                # 64 experts: many small tensors
 
 Each round copies, imports and exports, in random order, so that a slow moment of the machine hits any of them; ratios
 are of one round, and the first round, in which the disk is still busy with making the model, does not count. The

@@ -1,8 +1,8 @@
 """Live models: bytes read per rank, export streams against a bare copy of the same bytes, second refit against first.
 
-    uv run python benchmarks/live.py                                            # one rank
-    uv run torchrun --nproc-per-node 2 benchmarks/live.py --tp 2                # also --pp 2
-    uv run torchrun --nproc-per-node 2 benchmarks/live.py --model qwen3-moe --ep 2
+    PYTHONPATH=. uv run python benchmarks/live.py                                            # one rank
+    PYTHONPATH=. uv run torchrun --nproc-per-node 2 benchmarks/live.py --tp 2                # also --pp 2
+    PYTHONPATH=. uv run torchrun --nproc-per-node 2 benchmarks/live.py --model qwen3-moe --ep 2
 
 An export streams every tensor whole to every rank, so each rank receives the bytes of the whole model; the bare copy is
 of as many bytes in memory. The first refit includes making the tasks, the second only moves weights.

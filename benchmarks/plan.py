@@ -1,7 +1,7 @@
 """Plans of models that no disk here holds, from synthetic headers: time and memory.
 
-    uv run python benchmarks/plan.py deepseek-v3      # 671 B parameters, 61 layers of 256 experts
-    uv run python benchmarks/plan.py kimi-k2          # 1 T parameters, 61 layers of 384 experts
+    PYTHONPATH=. uv run python benchmarks/plan.py deepseek-v3      # 671 B parameters, 61 layers of 256 experts
+    PYTHONPATH=. uv run python benchmarks/plan.py kimi-k2          # 1 T parameters, 61 layers of 384 experts
 
 Timed: reading the headers, building the model on the meta device, and matching both sides.
 """

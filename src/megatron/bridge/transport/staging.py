@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.transport.source_files import release_pages
+from megatron.bridge.transport.source_files import SourceFiles, release_pages
 
 _PARTIAL = ".partial"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
@@ -61,8 +61,9 @@ class StagingFolder:
     Args:
         out: the final folder; must not exist, or be empty.
         fingerprint: tells this conversion from others (sources, options, layout); anything that JSON can write.
-        release: called after each file, which then leaves the page cache itself, so that a conversion of more than the
-            memory does not push everything else out of it. Default: leave the page cache to the system.
+        sources: what the conversion reads. They are compared with what they were before the folder is published, and
+            whenever something fails. If they are large for this machine's memory, finished files and what was read
+            leave the page cache to other programs.
 
     Attributes:
         path: the folder that will be `out`.
@@ -71,9 +72,11 @@ class StagingFolder:
         CheckpointError: `out` holds something, or nothing can be written beside it.
     """
 
-    def __init__(self, out: Path, fingerprint: Any, release: Sequence[Callable[[], None]] = ()):
+    def __init__(self, out: Path, fingerprint: Any, sources: Sequence[SourceFiles] = ()):
         self.out = out.resolve()
-        self._release = release
+        self._sources = sources
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self._releases_pages = sum(source.num_bytes for source in sources) > memory / 2
         digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:16]
         self._root = self.out.with_name(f".{self.out.name}.{digest}.incomplete")
         self.path = self._root / "files"
@@ -120,6 +123,7 @@ class StagingFolder:
                 except BaseException:
                     for future in pending:
                         future.cancel()
+                    self._check_sources()  # the cause, if one of them has changed
                     raise
         finally:
             self._close_lock()
@@ -147,6 +151,7 @@ class StagingFolder:
                 for partial in self.path.rglob(f"*{_PARTIAL}"):  # of killed runs
                     partial.unlink()
                 finish([record for record in records if record is not None])
+                self._check_sources()
                 self._synchronise({self.path / file.name for file in files})
                 self._check_free()
                 self.path.rename(self.out)
@@ -155,6 +160,10 @@ class StagingFolder:
             finally:
                 self._close_lock()
         return True
+
+    def _check_sources(self) -> None:
+        for source in self._sources:
+            source.check()
 
     def _check_free(self) -> None:
         if self.out.is_mount():
@@ -223,10 +232,10 @@ class StagingFolder:
         with _clear_errors(path), stream:
             stream.synchronise()
             record = {"size": partial.stat().st_size, "xxh3": checksum(partial), "content": content}
-            if self._release:
+            if self._releases_pages:
                 release_pages(partial)
-            for release in self._release:
-                release()
+                for source in self._sources:
+                    source.release()
             partial.rename(path)
             _write_text(self._record_path(name), json.dumps(record))
 

@@ -5,7 +5,6 @@ a weight that is stored alike on both sides goes from the source's memory map st
 put together in blocks of bounded size.
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,7 +29,6 @@ from megatron.bridge.training.model_load_save import TOKENIZER_FOLDER, TRACKER_N
 from megatron.bridge.training.run_config import provider_as_data, write_run_config
 from megatron.bridge.transport import process_groups, torch_dist
 from megatron.bridge.transport.progress import Progress
-from megatron.bridge.transport.source_files import SourceFiles
 from megatron.bridge.transport.staging import OutputFile, StagingFolder
 
 if TYPE_CHECKING:
@@ -81,7 +79,7 @@ def import_checkpoint(
         groups = torch_dist.group_entries(entries, _file_bytes(sum(entry.nbytes for entry in entries)))
         content = [[[e.key, e.global_shape, e.global_offset, e.shape, str(e.dtype)] for e in group] for group in groups]
         fingerprint = ["import", state.files.fingerprint(), provider_as_data(provider), content]
-        staging = StagingFolder(out, fingerprint, _release([state.files]))
+        staging = StagingFolder(out, fingerprint, [state.files])
         folder = staging.path / _ITERATION
         names = [f"__0_{index}.distcp" for index in range(len(groups) + 1)]
         writers = [partial(torch_dist.write_entries, group) for group in groups]
@@ -93,7 +91,6 @@ def import_checkpoint(
             write_run_config(folder, provider, what)
             hf_pretrained.save_artifacts(folder / TOKENIZER_FOLDER)
             (staging.path / TRACKER_NAME).write_text("0")
-            state.files.check()
 
         _write_shared(staging, files, resources, finish)
     return plan
@@ -194,7 +191,7 @@ def export_checkpoint(
     sources = [weights.files] if hf_tensor_infos(hf_pretrained) is None else [weights.files, hf_pretrained.state.files]
     content = {name: [[info.name, info.shape, str(info.dtype)] for info in infos] for name, infos in shards.items()}
     fingerprint = ["export", [files.fingerprint() for files in sources], content, options]
-    staging = StagingFolder(out, fingerprint, _release(sources))
+    staging = StagingFolder(out, fingerprint, sources)
     with Progress("exporting", None, enabled=show_progress) as progress:
         files = [
             OutputFile(
@@ -207,8 +204,6 @@ def export_checkpoint(
         def finish(contents: list[dict[str, Any]]) -> None:
             write_index(staging.path, shards, options.get("index_metadata"))
             hf_pretrained.save_artifacts(staging.path)
-            for source in sources:
-                source.check()
 
         _write_shared(staging, files, resources, finish)
     return weights.plan
@@ -396,13 +391,6 @@ def _write_shared(
     process_groups.barrier()
     if process_groups.rank() == 0:
         staging.publish(files, finish)
-
-
-def _release(sources: list[SourceFiles]) -> list[Callable[[], None]]:
-    """What takes the sources out of the page cache, if they are large for this machine's memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    is_large = sum(source.num_bytes for source in sources) > memory / 2
-    return [source.release for source in sources] if is_large else []
 
 
 def _file_bytes(total: int) -> int:
