@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import transformers
 
+TOLERANCE = 1e-5  # on logits of about 1 to 3
+
 BASE = {
     "vocab_size": 128,
     "hidden_size": 64,
@@ -37,12 +39,14 @@ class TinyModel:
         architecture: HF model class.
         config: differences from `BASE`.
         seq_length: of the compared sequences.
+        tolerance: largest difference of logits; above the default only where transformers' own rounding is above it.
     """
 
     name: str
     architecture: str
     config: dict[str, Any] = field(default_factory=dict)
     seq_length: int = 40
+    tolerance: float = TOLERANCE
 
     @property
     def is_moe(self) -> bool:
@@ -69,10 +73,11 @@ class TinyModel:
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Random values for every parameter: matrices around 0, vectors around what they were."""
+    """Random values for every parameter (or buffer like one): matrices around 0, vectors around what they were."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
+        buffers = [buffer for name, buffer in model.named_buffers() if name.endswith("layer_scalar")]
+        for parameter in [*model.parameters(), *buffers]:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(parameter + 0.2 * noise if parameter.dim() == 1 else 0.08 * noise)
 
@@ -143,6 +148,15 @@ _GEMMA3_LINEAR = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     },
 }
+_GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "final_logit_softcapping": 3.0,
+    "hidden_size_per_layer_input": 0,
+}
+_K_EQ_V = {"attention_k_eq_v": True, "num_key_value_heads": 4, "num_global_key_value_heads": 2}
 
 _MOE = {
     "head_dim": 16,
@@ -213,6 +227,9 @@ TINY_MODELS = {
         TinyModel("gemma2-no-caps", "Gemma2ForCausalLM", {**_GEMMA2, **_NO_CAPS}),
         TinyModel("gemma3", "Gemma3ForCausalLM", _GEMMA3),
         TinyModel("gemma3-tied-linear-rope", "Gemma3ForCausalLM", {**_GEMMA3, **_GEMMA3_LINEAR}),
+        # Scores are not scaled, so that the softmax is steep: transformers in float32 is 3.4e-5 from itself in float64.
+        TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4, tolerance=5e-5),
+        TinyModel("gemma4-keys-are-values", "Gemma4ForCausalLM", {**_GEMMA4, **_BIAS, **_TIED, **_K_EQ_V}),
         TinyModel("glm4", "Glm4ForCausalLM", {"head_dim": 16}),
         TinyModel("glm4-tied-no-bias", "Glm4ForCausalLM", {"tie_word_embeddings": True, "attention_bias": False}),
         TinyModel("olmo2", "Olmo2ForCausalLM"),
@@ -226,8 +243,10 @@ TINY_MODELS = {
         TinyModel("hunyuan-dense", "HunYuanDenseV1ForCausalLM", {"head_dim": 24}),
         TinyModel("hunyuan-dense-alpha-rope", "HunYuanDenseV1ForCausalLM", {"head_dim": 16, **_ALPHA_ROPE}),
         TinyModel("hunyuan-dense-tied-bias", "HunYuanDenseV1ForCausalLM", {"head_dim": 16, **_TIED, **_BIAS}),
-        TinyModel("nemotron", "NemotronForCausalLM", {"head_dim": 24}),
-        TinyModel("nemotron-tied-biases", "NemotronForCausalLM", {**_TIED, **_BIAS, "mlp_bias": True}),
+        # Norm weights are 1 + w with w around 1, so that logits grow to 6: a change of all weights in their last bit
+        # moves those of transformers by 1e-5.
+        TinyModel("nemotron", "NemotronForCausalLM", {"head_dim": 24}, tolerance=2e-5),
+        TinyModel("nemotron-tied-biases", "NemotronForCausalLM", {**_TIED, **_BIAS, "mlp_bias": True}, tolerance=2e-5),
         TinyModel("apertus", "ApertusForCausalLM"),
         TinyModel("apertus-tied-bias", "ApertusForCausalLM", {**_TIED, **_BIAS}),
         TinyModel("phi", "PhiForCausalLM"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.parity import TOLERANCE, parity
+from tests.parity import parity
 from tests.tiny_models import TINY_MODELS, TinyModel
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -30,4 +30,4 @@ CASES = [
 def test_logits_and_export(tiny: TinyModel, layout: dict[str, Any], tmp_path: Path) -> None:
     found = parity(tiny, layout, tmp_path)
     assert found.changed == []
-    assert found.max_diff <= TOLERANCE, f"logits of up to {found.scale:.1f}"
+    assert found.max_diff <= tiny.tolerance, f"logits of up to {found.scale:.1f}"

@@ -54,6 +54,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         attn_logit_softcapping: the same of attention scores, which needs megatron-core's own core attention.
         use_pre_norms, use_post_norms: norms in front of attention and MLP, and behind them.
         norm_bias: whether LayerNorms have biases.
+        norm_weight_in_fp32: whether an RMSNorm's weight multiplies before the rounding to low precision.
         parallel_attention_and_mlp: both read the output of `input_layernorm`; their outputs are added together.
         qk_layernorm_scope: what `qk_layernorm` normalises: each "head", the whole "projection", or "separate_heads",
             with weights of their own; "head_after_rope" for each head after the rotary embedding.
@@ -90,6 +91,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     use_pre_norms: bool = True
     use_post_norms: bool = False
     norm_bias: bool = True
+    norm_weight_in_fp32: bool = False
     parallel_attention_and_mlp: bool = False
     qk_layernorm_scope: str = "head"
     transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=default_layer_spec)
@@ -188,6 +190,10 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
 
         Called for each different layer spec, after everything that fields ask for.
         """
+
+    def head_dim(self, has_window: bool) -> int:
+        """Dimensions per head of the layers with a sliding window, or of the others."""
+        return self.kv_channels
 
     @property
     def padded_vocab_size(self) -> int:

@@ -11,6 +11,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
+from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.transformer.core_attention import DotProductAttention
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
 from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
@@ -112,6 +113,11 @@ def _vary(spec: ModuleSpec, config: "GPTModelProvider", with_transformer_engine:
         layer.input_layernorm = layer.pre_mlp_layernorm = IdentityOp
     if config.use_post_norms:
         mlp = layer.mlp.keywords["submodules"]
+        if not hasattr(mlp, "linear_fc2"):
+            raise UnsupportedConfigError(
+                f"{type(config).__name__}: use_post_norms is not supported in layers with experts, found "
+                f"num_moe_experts {config.num_moe_experts}"
+            )
         attention = layer.self_attention.submodules
         attention.linear_proj = with_post_norm(attention.linear_proj, norm)
         mlp.linear_fc2 = with_post_norm(mlp.linear_fc2, norm)
@@ -145,7 +151,9 @@ def _separate_norms(layer: Any, config: "GPTModelProvider") -> None:
     norm = transformer_engine.TENorm if config.norm_bias else TorchNorm
     layer.input_layernorm = layer.pre_mlp_layernorm = norm
     layer.self_attention.submodules.linear_qkv = transformer_engine.TEColumnParallelLinear
-    layer.mlp.keywords["submodules"].linear_fc1 = transformer_engine.TEColumnParallelLinear
+    mlp = layer.mlp.keywords["submodules"]
+    if hasattr(mlp, "linear_fc1"):
+        mlp.linear_fc1 = transformer_engine.TEColumnParallelLinear
     layer.sharded_state_dict_keys_map = {
         "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
         "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
