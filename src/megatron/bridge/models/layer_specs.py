@@ -11,18 +11,16 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.transformer.core_attention import DotProductAttention
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
 from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
-from megatron.bridge.models.transformer.post_norm import with_post_norm
 from megatron.bridge.models.transformer.qk_norm import (
     NormAfterRope,
     ProjectionNorm,
     SelfAttentionWithNormsAfterRope,
     SeparateHeadNorm,
 )
-from megatron.bridge.models.transformer.residual import scaled_bias_dropout_add
+from megatron.bridge.models.transformer.residual import POST_NORM_KEYS, BiasDropoutAdd
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
 
@@ -111,18 +109,10 @@ def _vary(spec: ModuleSpec, config: "GPTModelProvider", with_transformer_engine:
             norm = transformer_engine.TENorm
     if not config.use_pre_norms:
         layer.input_layernorm = layer.pre_mlp_layernorm = IdentityOp
-    if config.use_post_norms:
-        mlp = layer.mlp.keywords["submodules"]
-        if not hasattr(mlp, "linear_fc2"):
-            raise UnsupportedConfigError(
-                f"{type(config).__name__}: use_post_norms is not supported in layers with experts, found "
-                f"num_moe_experts {config.num_moe_experts}"
-            )
-        attention = layer.self_attention.submodules
-        attention.linear_proj = with_post_norm(attention.linear_proj, norm)
-        mlp.linear_fc2 = with_post_norm(mlp.linear_fc2, norm)
-    if config.residual_multiplier != 1.0:
-        layer.self_attn_bda = layer.mlp_bda = scaled_bias_dropout_add(config.residual_multiplier)
+    if config.use_post_norms or config.residual_multiplier != 1.0:
+        add = ModuleSpec(module=BiasDropoutAdd, params={"config": config, "norm": norm})
+        layer.self_attn_bda = layer.mlp_bda = add
+        layer.sharded_state_dict_keys_map = {**layer.sharded_state_dict_keys_map, **POST_NORM_KEYS}
     if config.parallel_attention_and_mlp:
         spec.module = ParallelTransformerLayer
         layer.pre_mlp_layernorm = IdentityOp

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from megatron.bridge.models.apertus.modeling_apertus import ApertusProvider
 from megatron.bridge.models.conversion import blocks, config_mapping
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
@@ -23,7 +22,7 @@ class ApertusBridge(MegatronModelBridge):
         **config_mapping.not_read("hidden_dropout", "mlp_bias", "post_norm", "qk_norm"),
     }
     CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "gated_linear_unit": False, "qk_layernorm": True}
-    PROVIDER_CLASS = ApertusProvider
+    PROVIDER_CLASS = "megatron.bridge.models.apertus.modeling_apertus.ApertusProvider"
 
     def hf_config_to_provider_kwargs(self, hf_config: "ApertusConfig") -> dict[str, Any]:
         config_mapping.check_values(hf_config, self._where(hf_config), hidden_act=("xielu",))

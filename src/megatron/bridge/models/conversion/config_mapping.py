@@ -110,7 +110,7 @@ def _activations() -> dict[str, Any]:
     }
 
 
-def activation_function(name: str, where: str) -> Any:
+def activation_function(name: str, where: str, field: str = "hidden_act") -> Any:
     """The function of an HF activation name.
 
     Raises:
@@ -118,7 +118,7 @@ def activation_function(name: str, where: str) -> Any:
     """
     if name not in _activations():
         raise UnsupportedConfigError(
-            f"{where}: activation {name!r} is not supported; supported: {', '.join(sorted(_activations()))}"
+            f"{where}: {field} {name!r} is not supported; supported: {', '.join(sorted(_activations()))}"
         )
     return _activations()[name]
 

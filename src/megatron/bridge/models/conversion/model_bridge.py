@@ -1,5 +1,6 @@
 """`MegatronModelBridge`: what a model family declares, and the hooks through which it says what is unusual."""
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class MegatronModelBridge(ABC):
         CONFIG_CHECKED: HF fields that the family's hooks read in another way.
         CONFIG_IRRELEVANT: HF fields of this family that do not change the computation, with the reason.
         CONFIG_DEFAULTS: provider fields that are the same for every model of the family.
-        PROVIDER_CLASS: default `GPTModelProvider`.
+        PROVIDER_CLASS: default `GPTModelProvider`. May be a dotted name, so that listing families imports no torch.
         ADDITIONAL_FILE_PATTERNS: further artifact files to copy on export.
     """
 
@@ -106,7 +107,7 @@ class MegatronModelBridge(ABC):
         for name in ("hidden_act", "hidden_activation"):
             if name in self.CONFIG_CHECKED:
                 activation = getattr(hf_config, name)
-                fields["activation_func"] = config_mapping.activation_function(activation, self._where(hf_config))
+                fields["activation_func"] = config_mapping.activation_function(activation, self._where(hf_config), name)
         if "rope_parameters" in self.CONFIG_CHECKED:
             fields |= config_mapping.rotary_fields(hf_config, self._where(hf_config))
         if "sliding_window" in self.CONFIG_CHECKED:
@@ -123,7 +124,11 @@ class MegatronModelBridge(ABC):
         from megatron.bridge.models.gpt_provider import GPTModelProvider, set_dtype
 
         hf_config = hf_pretrained.config
-        provider = (self.PROVIDER_CLASS or GPTModelProvider)(**self.hf_config_to_provider_kwargs(hf_config))
+        provider_class = self.PROVIDER_CLASS or GPTModelProvider
+        if isinstance(provider_class, str):
+            module, _, name = provider_class.rpartition(".")
+            provider_class = getattr(importlib.import_module(module), name)
+        provider = provider_class(**self.hf_config_to_provider_kwargs(hf_config))
         set_dtype(provider, self.dtype_from_hf(hf_config))
         return provider
 
@@ -236,7 +241,6 @@ class MegatronModelBridge(ABC):
 
 def registered_bridges() -> dict[str, RegisteredBridge]:
     """All bridges by HF architecture, the families of this package included."""
-    import importlib
     import pkgutil
 
     from megatron.bridge import models

@@ -9,7 +9,6 @@ from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, MegatronParamMapping
-from megatron.bridge.models.gemma.modeling_gemma4 import Gemma4Provider
 
 if TYPE_CHECKING:
     from transformers import Gemma4TextConfig
@@ -52,7 +51,7 @@ class Gemma4Bridge(MegatronModelBridge):
         "softmax_scale": 1.0,
         "hetereogenous_dist_checkpoint": True,
     }
-    PROVIDER_CLASS = Gemma4Provider
+    PROVIDER_CLASS = "megatron.bridge.models.gemma.modeling_gemma4.Gemma4Provider"
 
     def hf_config_to_provider_kwargs(self, hf_config: "Gemma4TextConfig") -> dict[str, Any]:
         config_mapping.check_values(
