@@ -26,6 +26,8 @@ __all__ = [
     "transformer_engine_layer_spec",
 ]
 
+QK_LAYERNORM_SCOPES = ("head", "projection", "separate_heads", "head_after_rope")
+
 
 def padded_vocab_size(vocab_size: int, make_vocab_size_divisible_by: int, tensor_model_parallel_size: int) -> int:
     """The number of embedding rows: `vocab_size` rounded up so that every tensor-parallel rank gets equal parts."""
@@ -108,6 +110,11 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             ParallelLayoutError: tensor parallelism that does not divide the heads or the feed-forward size.
         """
         self._check_tensor_parallelism()
+        if self.qk_layernorm_scope not in QK_LAYERNORM_SCOPES:
+            raise UnsupportedConfigError(
+                f"{type(self).__name__}: qk_layernorm_scope must be one of {', '.join(QK_LAYERNORM_SCOPES)}, found "
+                f"{self.qk_layernorm_scope!r}"
+            )
         fit_config(self)
         if self.pipeline_model_parallel_size > 1 and self.pipeline_dtype is None:
             self.pipeline_dtype = self.params_dtype
