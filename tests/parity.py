@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
 from tests.ranks import run_ranks
-from tests.tiny_models import TinyModel
+from tests.tiny_models import TOLERANCE, TinyModel
 
-TOLERANCE = 1e-5  # on logits of about 1 to 3
+__all__ = ["TOLERANCE", "Parity", "changed_tensors", "parity"]
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,17 @@ class Parity:
         max_diff: largest absolute difference of logits over all ranks.
         scale: largest absolute logit of transformers.
         changed: names of HF tensors that the export lost, added or changed in any bit.
+        tolerance: the model's.
     """
 
     max_diff: float
     scale: float
     changed: list[str]
+    tolerance: float
 
     @property
     def holds(self) -> bool:
-        return self.max_diff <= TOLERANCE and not self.changed
+        return self.max_diff <= self.tolerance and not self.changed
 
 
 def parity(tiny: TinyModel, layout: dict[str, Any], folder: Path) -> Parity:
@@ -46,7 +48,8 @@ def parity(tiny: TinyModel, layout: dict[str, Any], folder: Path) -> Parity:
     results = run_ranks(_convert_and_run, num_ranks, folder / "hf", tokens, layout, folder / "out", **sizes)
     assert all(logits.shape == reference.shape for logits in results)
     max_diff = max((logits - reference).abs().max().item() for logits in results)
-    return Parity(max_diff, reference.abs().max().item(), changed_tensors(folder / "hf", folder / "out"))
+    changed = changed_tensors(folder / "hf", folder / "out")
+    return Parity(max_diff, reference.abs().max().item(), changed, tiny.tolerance)
 
 
 def changed_tensors(source: Path, exported: Path) -> list[str]:

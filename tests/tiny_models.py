@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import transformers
 
+TOLERANCE = 1e-5  # on logits of about 1 to 3
+
 BASE = {
     "vocab_size": 128,
     "hidden_size": 64,
@@ -39,6 +41,7 @@ class TinyModel:
         seq_length: of the compared sequences.
         splits_experts: whether megatron-core can cut single experts over ranks (not with biases).
         seed: of the weights; another than 0 where, with 0, two experts' scores for some token are equal up to rounding.
+        tolerance: largest difference of logits; above the default only where transformers' own rounding is above it.
     """
 
     name: str
@@ -47,6 +50,7 @@ class TinyModel:
     seq_length: int = 40
     splits_experts: bool = True
     seed: int = 0
+    tolerance: float = TOLERANCE
 
     @property
     def is_moe(self) -> bool:
@@ -75,15 +79,15 @@ class TinyModel:
 
 
 # Buffers that checkpoints carry.
-ROUTER_BIASES = ("e_score_correction_bias",)
+STORED_BUFFERS = ("e_score_correction_bias", "layer_scalar")
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Random values for every parameter and router bias: matrices around 0, vectors around what they were."""
+    """Random values for every parameter (and buffer like one): matrices around 0, vectors around what they were."""
     generator = torch.Generator().manual_seed(seed)
-    router_biases = [buffer for name, buffer in model.named_buffers() if name.endswith(ROUTER_BIASES)]
+    buffers = [buffer for name, buffer in model.named_buffers() if name.endswith(STORED_BUFFERS)]
     with torch.no_grad():
-        for tensor in [*model.parameters(), *router_biases]:
+        for tensor in [*model.parameters(), *buffers]:
             noise = torch.randn(tensor.shape, generator=generator)
             tensor.copy_(tensor + 0.2 * noise if tensor.dim() == 1 else 0.08 * noise)
 
@@ -154,6 +158,15 @@ _GEMMA3_LINEAR = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     },
 }
+_GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "final_logit_softcapping": 3.0,
+    "hidden_size_per_layer_input": 0,
+}
+_K_EQ_V = {"attention_k_eq_v": True, "num_key_value_heads": 4, "num_global_key_value_heads": 2}
 
 _MOE = {
     "head_dim": 16,
@@ -378,6 +391,9 @@ TINY_MODELS = {
         TinyModel("gemma2-no-caps", "Gemma2ForCausalLM", {**_GEMMA2, **_NO_CAPS}),
         TinyModel("gemma3", "Gemma3ForCausalLM", _GEMMA3),
         TinyModel("gemma3-tied-linear-rope", "Gemma3ForCausalLM", {**_GEMMA3, **_GEMMA3_LINEAR}),
+        # Scores are not scaled, so that the softmax is steep: transformers in float32 is 3.4e-5 from itself in float64.
+        TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4, tolerance=5e-5),
+        TinyModel("gemma4-keys-are-values", "Gemma4ForCausalLM", {**_GEMMA4, **_BIAS, **_TIED, **_K_EQ_V}),
         TinyModel("glm4", "Glm4ForCausalLM", {"head_dim": 16}),
         TinyModel("glm4-tied-no-bias", "Glm4ForCausalLM", {"tie_word_embeddings": True, "attention_bias": False}),
         TinyModel("olmo2", "Olmo2ForCausalLM"),
@@ -391,8 +407,10 @@ TINY_MODELS = {
         TinyModel("hunyuan-dense", "HunYuanDenseV1ForCausalLM", {"head_dim": 24}),
         TinyModel("hunyuan-dense-alpha-rope", "HunYuanDenseV1ForCausalLM", {"head_dim": 16, **_ALPHA_ROPE}),
         TinyModel("hunyuan-dense-tied-bias", "HunYuanDenseV1ForCausalLM", {"head_dim": 16, **_TIED, **_BIAS}),
-        TinyModel("nemotron", "NemotronForCausalLM", {"head_dim": 24}),
-        TinyModel("nemotron-tied-biases", "NemotronForCausalLM", {**_TIED, **_BIAS, "mlp_bias": True}),
+        # Norm weights are 1 + w with w around 1, so that logits grow to 6: a change of all weights in their last bit
+        # moves those of transformers by 1e-5.
+        TinyModel("nemotron", "NemotronForCausalLM", {"head_dim": 24}, tolerance=2e-5),
+        TinyModel("nemotron-tied-biases", "NemotronForCausalLM", {**_TIED, **_BIAS, "mlp_bias": True}, tolerance=2e-5),
         TinyModel("apertus", "ApertusForCausalLM"),
         TinyModel("apertus-tied-bias", "ApertusForCausalLM", {**_TIED, **_BIAS}),
         TinyModel("phi", "PhiForCausalLM"),

@@ -186,6 +186,20 @@ def _count_experts_backwards(patch: MonkeyPatch) -> None:
     )
 
 
+def _forget_layer_scalar(patch: MonkeyPatch) -> None:
+    from megatron.core.transformer.transformer_layer import TransformerLayer
+
+    from megatron.bridge.models.gemma.modeling_gemma4 import Gemma4TransformerLayer
+
+    patch.setattr(Gemma4TransformerLayer, "forward", TransformerLayer.forward)
+
+
+def _leave_values_as_they_are(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.gemma.modeling_gemma4 import Gemma4SelfAttention
+
+    patch.setattr(Gemma4SelfAttention, "_normalise", lambda self, value: value)
+
+
 def _with(name: str, value: Any) -> Callable[[MonkeyPatch], None]:
     """The mistake of a family that gives one provider field another value."""
 
@@ -241,6 +255,9 @@ MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_with("softmax_scale", None), "gemma2", {}),
     (_with("window_rope_parameters", _PLAIN_ROPE), "gemma3-tied-linear-rope", {}),
     (_with("window_rope_parameters", None), "olmo3-yarn-rope", {}),
+    (_with("softmax_scale", None), "gemma4-keys-are-values", {}),
+    (_forget_layer_scalar, "gemma4-keys-are-values", {}),
+    (_leave_values_as_they_are, "gemma4-keys-are-values", {}),
     (_with("residual_multiplier", 1.0), "granite", {}),
     (_with("logits_multiplier", 1.0), "cohere2", {}),
     (_with("qk_layernorm_scope", "head"), "hunyuan-dense", {}),

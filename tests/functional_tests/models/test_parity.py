@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.parity import TOLERANCE, parity
+from tests.parity import parity
 from tests.tiny_models import TINY_MODELS, TinyModel
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ def cases() -> list[Any]:
 def test_logits_and_export(tiny: TinyModel, layout: dict[str, Any], tmp_path: Path) -> None:
     found = parity(tiny, layout, tmp_path)
     assert found.changed == []
-    assert found.max_diff <= TOLERANCE, f"logits of up to {found.scale:.1f}"
+    assert found.max_diff <= tiny.tolerance, f"logits of up to {found.scale:.1f}"
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "llama-all-biases"])
@@ -60,4 +60,4 @@ def test_added_query_groups_change_nothing(name: str, layout: dict[str, Any], tm
     tiny = TinyModel(name, TINY_MODELS[name].architecture, config)
     found = parity(tiny, {**layout, "pad_query_groups": True}, tmp_path)
     assert found.changed == []
-    assert found.max_diff <= TOLERANCE
+    assert found.max_diff <= tiny.tolerance

@@ -46,6 +46,7 @@ LENGTHS = {
     "phi": (10, 8),
     "gemma2": (6, 12),
     "gemma3": (6, 12),
+    "gemma4-keys-are-values": (6, 12),
     "olmo3-yarn-rope": (6, 12),
     "exaone4": (6, 12),
     "hunyuan-dense": (10, 8),

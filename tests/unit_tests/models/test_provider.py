@@ -55,6 +55,13 @@ def test_megatron_core_checks_run_in_finalize() -> None:
         provider.finalize()
 
 
+def test_unknown_scope_of_norms() -> None:
+    provider = provider_of("qwen3")
+    provider.qk_layernorm_scope = "heads"
+    with pytest.raises(UnsupportedConfigError, match=r"must be one of head, projection.* found 'heads'"):
+        provider.finalize()
+
+
 def test_overrides_and_dtype() -> None:
     provider = provider_of("llama")
     provider.apply_overrides_and_finalize(dtype=torch.bfloat16, overrides={"attention_dropout": 0.1})

@@ -6,16 +6,18 @@ from megatron.core.transformer import TransformerConfig
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.runtime.norm import TorchNorm
 
 HIDDEN = 96
 REFERENCES = {
-    ("RMSNorm", False): LlamaRMSNorm,
-    ("RMSNorm", True): GemmaRMSNorm,
-    ("LayerNorm", False): torch.nn.LayerNorm,
-    ("LayerNorm", True): NemotronLayerNorm1P,
+    ("RMSNorm", False, False): LlamaRMSNorm,
+    ("RMSNorm", False, True): Olmo2RMSNorm,
+    ("RMSNorm", True, False): GemmaRMSNorm,
+    ("LayerNorm", False, False): torch.nn.LayerNorm,
+    ("LayerNorm", True, False): NemotronLayerNorm1P,
 }
 
 
@@ -26,11 +28,12 @@ def config(normalization: str = "RMSNorm", **changes) -> TransformerConfig:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("normalization", "zero_centered"), REFERENCES)
-def test_equals_the_reference_bit_for_bit(normalization, zero_centered, dtype):
+@pytest.mark.parametrize(("normalization", "zero_centered", "in_fp32"), REFERENCES)
+def test_equals_the_reference_bit_for_bit(normalization, zero_centered, in_fp32, dtype):
     settings = config(normalization, layernorm_zero_centered_gamma=zero_centered, params_dtype=dtype)
+    settings.norm_weight_in_fp32 = in_fp32
     norm = TorchNorm(settings, HIDDEN, 1e-3)
-    reference = REFERENCES[normalization, zero_centered](HIDDEN, eps=1e-3).to(dtype)
+    reference = REFERENCES[normalization, zero_centered, in_fp32](HIDDEN, eps=1e-3).to(dtype)
     initial = {name: parameter.clone() for name, parameter in reference.named_parameters()}
     if not isinstance(reference, NemotronLayerNorm1P):  # it starts at 1 + 1
         torch.testing.assert_close(dict(norm.named_parameters()), initial, rtol=0, atol=0)

@@ -31,6 +31,8 @@ __all__ = [
     "transformer_engine_layer_spec",
 ]
 
+QK_LAYERNORM_SCOPES = ("head", "projection", "separate_heads", "head_after_rope")
+
 
 def padded_vocab_size(vocab_size: int, make_vocab_size_divisible_by: int, tensor_model_parallel_size: int) -> int:
     """The number of embedding rows: `vocab_size` rounded up so that every tensor-parallel rank gets equal parts."""
@@ -66,6 +68,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         attn_logit_softcapping: the same of attention scores, which needs megatron-core's own core attention.
         use_pre_norms, use_post_norms: norms in front of attention and MLP, and behind them.
         norm_bias: whether LayerNorms have biases.
+        norm_weight_in_fp32: whether an RMSNorm's weight multiplies before the rounding to low precision.
         parallel_attention_and_mlp: both read the output of `input_layernorm`; their outputs are added together.
         qk_layernorm_scope: what `qk_layernorm` normalises: each "head", the whole "projection", or "separate_heads",
             with weights of their own; "head_after_rope" for each head after the rotary embedding.
@@ -107,6 +110,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     use_pre_norms: bool = True
     use_post_norms: bool = False
     norm_bias: bool = True
+    norm_weight_in_fp32: bool = False
     parallel_attention_and_mlp: bool = False
     qk_layernorm_scope: str = "head"
     transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=default_layer_spec)
@@ -124,6 +128,11 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         """
         self._pad_query_groups()
         self._check_tensor_parallelism()
+        if self.qk_layernorm_scope not in QK_LAYERNORM_SCOPES:
+            raise UnsupportedConfigError(
+                f"{type(self).__name__}: qk_layernorm_scope must be one of {', '.join(QK_LAYERNORM_SCOPES)}, found "
+                f"{self.qk_layernorm_scope!r}"
+            )
         fit_config(self)
         if self.pipeline_model_parallel_size > 1 and self.pipeline_dtype is None:
             self.pipeline_dtype = self.params_dtype
@@ -221,6 +230,10 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
 
         Called for each different layer spec, after everything that fields ask for.
         """
+
+    def head_dim(self, has_window: bool) -> int:
+        """Dimensions per head of the layers with a sliding window, or of the others."""
+        return self.kv_channels
 
     @property
     def padded_vocab_size(self) -> int:

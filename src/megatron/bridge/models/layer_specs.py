@@ -16,14 +16,13 @@ from megatron.bridge.models.transformer.core_attention import DotProductAttentio
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
 from megatron.bridge.models.transformer.multi_latent_attention import MLADotProductAttention, MultiLatentSelfAttention
 from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
-from megatron.bridge.models.transformer.post_norm import with_post_norm
 from megatron.bridge.models.transformer.qk_norm import (
     NormAfterRope,
     ProjectionNorm,
     SelfAttentionWithNormsAfterRope,
     SeparateHeadNorm,
 )
-from megatron.bridge.models.transformer.residual import scaled_bias_dropout_add
+from megatron.bridge.models.transformer.residual import POST_NORM_KEYS, BiasDropoutAdd
 from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
@@ -139,13 +138,10 @@ def _vary(spec: ModuleSpec, config: "GPTModelProvider", with_transformer_engine:
             norm = transformer_engine.TENorm
     if not config.use_pre_norms:
         layer.input_layernorm = layer.pre_mlp_layernorm = IdentityOp
-    if config.use_post_norms:
-        mlp = layer.mlp.keywords["submodules"]
-        attention = layer.self_attention.submodules
-        attention.linear_proj = with_post_norm(attention.linear_proj, norm)
-        mlp.linear_fc2 = with_post_norm(mlp.linear_fc2, norm)
-    if config.residual_multiplier != 1.0:
-        layer.self_attn_bda = layer.mlp_bda = scaled_bias_dropout_add(config.residual_multiplier)
+    if config.use_post_norms or config.residual_multiplier != 1.0:
+        add = ModuleSpec(module=BiasDropoutAdd, params={"config": config, "norm": norm})
+        layer.self_attn_bda = layer.mlp_bda = add
+        layer.sharded_state_dict_keys_map = {**layer.sharded_state_dict_keys_map, **POST_NORM_KEYS}
     if config.parallel_attention_and_mlp:
         spec.module = ParallelTransformerLayer
         layer.pre_mlp_layernorm = IdentityOp
@@ -186,7 +182,9 @@ def _separate_norms(layer: Any, config: "GPTModelProvider") -> None:
     norm = transformer_engine.TENorm if config.norm_bias else TorchNorm
     layer.input_layernorm = layer.pre_mlp_layernorm = norm
     layer.self_attention.submodules.linear_qkv = transformer_engine.TEColumnParallelLinear
-    layer.mlp.keywords["submodules"].linear_fc1 = transformer_engine.TEColumnParallelLinear
+    mlp = layer.mlp.keywords["submodules"]
+    if hasattr(mlp, "linear_fc1"):
+        mlp.linear_fc1 = transformer_engine.TEColumnParallelLinear
     layer.sharded_state_dict_keys_map = {
         "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
         "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",

@@ -144,28 +144,30 @@ def apply_rope_parameters(
     if kind == "default" and window_rope_parameters is None:
         return
     config = model.config
-    if kind != "default":
-        model.rotary_pos_emb = _rotary_embedding(model, rope_parameters, max_position_embeddings)
-    scaling = attention_scaling(rope_parameters, config.kv_channels, max_position_embeddings)
-    scalings = {False: scaling, True: scaling}
+    if kind != "default" or window_rope_parameters is not None:
+        model.rotary_pos_emb = _rotary_embedding(model, rope_parameters, max_position_embeddings, has_window=False)
+    scalings = [attention_scaling(rope_parameters, config.head_dim(False), max_position_embeddings)] * 2
     if window_rope_parameters is not None:
         if {kind, window_rope_parameters.get("rope_type")} & set(_LENGTH_DEPENDENT):
             raise UnsupportedConfigError(
                 f"rope_parameters: {' and '.join(_LENGTH_DEPENDENT)} are supported only if they are the same for all "
                 "layers, because a KV cache must be made anew when they change"
             )
-        window = _rotary_embedding(model, window_rope_parameters, max_position_embeddings)
+        window = _rotary_embedding(model, window_rope_parameters, max_position_embeddings, has_window=True)
         model.rotary_pos_emb = LayerRotaryEmbedding(model.rotary_pos_emb, window)
-        scalings[True] = attention_scaling(window_rope_parameters, config.kv_channels, max_position_embeddings)
+        scalings[1] = attention_scaling(window_rope_parameters, config.head_dim(True), max_position_embeddings)
     for layer in model.decoder.layers:
         has_window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer.layer_number)
-        layer.self_attention._yarn_concentration_factor = scalings[has_window]
+        layer.self_attention._yarn_concentration_factor = scalings[int(has_window)]
     for layer in model.mtp.layers if model.mtp_process else []:
-        layer.mtp_model_layer.self_attention._yarn_concentration_factor = scaling
+        layer.mtp_model_layer.self_attention._yarn_concentration_factor = scalings[0]
 
 
-def _rotary_embedding(model: "GPTModel", rope_parameters: Mapping[str, Any], max_positions: int) -> RotaryEmbedding:
+def _rotary_embedding(
+    model: "GPTModel", rope_parameters: Mapping[str, Any], max_positions: int, has_window: bool
+) -> RotaryEmbedding:
     config = model.config
+    head_dim = config.head_dim(has_window)
     kwargs = {
         "rotary_percent": model.rotary_percent,
         "rotary_interleaved": config.rotary_interleaved,
@@ -173,5 +175,5 @@ def _rotary_embedding(model: "GPTModel", rope_parameters: Mapping[str, Any], max
         "cp_group": model.pg_collection.cp,
     }
     if rope_parameters.get("rope_type", "default") == "default":
-        return RotaryEmbedding(kv_channels=config.kv_channels, rotary_base=rope_parameters["rope_theta"], **kwargs)
-    return ScaledRotaryEmbedding(rope_parameters, config.kv_channels, max_positions, **kwargs)
+        return RotaryEmbedding(kv_channels=head_dim, rotary_base=rope_parameters["rope_theta"], **kwargs)
+    return ScaledRotaryEmbedding(rope_parameters, head_dim, max_positions, **kwargs)

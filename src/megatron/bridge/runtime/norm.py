@@ -20,13 +20,14 @@ class TorchNorm(torch.nn.Module):
 
     In low precision the place of the rounding matters (transformers 5.23):
 
-    - RMSNorm: `weight * normalised.to(x.dtype)`, as `LlamaRMSNorm`;
+    - RMSNorm: `weight * normalised.to(x.dtype)`, as `LlamaRMSNorm`, or `(weight * normalised).to(x.dtype)` in fp32, as
+      `Olmo2RMSNorm`;
     - zero-centred RMSNorm: `(normalised * (1 + weight)).to(x.dtype)` in fp32, as `GemmaRMSNorm`;
     - LayerNorm: `torch.nn.LayerNorm`; zero-centred: with weight `weight + 1`, as `NemotronLayerNorm1P`.
 
     Args:
-        config: `normalization`, `layernorm_zero_centered_gamma`, `sequence_parallel`, `params_dtype` and, if there is
-            one, `norm_bias` are read.
+        config: `normalization`, `layernorm_zero_centered_gamma`, `sequence_parallel`, `params_dtype` and, if there are
+            any, `norm_bias` and `norm_weight_in_fp32` are read.
         hidden_size: the size of the last dimension, D. Parameters: `weight` [D] and, for LayerNorm unless `norm_bias`
             is false, `bias` [D].
         eps: added to the variance (LayerNorm) or to the mean square (RMSNorm).
@@ -57,6 +58,7 @@ class TorchNorm(torch.nn.Module):
         self.zero_centered = (
             config.layernorm_zero_centered_gamma if zero_centered_gamma is None else zero_centered_gamma
         )
+        self.weight_in_fp32 = self.zero_centered or getattr(config, "norm_weight_in_fp32", False)
         self.hidden_size = hidden_size
         self.eps = eps
         weight = torch.full((hidden_size,), 0.0 if self.zero_centered else 1.0, dtype=config.params_dtype)
@@ -76,8 +78,9 @@ class TorchNorm(torch.nn.Module):
             return F.layer_norm(x, (self.hidden_size,), weight, self.bias, self.eps)
         normalised = x.float()
         normalised = normalised * torch.rsqrt(normalised.pow(2).mean(-1, keepdim=True) + self.eps)
-        if self.zero_centered:
-            return (normalised * (1.0 + self.weight.float())).to(x.dtype)
+        if self.weight_in_fp32:
+            weight = self.weight.float()
+            return (normalised * (1.0 + weight if self.zero_centered else weight)).to(x.dtype)
         return (self.weight * normalised.to(x.dtype)).to(x.dtype)
 
     def extra_repr(self) -> str:

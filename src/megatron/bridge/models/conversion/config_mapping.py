@@ -110,7 +110,7 @@ def _activations() -> dict[str, Any]:
     }
 
 
-def activation_function(name: str, where: str) -> Any:
+def activation_function(name: str, where: str, field: str = "hidden_act") -> Any:
     """The function of an HF activation name.
 
     Raises:
@@ -118,7 +118,7 @@ def activation_function(name: str, where: str) -> Any:
     """
     if name not in _activations():
         raise UnsupportedConfigError(
-            f"{where}: hidden_act: activation {name!r} is not supported: {', '.join(sorted(_activations()))} are"
+            f"{where}: {field}: activation {name!r} is not supported: {', '.join(sorted(_activations()))} are"
         )
     return _activations()[name]
 
@@ -163,8 +163,8 @@ def rotary_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
             f"{where}: rope_parameters must hold rope_theta for all layers, or for full_attention and "
             f"sliding_attention, found {found!r}"
         )
-    rotary_percent = float(parameters.get("partial_rotary_factor", 1.0))
-    if window and float(window.get("partial_rotary_factor", 1.0)) != rotary_percent:
+    rotary_percent = _rotary_percent(parameters)
+    if window and _rotary_percent(window) != rotary_percent:
         raise UnsupportedConfigError(
             f"{where}: rope_parameters: partial_rotary_factor must be the same for all kinds of layers"
         )
@@ -175,6 +175,12 @@ def rotary_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
         "rope_parameters": dict(parameters),
         "window_rope_parameters": dict(window) if window else None,
     }
+
+
+def _rotary_percent(parameters: Mapping[str, Any]) -> float:
+    """The rotated part of each head. Proportional rope turns all of it, some dimensions by the angle 0."""
+    is_proportional = parameters.get("rope_type") == "proportional"
+    return 1.0 if is_proportional else float(parameters.get("partial_rotary_factor", 1.0))
 
 
 def rotary_values(provider: Any) -> dict[str, Any]:

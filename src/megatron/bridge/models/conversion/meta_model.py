@@ -87,7 +87,7 @@ class _SharedModuleExperts(SequentialMLP):
     def __init__(self, num_local_experts: int, *args: Any, **kwargs: Any):
         super().__init__(1, *args, **kwargs)
         self.num_local_experts = num_local_experts
-        self.local_experts = nn.ModuleList([*self.local_experts] * num_local_experts)
+        self.local_experts: nn.ModuleList = nn.ModuleList([*self.local_experts] * num_local_experts)
 
 
 def _layer_spec(layer_spec: Any, provider: Any, vp_stage: int | None = None) -> Any:
@@ -97,7 +97,7 @@ def _layer_spec(layer_spec: Any, provider: Any, vp_stage: int | None = None) -> 
         layer_spec = layer_spec(provider, vp_stage=vp_stage) if accepts_stage else layer_spec(provider)
     for layer in getattr(layer_spec, "layer_specs", [layer_spec]):
         mlp = getattr(getattr(layer, "submodules", None), "mlp", None)
-        submodules = mlp.keywords.get("submodules") if isinstance(mlp, partial) else None
+        submodules: Any = mlp.keywords.get("submodules") if isinstance(mlp, partial) else None
         experts = getattr(submodules, "experts", None)
         if isinstance(experts, partial) and experts.func is SequentialMLP:
             submodules.experts = partial(_SharedModuleExperts, *experts.args, **experts.keywords)

@@ -114,7 +114,7 @@ class MegatronModelBridge(ABC):
         for name in ("hidden_act", "hidden_activation"):
             if name in self.CONFIG_CHECKED:
                 activation = getattr(hf_config, name)
-                fields["activation_func"] = config_mapping.activation_function(activation, self._where(hf_config))
+                fields["activation_func"] = config_mapping.activation_function(activation, self._where(hf_config), name)
         if "rope_parameters" in self.CONFIG_CHECKED:
             fields |= config_mapping.rotary_fields(hf_config, self._where(hf_config))
         if "sliding_window" in self.CONFIG_CHECKED:

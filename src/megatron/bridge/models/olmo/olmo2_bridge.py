@@ -12,6 +12,7 @@ class Olmo2Bridge(MegatronModelBridge):
     CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, **config_mapping.ATTENTION_BIAS}
     CONFIG_DEFAULTS = {
         **MegatronModelBridge.CONFIG_DEFAULTS,
+        "norm_weight_in_fp32": True,
         "use_pre_norms": False,
         "use_post_norms": True,
         "qk_layernorm": True,

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.utils import is_layer_window_attention
 
@@ -11,8 +12,7 @@ class LayerRotaryEmbedding(torch.nn.Module):
     """Two rotary embeddings, whose angles are made and handed down as one tensor.
 
     Args:
-        full, window: embeddings of the layers with full attention and of those with a sliding window, alike in the
-            number of dimensions that they rotate.
+        full, window: embeddings of the layers with full attention and of those with a sliding window.
     """
 
     def __init__(self, full: torch.nn.Module, window: torch.nn.Module) -> None:
@@ -24,8 +24,10 @@ class LayerRotaryEmbedding(torch.nn.Module):
         return self.full.get_rotary_seq_len(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Angles `[2, S, 1, 1, D]`: for full attention, then for windows."""
-        return torch.stack([self.full(*args, **kwargs), self.window(*args, **kwargs)])
+        """Angles `[2, S, 1, 1, D]`: for full attention, then for windows, the narrower ones padded at the end."""
+        angles = [self.full(*args, **kwargs), self.window(*args, **kwargs)]
+        width = max(emb.shape[-1] for emb in angles)
+        return torch.stack([F.pad(emb, (0, width - emb.shape[-1])) for emb in angles])
 
 
 class LayerRopeSelfAttention(SelfAttention):
@@ -36,5 +38,5 @@ class LayerRopeSelfAttention(SelfAttention):
         config = self.config
         if rotary_pos_emb is not None:
             has_window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, self.layer_number)
-            rotary_pos_emb = rotary_pos_emb[int(has_window)]
+            rotary_pos_emb = rotary_pos_emb[int(has_window)][..., : self.hidden_size_per_attention_head]
         return super().forward(hidden_states, *args, rotary_pos_emb=rotary_pos_emb, **kwargs)

@@ -1,22 +1,44 @@
-"""The addition of a sublayer's output to the residual stream, scaled (Granite)."""
+"""The addition of attention's or the MLP's output to the residual stream, normed or scaled first."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 
+# Where checkpoints hold the norms: as parts of the linear layers whose outputs they norm.
+POST_NORM_KEYS = {
+    "self_attn_bda.post_layernorm.": "self_attention.linear_proj.post_layernorm.",
+    "mlp_bda.post_layernorm.": "mlp.linear_fc2.post_layernorm.",
+}
 
-def scaled_bias_dropout_add(multiplier: float) -> Callable[[bool, bool], Any]:
-    """megatron-core's `get_bias_dropout_add` with the output (and its bias) multiplied by `multiplier`."""
 
-    def get_scaled(training: bool, fused: bool) -> Any:
-        add = get_bias_dropout_add(training, fused)
+class BiasDropoutAdd(torch.nn.Module):
+    """megatron-core's `get_bias_dropout_add` of an output (with its bias) that is first normed, then multiplied.
 
-        def scaled(x_with_bias: Any, residual: torch.Tensor, dropout: float) -> torch.Tensor:
-            x, bias = x_with_bias
-            return add((x * multiplier, None if bias is None else bias * multiplier), residual, dropout)
+    The norm is not a part of the linear layer in front of it, so that an adapter beside that layer, or experts in its
+    place, are normed too. With sequence parallelism it sees the rank's part of the sequence, as other norms do.
 
-        return scaled
+    Args:
+        config: `use_post_norms` and `residual_multiplier` are read.
+        norm: called with `config`, `hidden_size` and `eps`.
+    """
 
-    return get_scaled
+    def __init__(self, config: Any, norm: Callable[..., torch.nn.Module]) -> None:
+        super().__init__()
+        self.multiplier = config.residual_multiplier
+        self.post_layernorm: torch.nn.Module | None = None
+        if config.use_post_norms:
+            self.post_layernorm = norm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
+
+    def forward(self, training: bool, fused: bool) -> Callable[..., torch.Tensor]:
+        """The function of output and bias, residual and dropout that megatron-core calls."""
+        return partial(self._add, get_bias_dropout_add(training, fused))
+
+    def _add(self, add: Any, output_with_bias: Any, residual: torch.Tensor, dropout: float) -> torch.Tensor:
+        output, bias = output_with_bias
+        output = output if bias is None else output + bias
+        if self.post_layernorm is not None:
+            output = self.post_layernorm(output)
+        return add((output * self.multiplier, None), residual, dropout)
