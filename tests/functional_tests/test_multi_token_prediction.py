@@ -25,12 +25,13 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def save_with_prediction_layer(name: str, folder: Path) -> tuple[Any, MtpModel]:
+def save_with_prediction_layer(name: str, folder: Path, **changes: Any) -> tuple[Any, MtpModel]:
     """Saves a tiny model with a random prediction layer, named as in the published checkpoints."""
-    model = TINY_MODELS[name].save(folder)
+    model = replace(TINY_MODELS[name], config={**TINY_MODELS[name].config, **changes}).save(folder)
     number = model.config.num_hidden_layers
     # One more layer of the main model gives the published names of a prediction layer's tensors.
-    longer = replace(TINY_MODELS[name], config={**TINY_MODELS[name].config, "num_hidden_layers": number + 1})
+    config = {**TINY_MODELS[name].config, **changes, "num_hidden_layers": number + 1}
+    longer = replace(TINY_MODELS[name], config=config)
     longer.save(folder / "longer", seed=5)
     tensors = load_file(folder / "model.safetensors")
     block = {k: v for k, v in load_file(folder / "longer" / "model.safetensors").items() if f".layers.{number}." in k}
@@ -41,7 +42,8 @@ def save_with_prediction_layer(name: str, folder: Path) -> tuple[Any, MtpModel]:
     projection = {f"{prefix}eh_proj.weight": 0.08 * torch.randn(hidden, 2 * hidden, generator=generator)}
     tensors |= {**block, **norms, **projection}
     tensors[prefix + "embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
-    tensors[prefix + "shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    head = "lm_head.weight" if "lm_head.weight" in tensors else "model.embed_tokens.weight"
+    tensors[prefix + "shared_head.head.weight"] = tensors[head].clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     model.config.name_or_path, model.config.dtype = str(folder), torch.float32
     # transformers finds prediction layers by the names that it ignores otherwise, with the layer counts of real models.
@@ -99,6 +101,19 @@ def test_prediction_layer(name: str, layout: dict[str, Any], tmp_path: Path) -> 
         assert (result[:, :-1, : expected.shape[-1]] - expected).abs().max() <= TOLERANCE
     assert all((logits - main).abs().max() <= TOLERANCE for _, logits in results)
     assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("distributed_save", [False, True])
+def test_one_weight_under_three_names(distributed_save: bool, tmp_path: Path) -> None:
+    """A tied head: the embedding is stored again as embedding and as head of the prediction layer."""
+    save_with_prediction_layer("deepseek-v3", tmp_path / "hf", tie_word_embeddings=True)
+    bridge = AutoBridge.from_hf_pretrained(tmp_path / "hf")
+    model = bridge.to_megatron_model(wrap_with_ddp=False)
+    bridge.save_hf_pretrained(model, tmp_path / "live", distributed_save=distributed_save)
+    assert changed_tensors(tmp_path / "hf", tmp_path / "live") == []
+    AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
+    bridge.export_ckpt(tmp_path / "megatron", tmp_path / "offline")
+    assert changed_tensors(tmp_path / "hf", tmp_path / "offline") == []
 
 
 def test_switched_off(tmp_path: Path) -> None:

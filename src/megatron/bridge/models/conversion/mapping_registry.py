@@ -83,7 +83,12 @@ class MegatronMappingRegistry:
 
     def tied(self) -> dict[str, str]:
         """HF names of second copies, each with the name of the tensor it must equal."""
-        return {mark.hf_param: mark.same_as for mark in self.dropped if isinstance(mark, Tied)}
+        tied = {mark.hf_param: mark.same_as for mark in self.dropped if isinstance(mark, Tied)}
+        for name, same_as in tied.items():
+            while same_as in tied:  # a copy of a copy
+                same_as = tied[same_as]
+            tied[name] = same_as
+        return tied
 
 
 class _PatternIndex:
