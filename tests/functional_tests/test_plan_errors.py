@@ -84,6 +84,11 @@ def test_unknown_architecture(hf_folder: Path) -> None:
     assert not AutoBridge.can_handle(hf_folder)
 
 
+def test_what_cannot_be_represented_is_said(hf_folder: Path) -> None:
+    edit_config(hf_folder, architectures=["DeepseekV4ForCausalLM"])
+    import_fails(hf_folder, UnsupportedModelError, "DeepseekV4ForCausalLM", "hyper-connections")
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

@@ -291,6 +291,13 @@ def registered_for(bridge_class: type[MegatronModelBridge]) -> RegisteredBridge:
     raise UnsupportedModelError(f"{bridge_class.__name__} is not registered: decorate it with register_bridge")
 
 
+# What megatron-core lacks for architectures that are asked for.
+_NOT_REPRESENTABLE = {
+    "DeepseekV4ForCausalLM": "it has several residual streams that are mixed between layers (hyper-connections), and "
+    "megatron-core's layers and pipeline stages pass on one",
+}
+
+
 def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
     """The bridge of the first architecture that a config names.
 
@@ -304,6 +311,11 @@ def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
             return bridges[architecture]
     found = ", ".join(architectures) if architectures else "none"
     name = getattr(hf_config, "name_or_path", "")
+    for architecture in architectures:
+        if architecture in _NOT_REPRESENTABLE:
+            raise UnsupportedModelError(
+                f"{name or type(hf_config).__name__}: {architecture} cannot be converted: {_NOT_REPRESENTABLE[architecture]}"
+            )
     raise UnsupportedModelError(
         f"{type(hf_config).__name__}{f' of {name}' if name else ''}: no bridge for architecture {found}. "
         f"Supported: {', '.join(sorted(bridges))}. "

@@ -26,6 +26,9 @@ _MAX_SIZES = {
     "vocab_size": 100_000_000,
     "max_position_embeddings": 1_000_000_000,
 }
+# Model types that only a folder's own code knows, although its config and weights are exactly those of a type that
+# transformers has: https://huggingface.co/moonshotai/Kimi-K2-Instruct
+_SAME_TYPES = {"kimi_k2": "deepseek_v3"}
 # What transformers raises when a value is of the wrong kind.
 _REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
@@ -70,9 +73,15 @@ def load_config(
 
     folder = Path(path)
     values = read_config_json(folder)
-    _check_model_type(folder, values, trust_remote_code)
+    same_type = _SAME_TYPES.get(str(values.get("model_type")))
+    if same_type is None:
+        _check_model_type(folder, values, trust_remote_code)
     _check_values(folder, values)
-    config = _made(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+    if same_type is None:
+        config = _made(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+    else:
+        made = {**values, "model_type": same_type}
+        config = _made(folder, lambda: AutoConfig.for_model(**made, name_or_path=str(folder)))
     if overrides:
         _check_overrides(folder, values, config, overrides)
         merged = _merge(values, overrides)
