@@ -182,6 +182,16 @@ _QWEN2_MOE = {
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 48,
 }
+_DELTA_NET = {
+    "head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 12,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+# transformers' own logits in fp32 and fp64 differ by up to 3.3e-5: the delta rule amplifies rounding.
+_DELTA_NET_TOLERANCE = 5e-5
 _MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
 _DEEPSEEK = "DeepseekV3ForCausalLM"
 _MLA = {
@@ -272,6 +282,21 @@ TINY_MODELS = {
         TinyModel("qwen3-moe", "Qwen3MoeForCausalLM", _MOE),
         TinyModel("qwen3-moe-softmax-first", "Qwen3MoeForCausalLM", {**_MOE, "norm_topk_prob": False}),
         TinyModel("qwen3-moe-dense-layers", "Qwen3MoeForCausalLM", {**_MOE, "mlp_only_layers": [0, 2]}),
+        TinyModel(
+            "qwen3-next",
+            "Qwen3NextForCausalLM",
+            {**_QWEN2_MOE, "norm_topk_prob": True, **_DELTA_NET},
+            tolerance=_DELTA_NET_TOLERANCE,
+        ),
+        TinyModel(
+            "qwen3-next-dense-layers",
+            "Qwen3NextForCausalLM",
+            {**_QWEN2_MOE, **_DELTA_NET, "mlp_only_layers": [0], "attention_bias": True},
+            tolerance=_DELTA_NET_TOLERANCE,
+        ),
+        TinyModel("qwen3.5", "Qwen3_5ForCausalLM", _DELTA_NET, tolerance=_DELTA_NET_TOLERANCE),
+        TinyModel("qwen3.5-tied", "Qwen3_5ForCausalLM", {**_DELTA_NET, **_TIED}, tolerance=_DELTA_NET_TOLERANCE),
+        TinyModel("qwen3.5-moe", "Qwen3_5MoeForCausalLM", {**_QWEN2_MOE, **_DELTA_NET}, tolerance=_DELTA_NET_TOLERANCE),
         TinyModel("qwen2-moe", "Qwen2MoeForCausalLM", _QWEN2_MOE),
         TinyModel(
             "qwen2-moe-no-bias", "Qwen2MoeForCausalLM", {**_QWEN2_MOE, "norm_topk_prob": True, "qkv_bias": False}

@@ -105,7 +105,7 @@ def _save_live(folder: Path, layout: dict[str, int], out: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", [{"tp": 2}, {"pp": 2}, {"tp": 2, "pp": 2}], ids=str)
-@pytest.mark.parametrize("name", ["llama-odd-vocabulary-tied", "qwen2"])
+@pytest.mark.parametrize("name", ["llama-odd-vocabulary-tied", "qwen2", "qwen3.5"])
 def test_export_of_a_checkpoint_that_megatron_core_saved(name: str, layout: dict[str, int], tmp_path: Path) -> None:
     TINY_MODELS[name].save(tmp_path / "hf")
     num_ranks = layout.get("tp", 1) * layout.get("pp", 1)

@@ -77,6 +77,36 @@ def test_fused_qkv_is_regrouped(
     check(data, layout, {"weight": fused}, expected)
 
 
+@given(st.data(), small, small, small, small, st.booleans())
+def test_output_gates_follow_the_queries_of_their_group(
+    data: st.DataObject, groups: int, heads: int, head_dim: int, hidden: int, bias: bool
+) -> None:
+    tail = () if bias else (hidden,)
+    q = numbered(groups * heads * 2 * head_dim, *tail)
+    k = numbered(groups * head_dim, *tail, start=10_000)
+    v = numbered(groups * head_dim, *tail, start=20_000)
+    query, gate = q.view(groups, heads, 2, head_dim, *tail).unbind(2)
+    parts = [query.flatten(1, 2), gate.flatten(1, 2), k.view(groups, head_dim, *tail), v.view(groups, head_dim, *tail)]
+    expected = torch.cat(parts, dim=1).flatten(0, 1)
+    layout = layouts.gated_grouped_rows(tuple(expected.shape), groups, heads, head_dim)
+    check(data, layout, {"q": q, "k": k, "v": v}, expected)
+
+
+@given(st.data(), small, st.lists(small, min_size=1, max_size=4), small)
+def test_sections_of_each_group(data: st.DataObject, groups: int, sections: list[int], hidden: int) -> None:
+    fused = numbered(groups * sum(sections), hidden)
+    for section, part in enumerate(fused.view(groups, -1, hidden).split(sections, dim=1)):
+        expected = part.flatten(0, 1)
+        layout = layouts.section_rows(tuple(expected.shape), groups, sections, section)
+        assert layout.hf_shapes == {"weight": tuple(fused.shape)}
+        assert torch.equal(layouts.fuse(layout, {"weight": fused}), expected)
+        box = data.draw(st.composite(box_of)(tuple(expected.shape)))
+        out = torch.full_like(fused, -1)
+        written = layouts.disassemble(layout, expected[layouts.slices(box)], box, {"weight": out})
+        assert (out != -1).sum().item() == written["weight"] == expected[layouts.slices(box)].numel()
+        assert torch.equal(out[out != -1], fused[out != -1])
+
+
 @given(st.data(), small, small, st.booleans())
 def test_gate_comes_before_up(data: st.DataObject, ffn: int, hidden: int, bias: bool) -> None:
     tail = () if bias else (hidden,)

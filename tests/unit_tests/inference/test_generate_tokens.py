@@ -54,6 +54,7 @@ LENGTHS = {
     "stablelm-head-norms": (10, 8),
     "apertus": (10, 8),
     "qwen2-moe": (10, 8),
+    "qwen3-next": (5, 6),
     "deepseek-v3": (10, 8),
     "moonlight": (10, 8),
     "gpt-oss": (6, 12),

@@ -34,7 +34,7 @@ def test_config_round_trip(tiny: TinyModel) -> None:
     values = bridge._model_bridge.megatron_to_hf_config(provider)
     again = type(hf_config)(**values).to_dict()
     for name, value in hf_config.to_dict().items():
-        if name not in NOT_MODEL_FIELDS:
+        if name not in NOT_MODEL_FIELDS and name not in bridge._model_bridge.CONFIG_IRRELEVANT:
             assert again[name] == value, name
 
 

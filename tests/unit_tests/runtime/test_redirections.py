@@ -23,9 +23,12 @@ from megatron.core.utils import local_multi_tensor_l2_norm
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.utils import _DistWrapper
 
+from megatron.bridge import AutoBridge
+from megatron.bridge.models.forward import full_logits
 from megatron.bridge.runtime import cpu
 from megatron.bridge.transport import process_groups
 from tests.ranks import RankFailure, run_ranks
+from tests.tiny_models import TINY_MODELS
 from tests.unit_tests.runtime import tiny_gpt
 
 SCENARIOS: dict[str, tuple[Callable, int]] = {}
@@ -241,6 +244,18 @@ def resuming():
 def reusing_save_plans():
     plan = SavePlan([])
     assert verify_global_md_reuse([plan], plan, 0, _DistWrapper(None, True, 0))
+
+
+@scenario(
+    "megatron.core.ssm.gated_delta_net.common:HAVE_FLA",
+    "megatron.core.ssm.gated_delta_net.common:l2norm",
+    "megatron.core.ssm.gated_delta_net.gdn:causal_conv1d",
+    "megatron.core.ssm.gated_delta_net.gdn:chunk_gated_delta_rule",
+)
+def gated_delta_net():
+    bridge = AutoBridge.from_hf_config(TINY_MODELS["qwen3.5"].hf_config())
+    model = bridge.to_megatron_model(load_weights=False, wrap_with_ddp=False)
+    assert full_logits(model, torch.zeros(1, 5, dtype=torch.long)).isfinite().all()
 
 
 LAYOUTS = {pipeline: {"pp": 2}, interleaved_pipeline: {"pp": 2, "vpp": 2}, expert_parallel_dispatch: {"ep": 2}}

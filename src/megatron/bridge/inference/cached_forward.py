@@ -16,9 +16,9 @@ from megatron.bridge.models.model_building import unwrap_model
 from megatron.bridge.models.rotary import ScaledRotaryEmbedding
 from megatron.bridge.transport import pipeline
 
-# Flags of modules that are switched off while generating. A single new token cannot be split over the tensor-parallel
-# ranks, so sequence parallelism is off; the results are the same.
-_SWITCHED_OFF = ("training", "sequence_parallel", "reduce_scatter_embeddings")
+# Attributes of modules and their values while generating. A single new token cannot be split over the tensor-parallel
+# ranks, so sequence parallelism is off (`sp_size` is a gated delta net's); the results are the same.
+_SWITCHED_OFF = {"training": False, "sequence_parallel": False, "reduce_scatter_embeddings": False, "sp_size": 1}
 
 
 class CachedForward:
@@ -26,7 +26,8 @@ class CachedForward:
 
     The logits are those of a forward pass over the whole sequence. So where a rope scaling changes its frequencies with
     the length (longrope once, dynamic at each step past the original length), the whole sequence is computed again.
-    transformers does that with `use_cache=False`; with its cache it mixes keys of different frequencies.
+    transformers does that with `use_cache=False`; with its cache it mixes keys of different frequencies. Models with
+    linear attention, whose state megatron-core 0.19 cannot keep, compute the whole sequence for each token.
 
     The state of the model (training mode, sequence parallelism) changes only during a call.
 
@@ -55,6 +56,7 @@ class CachedForward:
         self._rotary = getattr(self.chunk, "rotary_pos_emb", None)
         self._token_ids: list[int] = []
         self._flags = _flags_to_switch_off(self.chunk)
+        self._has_cache = self.config.experimental_attention_variant is None
 
     def __call__(self, token_ids: Sequence[int]) -> torch.Tensor | None:
         """Feeds the next S tokens: any number first, then one at a time.
@@ -67,7 +69,7 @@ class CachedForward:
             "after the first call, megatron-core's cache takes one token at a time"
         )
         self._token_ids.extend(token_ids)
-        if num_cached and self._must_start_again(num_cached):
+        if num_cached and (not self._has_cache or self._must_start_again(num_cached)):
             self.context.reset()
             token_ids = self._token_ids
         start = self.context.sequence_len_offset
@@ -93,9 +95,8 @@ class CachedForward:
             shape = (ids.shape[1], 1, self.config.hidden_size)
             dtype = self.config.pipeline_dtype
             self.chunk.set_input_tensor(pipeline.receive_from_previous(shape, dtype, self.device, self.group))
-        output = self.chunk(
-            ids, positions, attention_mask=None, inference_context=self.context, runtime_gather_output=True
-        )
+        context = self.context if self._has_cache else None
+        output = self.chunk(ids, positions, attention_mask=None, inference_context=context, runtime_gather_output=True)
         if pipeline.is_last(self.group):
             return output
         pipeline.send_to_next(output.to(self.config.pipeline_dtype), self.group)
@@ -132,23 +133,24 @@ def vocab_size_of(config: Any) -> int:
     return int(vocab_size)
 
 
-def _flags_to_switch_off(chunk: torch.nn.Module) -> list[tuple[Any, str]]:
+def _flags_to_switch_off(chunk: torch.nn.Module) -> list[tuple[Any, str, Any]]:
+    """Owner, name and present value of what has another value while generating."""
     modules = list(chunk.modules())
     configs = {id(module.config): module.config for module in modules if hasattr(module, "config")}
     return [
-        (owner, name)
+        (owner, name, getattr(owner, name))
         for owner in (*modules, *configs.values())
-        for name in _SWITCHED_OFF
-        if getattr(owner, name, False) is True
+        for name, value in _SWITCHED_OFF.items()
+        if getattr(owner, name, value) != value
     ]
 
 
 @contextmanager
-def _switched_off(flags: list[tuple[Any, str]]) -> Iterator[None]:
-    for owner, name in flags:
-        setattr(owner, name, False)
+def _switched_off(flags: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    for owner, name, _ in flags:
+        setattr(owner, name, _SWITCHED_OFF[name])
     try:
         yield
     finally:
-        for owner, name in flags:
-            setattr(owner, name, True)
+        for owner, name, value in flags:
+            setattr(owner, name, value)

@@ -5,6 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.core.extensions import transformer_engine
 from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.models.gpt.experimental_attention_variant_module_specs import (
+    get_linear_attention_pattern,
+    get_transformer_block_with_experimental_attention_variant_spec,
+)
+from megatron.core.ssm.gated_delta_net import GatedDeltaNet, GatedDeltaNetSubmodules
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention as CoreDotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -31,6 +37,9 @@ if TYPE_CHECKING:
     from megatron.bridge.models.gpt_provider import GPTModelProvider
 
 
+# The norm of a gated delta net's output, whose weight multiplies as it is, also where other norms' are zero-centred.
+_DELTA_NET_NORM = ModuleSpec(module=TorchNorm, params={"normalization": "RMSNorm", "zero_centered_gamma": False})
+
 # Local MLA: a norm that is part of a linear layer with Transformer Engine is saved under the name that it has there.
 _LOCAL_MLA_KEYS = {
     "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
@@ -51,11 +60,12 @@ def transformer_engine_layer_spec(config: "GPTModelProvider") -> ModuleSpec:
     return spec
 
 
-def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> ModuleSpec:
+def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None, is_linear: bool = False) -> ModuleSpec:
     """One transformer layer of megatron-core's own modules, with norms that accept sequence parallelism.
 
     Args:
         is_moe: whether the layer has experts; default: if the model has any.
+        is_linear: whether it has linear attention (a gated delta net).
     """
     is_moe = config.num_moe_experts is not None if is_moe is None else is_moe
     spec = gpt_layer_specs.get_gpt_layer_local_spec(
@@ -86,23 +96,40 @@ def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> 
             name: key for name, key in layer.sharded_state_dict_keys_map.items() if name != "pre_mlp_layernorm."
         }
     _vary(spec, config, with_transformer_engine=False)
+    if is_linear:
+        layer.self_attention = ModuleSpec(
+            module=GatedDeltaNet,
+            submodules=GatedDeltaNetSubmodules(
+                in_proj=ColumnParallelLinear, out_norm=_DELTA_NET_NORM, out_proj=RowParallelLinear
+            ),
+        )
+        layer.sharded_state_dict_keys_map = {
+            **layer.sharded_state_dict_keys_map,
+            "input_layernorm.": "self_attention.in_proj.layer_norm_",
+        }
     return spec
 
 
 def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) -> Any:
     """The spec of this rank's decoder layers, by what the machine offers, with the modules that the config asks for."""
     if capabilities.has_transformer_engine():
-        block = gpt_layer_specs.get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        if config.experimental_attention_variant is None:
+            block = gpt_layer_specs.get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        else:
+            block = get_transformer_block_with_experimental_attention_variant_spec(config, vp_stage=vp_stage)
         for spec in {id(spec): spec for spec in block.layer_specs}.values():
-            _vary(spec, config, with_transformer_engine=True)
+            if spec.submodules.self_attention.module is GatedDeltaNet:
+                spec.submodules.self_attention.submodules.out_norm = _DELTA_NET_NORM
+            else:
+                _vary(spec, config, with_transformer_engine=True)
         if not config.norm_bias:
             block.layer_norm = TorchNorm
         return block
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    kinds = moe_layers(config)[first : first + num_layers]
-    specs = {is_moe: local_layer_spec(config, is_moe) for is_moe in set(kinds)}
-    return TransformerBlockSubmodules(layer_specs=[specs[is_moe] for is_moe in kinds], layer_norm=TorchNorm)
+    kinds = list(zip(moe_layers(config), linear_layers(config), strict=True))[first : first + num_layers]
+    specs = {kind: local_layer_spec(config, *kind) for kind in set(kinds)}
+    return TransformerBlockSubmodules(layer_specs=[specs[kind] for kind in kinds], layer_norm=TorchNorm)
 
 
 def mtp_block_spec(config: "GPTModelProvider", layer_spec: Any, vp_stage: int | None = None) -> Any:
@@ -125,6 +152,13 @@ def moe_layers(config: "GPTModelProvider") -> list[bool]:
     if isinstance(config.moe_layer_freq, int):
         return [layer % config.moe_layer_freq == 0 for layer in range(config.num_layers)]
     return [bool(kind) for kind in config.moe_layer_freq]
+
+
+def linear_layers(config: "GPTModelProvider") -> list[bool]:
+    """For each layer of the model whether it has linear attention."""
+    if config.experimental_attention_variant != "gated_delta_net":
+        return [False] * config.num_layers
+    return [bool(kind) for kind in get_linear_attention_pattern(config)]
 
 
 def _vary(spec: ModuleSpec, config: "GPTModelProvider", with_transformer_engine: bool) -> None:

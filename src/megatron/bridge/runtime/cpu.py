@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from megatron.bridge.errors import BridgeError
+from megatron.bridge.runtime import gated_delta
 from megatron.bridge.transport import gloo
 
 CPU = torch.device("cpu")
@@ -129,6 +130,11 @@ REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     ("megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu", _on_host),
     # tensor_parallel/mappings.py, dist_checkpointing/exchange_utils.py
     ("torch.distributed:all_gather", gloo.all_gather),
+    # ssm/gated_delta_net: functions of flash-linear-attention, which needs CUDA
+    ("megatron.core.ssm.gated_delta_net.common:HAVE_FLA", True),
+    ("megatron.core.ssm.gated_delta_net.common:l2norm", gated_delta.l2norm),
+    ("megatron.core.ssm.gated_delta_net.gdn:causal_conv1d", gated_delta.causal_conv1d),
+    ("megatron.core.ssm.gated_delta_net.gdn:chunk_gated_delta_rule", gated_delta.chunk_gated_delta_rule),
     # timers.py, pipeline_parallel/p2p_communication.py, dist_checkpointing/strategies/async_utils.py
     ("torch.cuda:synchronize", _nothing),
 )

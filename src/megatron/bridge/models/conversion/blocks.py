@@ -13,8 +13,10 @@ from megatron.bridge.models.conversion.param_mapping import (
     FusedGatedExpertMapping,
     FusedQKVMapping,
     GatedMLPMapping,
+    GatedQKVMapping,
     MegatronParamMapping,
     QKVMapping,
+    SectionMapping,
     Tied,
 )
 
@@ -95,6 +97,7 @@ def attention(
     qk_norm_names: tuple[str, str] = ("q_norm", "k_norm"),
     fused_qkv: str | None = None,
     output: str = "o_proj",
+    output_gate: bool = False,
 ) -> Mappings:
     """Self-attention with q, k, v and output projections.
 
@@ -105,6 +108,7 @@ def attention(
         qk_norm_names: their HF names.
         fused_qkv: HF name of one projection that holds all of q, then k, then v; default: three projections.
         output: HF name of the output projection.
+        output_gate: whether the q tensor has a gate of the output behind each head's query.
         sinks: HF name of the learned logit that each head's softmax has in addition.
     """
     megatron = f"{LAYER}.self_attention"
@@ -114,7 +118,8 @@ def attention(
             mappings.append(FusedQKVMapping(f"{megatron}.linear_qkv.{kind}", f"{hf}.{fused_qkv}.{kind}"))
         else:
             names = {role: f"{hf}.{role}_proj.{kind}" for role in ("q", "k", "v")}
-            mappings.append(QKVMapping(f"{megatron}.linear_qkv.{kind}", **names))
+            fused = GatedQKVMapping if output_gate else QKVMapping
+            mappings.append(fused(f"{megatron}.linear_qkv.{kind}", **names))
     for kind in _kinds(output_bias):
         mappings.append(AutoMapping(f"{megatron}.linear_proj.{kind}", f"{hf}.{output}.{kind}"))
     if qk_norm:
@@ -151,6 +156,43 @@ def latent_attention(*, hf: str = "model.layers.*.self_attn", q_latent: bool = T
         names["linear_q_proj.weight"] = "q_proj.weight"
     mappings: Mappings = [AutoMapping(f"{megatron}.{ours}", f"{hf}.{theirs}") for ours, theirs in names.items()]
     return [*mappings, Dropped(f"{hf}.rotary_emb.inv_freq", "rotary frequencies are computed from the config")]
+
+
+def gated_delta_net(config: Any, *, hf: str = "model.layers.*.linear_attn", fused_by_head: bool) -> Mappings:
+    """A gated delta net and the norm in front of it.
+
+    Args:
+        config: the HF config, for the sizes of heads.
+        fused_by_head: whether the HF projections are two (q, k, v, z and b, a), each with the rows of one key head
+            after those of another, or four (q, k, v together, z, b and a).
+    """
+    megatron = f"{LAYER}.self_attention"
+    num_heads, per_head = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
+    keys, values = config.linear_key_head_dim, per_head * config.linear_value_head_dim
+    mappings: Mappings = [
+        AutoMapping(f"{megatron}.in_proj.layer_norm_weight", f"{hf.rpartition('.')[0]}.input_layernorm.weight"),
+        AutoMapping(f"{megatron}.A_log", f"{hf}.A_log"),
+        AutoMapping(f"{megatron}.dt_bias", f"{hf}.dt_bias"),
+        AutoMapping(f"{megatron}.out_norm.weight", f"{hf}.norm.weight"),
+        AutoMapping(f"{megatron}.out_proj.weight", f"{hf}.out_proj.weight"),
+    ]
+
+    def sections(weight: str, theirs: str, names: tuple[str, ...], sizes: tuple[int, ...], num_groups: int) -> None:
+        for index, name in enumerate(names):
+            ours = f"{megatron}.{weight}.{name}"
+            mappings.append(SectionMapping(ours, f"{hf}.{theirs}.weight", sizes, index, num_groups))
+
+    qkv = (num_heads * keys, num_heads * keys, num_heads * values)
+    sections("conv1d.weight", "conv1d", ("query", "key", "value"), qkv, 1)
+    if fused_by_head:
+        parts = ("query", "key", "value", "z")
+        sections("in_proj.weight", "in_proj_qkvz", parts, (keys, keys, values, values), num_heads)
+        sections("in_proj.weight", "in_proj_ba", ("beta", "alpha"), (per_head, per_head), num_heads)
+    else:
+        sections("in_proj.weight", "in_proj_qkv", ("query", "key", "value"), qkv, 1)
+        for name, theirs in (("z", "in_proj_z"), ("beta", "in_proj_b"), ("alpha", "in_proj_a")):
+            mappings.append(AutoMapping(f"{megatron}.in_proj.weight.{name}", f"{hf}.{theirs}.weight"))
+    return mappings
 
 
 def moe(

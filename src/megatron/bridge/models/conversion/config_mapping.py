@@ -36,6 +36,45 @@ DECODER_FIELDS: dict[str, str] = {
 ATTENTION_BIAS = {"attention_bias": ("add_qkv_bias", "attention_output_bias")}
 
 
+# HF field -> provider field of gated delta nets, and the provider fields of models that have them.
+GATED_DELTA_NET_FIELDS = {
+    name: name
+    for name in (
+        "linear_conv_kernel_dim",
+        "linear_key_head_dim",
+        "linear_value_head_dim",
+        "linear_num_key_heads",
+        "linear_num_value_heads",
+    )
+}
+GATED_DELTA_NET_DEFAULTS = {
+    "experimental_attention_variant": "gated_delta_net",
+    "attention_output_gate": True,
+    "layernorm_zero_centered_gamma": True,
+    "qk_layernorm": True,
+}
+
+
+def linear_attention_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
+    """The provider field for which layers have linear attention.
+
+    Raises:
+        UnsupportedConfigError: a kind of layer that is neither linear nor full attention.
+    """
+    unknown = sorted(set(hf_config.layer_types) - {"linear_attention", "full_attention"})
+    if unknown:
+        raise UnsupportedConfigError(
+            f"{where}: layer_types {unknown} are not supported; supported: full_attention, linear_attention"
+        )
+    return {"linear_attention_freq": [int(kind == "linear_attention") for kind in hf_config.layer_types]}
+
+
+def linear_attention_values(provider: Any) -> dict[str, Any]:
+    """The inverse of `linear_attention_fields`."""
+    kinds = ("full_attention", "linear_attention")
+    return {"layer_types": [kinds[is_linear] for is_linear in provider.linear_attention_freq]}
+
+
 def decoder_fields(**hf_names: str) -> dict[str, str]:
     """`DECODER_FIELDS` for a config class that names some fields otherwise: `rms_norm_eps="norm_epsilon"`."""
     return {hf_names.get(name, name): field for name, field in DECODER_FIELDS.items()}

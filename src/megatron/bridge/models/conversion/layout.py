@@ -254,6 +254,47 @@ def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Lay
     return Layout(tuple(pieces), hf_shapes)
 
 
+def section_rows(shape: Shape, num_groups: int, sections: Sequence[int], section: int) -> Layout:
+    """One of several sections of each group of rows of an HF tensor: `[G * sections[section], ...]`.
+
+    Args:
+        num_groups: G; the HF tensor has the sections of group 0, then of group 1, and so on.
+        sections: rows of each section in one group.
+        section: the index of the one that makes the weight.
+    """
+    num_rows, before = sections[section], sum(sections[:section])
+    hf_shape = (num_groups * sum(sections), *shape[1:])
+    pieces = [
+        Piece(
+            "weight",
+            _index(hf_shape, group * sum(sections) + before, num_rows),
+            _rows(shape, group * num_rows, (group + 1) * num_rows),
+        )
+        for group in range(num_groups)
+    ]
+    return Layout(tuple(pieces), {"weight": hf_shape})
+
+
+def gated_grouped_rows(shape: Shape, num_groups: int, heads: int, head_dim: int) -> Layout:
+    """Fused QKV with an output gate: per group the queries of its heads, their gates, one key and one value.
+
+    In HF's q tensor each head has its query, then its gate. Megatron's is `[G * (2 * heads + 2) * D, ...]`
+    (megatron-core 0.19, `SelfAttention` with `attention_output_gate`).
+
+    Args:
+        heads: query heads per group.
+    """
+    hf_shapes = {"q": (num_groups * heads * 2 * head_dim, *shape[1:])}
+    hf_shapes |= dict.fromkeys(("k", "v"), (num_groups * head_dim, *shape[1:]))
+    pieces, start = [], 0
+    for group in range(num_groups):
+        blocks = [("q", (2 * (group * heads + head) + part) * head_dim) for part in (0, 1) for head in range(heads)]
+        for role, first in (*blocks, ("k", group * head_dim), ("v", group * head_dim)):
+            pieces.append(Piece(role, _index(hf_shapes[role], first, head_dim), _rows(shape, start, start + head_dim)))
+            start += head_dim
+    return Layout(tuple(pieces), hf_shapes)
+
+
 def stacked_expert(
     shape: Shape,
     num_experts: int,

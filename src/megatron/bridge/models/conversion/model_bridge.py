@@ -314,7 +314,8 @@ def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
     for architecture in architectures:
         if architecture in _NOT_REPRESENTABLE:
             raise UnsupportedModelError(
-                f"{name or type(hf_config).__name__}: {architecture} cannot be converted: {_NOT_REPRESENTABLE[architecture]}"
+                f"{name or type(hf_config).__name__}: {architecture} cannot be converted: "
+                f"{_NOT_REPRESENTABLE[architecture]}"
             )
     raise UnsupportedModelError(
         f"{type(hf_config).__name__}{f' of {name}' if name else ''}: no bridge for architecture {found}. "

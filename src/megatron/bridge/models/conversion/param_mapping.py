@@ -148,6 +148,33 @@ class FusedQKVMapping(MegatronParamMapping):
         return layouts.regrouped_rows(shape, _num_hf_groups(config), list(rows.values()))
 
 
+class GatedQKVMapping(QKVMapping):
+    """Like `QKVMapping`, where the q tensor has each head's output gate behind its query."""
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        num_groups = config.num_query_groups
+        return layouts.gated_grouped_rows(
+            shape, num_groups, config.num_attention_heads // num_groups, config.kv_channels
+        )
+
+
+class SectionMapping(MegatronParamMapping):
+    """One section of each group of rows of an HF tensor makes a weight; other mappings take the others.
+
+    Args:
+        sections: rows of each section in one group.
+        section: the index of this one.
+        num_groups: how often the sections follow each other in the HF tensor.
+    """
+
+    def __init__(self, megatron_param: str, hf_param: str, sections: Sequence[int], section: int, num_groups: int = 1):
+        super().__init__(megatron_param, hf_param)
+        self.sections, self.section, self.num_groups = tuple(sections), section, num_groups
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        return layouts.section_rows(shape, self.num_groups, self.sections, self.section)
+
+
 class GatedMLPMapping(MegatronParamMapping):
     """Separate gate and up tensors make `linear_fc1`: `[gate; up]` of shape `[2F, H]` (weights and biases)."""
 

@@ -1,0 +1,68 @@
+"""Qwen3.5 (text)."""
+
+from typing import Any
+
+from megatron.bridge.models.conversion import blocks, config_mapping, moe_config
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+
+
+@MegatronModelBridge.register_bridge(source="Qwen3_5ForCausalLM", target="GPTModel", model_type="qwen3_5_text")
+class Qwen3_5Bridge(MegatronModelBridge):
+    """Gated delta nets with a layer of gated attention among several of them."""
+
+    CONFIG_MAPPING = {
+        **MegatronModelBridge.CONFIG_MAPPING,
+        **config_mapping.ATTENTION_BIAS,
+        **config_mapping.GATED_DELTA_NET_FIELDS,
+    }
+    CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "layer_types")
+    CONFIG_IRRELEVANT = {"full_attention_interval": "transformers turns it into layer_types"}
+    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, **config_mapping.GATED_DELTA_NET_DEFAULTS}
+
+    def hf_config_to_provider_kwargs(self, hf_config: Any) -> dict[str, Any]:
+        return {
+            **super().hf_config_to_provider_kwargs(hf_config),
+            **config_mapping.linear_attention_fields(hf_config, self._where(hf_config)),
+        }
+
+    def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
+        return {**super().megatron_to_hf_config(provider), **config_mapping.linear_attention_values(provider)}
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        config = self.hf_config
+        bias = config.attention_bias
+        return MegatronMappingRegistry(
+            *blocks.embeddings(tied=config.tie_word_embeddings),
+            *blocks.pre_norms(),
+            *blocks.gated_delta_net(config, fused_by_head=False),
+            *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True, output_gate=True),
+            *blocks.gated_mlp(),
+        )
+
+
+@MegatronModelBridge.register_bridge(source="Qwen3_5MoeForCausalLM", target="GPTModel", model_type="qwen3_5_moe_text")
+class Qwen3_5MoeBridge(Qwen3_5Bridge):
+    """Qwen3.5 with experts, and a shared one with a gate, in every layer."""
+
+    CONFIG_MAPPING = {
+        **{hf: ours for hf, ours in Qwen3_5Bridge.CONFIG_MAPPING.items() if hf != "intermediate_size"},
+        **moe_config.MOE_FIELDS,
+        "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
+    }
+    CONFIG_IRRELEVANT = {
+        **Qwen3_5Bridge.CONFIG_IRRELEVANT,
+        **config_mapping.not_read("intermediate_size"),
+        "output_router_logits": "what the HF model returns",
+    }
+    CONFIG_DEFAULTS = {
+        **Qwen3_5Bridge.CONFIG_DEFAULTS,
+        **moe_config.MOE_DEFAULTS,
+        "moe_shared_expert_gate": True,
+    }
+
+    def mapping_registry(self) -> MegatronMappingRegistry:
+        return MegatronMappingRegistry(
+            *super().mapping_registry().entries,
+            *blocks.moe(shared="shared_expert", shared_gate="shared_expert_gate"),
+        )
