@@ -4,6 +4,7 @@ A round trip alone would survive most of them, because export makes the same mis
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,49 @@ def _leave_values_as_they_are(patch: MonkeyPatch) -> None:
     patch.setattr(Gemma4SelfAttention, "_normalise", lambda self, value: value)
 
 
+def _take_gates_for_queries(patch: MonkeyPatch) -> None:
+    def gates_first(shape: Shape, num_groups: int, heads: int, head_dim: int) -> Layout:
+        layout = right(shape, num_groups, heads, head_dim)
+        order = [piece.hf_index for piece in layout.pieces if piece.role == "q"]
+        moved = iter([*order[heads:], *order[:heads]] if num_groups == 1 else order[::-1])
+        pieces = [replace(piece, hf_index=next(moved)) if piece.role == "q" else piece for piece in layout.pieces]
+        return Layout(tuple(pieces), layout.hf_shapes)
+
+    right = layouts.gated_grouped_rows
+    patch.setattr(layouts, "gated_grouped_rows", gates_first)
+
+
+def _mix_up_sections(one: str, other: str) -> Callable[[MonkeyPatch], None]:
+    """Two parts of a gated delta net, of the same size, take each other's place."""
+
+    def mutate(patch: MonkeyPatch) -> None:
+        right = blocks.gated_delta_net
+
+        def mixed_up(*args: Any, **kwargs: Any) -> blocks.Mappings:
+            mappings = right(*args, **kwargs)
+            for weight in ("in_proj.weight", "conv1d.weight"):
+                found = {m.megatron_param: m for m in mappings if f".{weight}." in getattr(m, "megatron_param", "")}
+                names = [name for name in found if name.endswith((f".{one}", f".{other}"))]
+                if len(names) == 2:
+                    a, b = (found[name] for name in names)
+                    a.megatron_param, b.megatron_param = b.megatron_param, a.megatron_param
+            return mappings
+
+        patch.setattr(blocks, "gated_delta_net", mixed_up)
+
+    mutate.__name__ = f"_mix_up_{one}_and_{other}"
+    return mutate
+
+
+def _do_not_group_sections(patch: MonkeyPatch) -> None:
+    right = layouts.section_rows
+    patch.setattr(
+        layouts,
+        "section_rows",
+        lambda shape, n, sections, section: right(shape, 1, [n * rows for rows in sections], section),
+    )
+
+
 def _with(name: str, value: Any) -> Callable[[MonkeyPatch], None]:
     """The mistake of a family that gives one provider field another value."""
 
@@ -279,6 +323,11 @@ MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_with("attention_chunk_size", 4096), "llama4", {}),
     (_with("attention_temperature_tuning", False), "llama4", {}),
     (_with("moe_apply_probs_on_input", False), "llama4", {}),
+    (_take_gates_for_queries, "qwen3.5", {}),
+    (_mix_up_sections("query", "key"), "qwen3-next", {}),
+    (_mix_up_sections("beta", "alpha"), "qwen3-next", {}),
+    (_mix_up_sections("query", "key"), "qwen3.5", {}),
+    (_do_not_group_sections, "qwen3-next", {}),
 ]
 
 
