@@ -1,6 +1,6 @@
 # Everything runs through uv, which makes the environment on first use.
 
-.PHONY: check test proof docs format
+.PHONY: check test proof record-proof docs format
 
 check:  ## lint, types, sizes, public names
 	uv run ruff check .
@@ -13,6 +13,9 @@ test:  ## the whole suite, on CPU, offline
 
 proof:  ## every family on every layout
 	uv run pytest -m proof
+
+record-proof:  ## the same, into the record that `megatron-bridge models` shows; FAMILY=llama for a part
+	uv run pytest tests/functional_tests/models/test_parity.py -m "proof or not proof" --record-proof $(if $(FAMILY),-k "$(FAMILY)")
 
 docs:  ## the pages that are made from the code
 	uv run python tools/make_docs.py

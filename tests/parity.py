@@ -9,9 +9,41 @@ from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
 from tests.ranks import run_ranks
-from tests.tiny_models import TOLERANCE, TinyModel
+from tests.tiny_models import TINY_MODELS, TOLERANCE, TinyModel
 
-__all__ = ["TOLERANCE", "Parity", "changed_tensors", "parity"]
+__all__ = ["LAYOUTS", "TOLERANCE", "Parity", "all_cases", "case_of", "changed_tensors", "layouts_of", "parity"]
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp1": {},
+    "tp2": {"tp": 2},
+    "pp2": {"pp": 2},
+    "tp2-sp": {"tp": 2, "sequence_parallel": True},
+}
+EXPERT_LAYOUTS: dict[str, dict[str, Any]] = {
+    "ep2": {"ep": 2, "etp": 1},
+    "tp2-ep2-sp": {"tp": 2, "ep": 2, "etp": 1, "sequence_parallel": True},
+    "tp2-etp2-sp": {"tp": 2, "etp": 2, "sequence_parallel": True},
+}
+
+
+def layouts_of(tiny: TinyModel) -> dict[str, dict[str, Any]]:
+    """The layouts on which a model must be right."""
+    if not tiny.is_moe:
+        return LAYOUTS
+    layouts = {**LAYOUTS, **EXPERT_LAYOUTS}
+    if not tiny.splits_experts:
+        layouts = {name: {**layout, "etp": 1} for name, layout in layouts.items() if layout.get("etp") != 2}
+    return layouts
+
+
+def case_of(tiny: TinyModel, layout: str) -> tuple[str, str, str]:
+    """The comparison of a model on a layout, as it stands in the record of proofs."""
+    return tiny.published_as or tiny.architecture, tiny.name, layout
+
+
+def all_cases() -> list[tuple[str, str, str]]:
+    """Every model on every layout, as they stand in the record of proofs."""
+    return [case_of(tiny, layout) for tiny in TINY_MODELS.values() for layout in layouts_of(tiny)]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Models are built by transformers with every parameter random (norms and biases t
 swaps), at widths where nothing is accidentally equal.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class TinyModel:
         splits_experts: whether megatron-core can cut single experts over ranks (not with biases).
         seed: of the weights; another than 0 where, with 0, two experts' scores for some token are equal up to rounding.
         tolerance: largest difference of logits; above the default only where transformers' own rounding is above it.
+        published_as: architecture that the saved config names, where checkpoints of the same model class have another.
     """
 
     name: str
@@ -51,6 +53,7 @@ class TinyModel:
     splits_experts: bool = True
     seed: int = 0
     tolerance: float = TOLERANCE
+    published_as: str | None = None
 
     @property
     def is_moe(self) -> bool:
@@ -75,6 +78,9 @@ class TinyModel:
         """Saves the model as an HF folder and returns it (its weights rounded to `dtype`)."""
         model = self.hf_model(seed).to(dtype)
         model.save_pretrained(folder)
+        if self.published_as is not None:
+            config = folder / "config.json"
+            config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": [self.published_as]}))
         return model
 
 
@@ -325,6 +331,7 @@ TINY_MODELS = {
             "kimi-k2",
             _DEEPSEEK,
             {**_DEEPSEEK_V3, "n_group": 1, "topk_group": 1, **rope("yarn", **_DEEPSEEK_YARN)},
+            published_as="KimiK2ForCausalLM",
         ),
         TinyModel(
             "moonlight",

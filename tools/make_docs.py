@@ -3,23 +3,47 @@
 from pathlib import Path
 
 from megatron.bridge.models.conversion.model_bridge import registered_bridges
+from megatron.bridge.models.proven import support
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+_INTRODUCTION = """# Supported architectures
+
+Made by `make docs` from the registered bridges and the record of the parity suite (`make record-proof`).
+
+Each architecture is compared with transformers on tiny models with random weights, in float32: the logits on every
+rank, and the exported checkpoint, which must have the bits of the imported one. A variant is another setting of the
+config (biases, tied embeddings, windows, kinds of rope). A layout is listed where all variants of the architecture
+passed: `tp`, `pp`, `ep` and `etp` are the sizes of tensor, pipeline, expert and expert-tensor parallelism, `sp`
+is sequence parallelism. The difference is the largest of any logit, over all variants and layouts.
+"""
+
+
 def models_page() -> str:
-    """The table of supported architectures."""
-    lines = [
-        "# Supported architectures",
-        "",
-        "Made by `make docs` from the registered bridges.",
-        "",
-        "| Hugging Face architecture | model type | bridge |",
-        "|---|---|---|",
-    ]
+    """The table of supported architectures, and what is proven of each."""
+    proven = support()
+    rows, unproven = [], []
     for name, entry in sorted(registered_bridges().items()):
         path = f"../src/{entry.bridge_class.__module__.replace('.', '/')}.py"
-        lines.append(f"| `{name}` | `{entry.model_type}` | [{entry.bridge_class.__name__}]({path}) |")
+        bridge = f"[{entry.bridge_class.__name__}]({path})"
+        found = proven.get(name)
+        if found is None or not found.layouts:
+            unproven.append(f"| `{name}` | `{entry.model_type}` | {bridge} |")
+        else:
+            proof = f"{found.num_variants} | {', '.join(found.layouts)} | {found.max_diff:.1e}"
+            rows.append(f"| `{name}` | `{entry.model_type}` | {bridge} | {proof} |")
+    header = "| Hugging Face architecture | model type | bridge | variants | proven on | largest difference |"
+    lines = [_INTRODUCTION, header, "|---|---|---|---|---|---|", *rows]
+    if unproven:
+        lines += [
+            "",
+            "## Not proven",
+            "",
+            "| Hugging Face architecture | model type | bridge |",
+            "|---|---|---|",
+            *unproven,
+        ]
     return "\n".join(lines) + "\n"
 
 

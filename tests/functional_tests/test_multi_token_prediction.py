@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers.modeling_layers import MtpModel
 
 from megatron.bridge import AutoBridge
-from tests.parity import TOLERANCE, changed_tensors
+from tests.parity import TOLERANCE, Parity, changed_tensors
 from tests.ranks import run_ranks
 from tests.tiny_models import TINY_MODELS
 
@@ -66,7 +66,6 @@ def _run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any], save_to: Pa
 
     bridge = AutoBridge.from_hf_pretrained(folder)
     provider = bridge.to_megatron_provider()
-    assert provider.mtp_num_layers == 1
     provider.tensor_model_parallel_size = layout.get("tp", 1)
     provider.pipeline_model_parallel_size = layout.get("pp", 1)
     provider.expert_model_parallel_size = layout.get("ep", 1)
@@ -74,6 +73,7 @@ def _run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any], save_to: Pa
     provider.sequence_parallel = layout.get("sequence_parallel", False)
     provider.finalize()
     model = provider.provide_distributed_model(wrap_with_ddp=False)
+    assert provider.mtp_num_layers == 1
     captured: list[torch.Tensor] = []
     if model[0].post_process:
         # megatron-core computes the prediction's logits first; its loss changes them in place.
@@ -84,23 +84,30 @@ def _run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any], save_to: Pa
     return prediction, logits
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_prediction_layer(name: str, layout: dict[str, Any], tmp_path: Path) -> None:
-    model, prediction = save_with_prediction_layer(name, tmp_path / "hf")
+def prediction_parity(name: str, layout: dict[str, Any], folder: Path) -> Parity:
+    """Compares the logits of a tiny model and of its prediction layer with transformers', and the export."""
+    model, prediction = save_with_prediction_layer(name, folder / "hf")
     tokens = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
     sizes = {key: layout[key] for key in ("tp", "pp", "ep", "etp") if key in layout}
     num_ranks = layout.get("pp", 1) * max(layout.get("tp", 1), layout.get("ep", 1) * layout.get("etp", 1))
-    results = run_ranks(_run, num_ranks, tmp_path / "hf", tokens, layout, tmp_path / "out", **sizes)
+    results = run_ranks(_run, num_ranks, folder / "hf", tokens, layout, folder / "out", **sizes)
     with torch.no_grad():
         main = model(tokens).logits
     expected = reference_logits(model, prediction, tokens)
-    found = [result for result, _ in results if result is not None]
+    found = [result[:, :-1, : expected.shape[-1]] for result, _ in results if result is not None]
     assert found
-    for result in found:
-        assert (result[:, :-1, : expected.shape[-1]] - expected).abs().max() <= TOLERANCE
-    assert all((logits - main).abs().max() <= TOLERANCE for _, logits in results)
-    assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []
+    diffs = [(result - expected).abs().max() for result in found]
+    diffs += [(logits - main).abs().max() for _, logits in results]
+    max_diff = max(diff.item() for diff in diffs)
+    return Parity(max_diff, expected.abs().max().item(), changed_tensors(folder / "hf", folder / "out"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prediction_layer(name: str, layout: dict[str, Any], tmp_path: Path) -> None:
+    found = prediction_parity(name, layout, tmp_path)
+    assert found.changed == []
+    assert found.max_diff <= TOLERANCE
 
 
 @pytest.mark.parametrize("distributed_save", [False, True])

@@ -6,6 +6,7 @@ A round trip alone would survive most of them, because export makes the same mis
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from megatron.bridge.models.conversion import blocks, config_mapping, placement
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.layout import Layout, Shape
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.param_mapping import AutoMapping, MegatronParamMapping
+from tests.functional_tests.test_multi_token_prediction import prediction_parity
 from tests.parity import parity
 from tests.ranks import RankFailure
 from tests.tiny_models import TINY_MODELS
@@ -244,6 +247,94 @@ def _do_not_group_sections(patch: MonkeyPatch) -> None:
     )
 
 
+def _count_stored_experts_backwards(patch: MonkeyPatch) -> None:
+    right = MegatronParamMapping.resolve
+
+    def wrong(self: Any, captures: Any) -> Any:
+        if ".experts." in self.megatron_param and ".experts.*." in str(self.hf_param):
+            reversed_hf = right(self, [captures[0], str(3 - int(captures[1]))])
+            reversed_hf.megatron_param = right(self, captures).megatron_param
+            return reversed_hf
+        return right(self, captures)
+
+    patch.setattr(MegatronParamMapping, "resolve", wrong)
+
+
+def _in_rows(ending: str, what: str, rows_of: Callable[[Any], tuple[int, list[int]]]) -> Callable[[MonkeyPatch], None]:
+    """The mistake of taking a weight's groups of rows as stored one kind after the other."""
+
+    def mutate(patch: MonkeyPatch) -> None:
+        right = AutoMapping.layout
+
+        def wrong(self: Any, shape: Shape, config: Any) -> Layout:
+            if self.megatron_param.endswith(ending):
+                return layouts.regrouped_rows(shape, *rows_of(config))
+            return right(self, shape, config)
+
+        patch.setattr(AutoMapping, "layout", wrong)
+
+    mutate.__name__ = f"rows_of_{what}"
+    return mutate
+
+
+_LATENT_KV = _in_rows(
+    "linear_kv_up_proj.weight", "latent_kv", lambda c: (c.num_attention_heads, [c.qk_head_dim, c.v_head_dim])
+)
+_LATENT_Q = _in_rows(
+    "linear_q_up_proj.weight", "latent_q", lambda c: (c.num_attention_heads, [c.qk_head_dim, c.qk_pos_emb_head_dim])
+)
+_SINKS = _in_rows("softmax_offset", "sinks", lambda c: (c.num_attention_heads // 2, [1, 1]))
+_ROUTER_BIAS = _in_rows("router.expert_bias", "router_bias", lambda c: (c.num_moe_experts // 2, [1, 1]))
+_ROUTER = _in_rows("router.weight", "router", lambda c: (c.num_moe_experts // 2, [1, 1]))
+
+
+def _forget(argument: str) -> Callable[[MonkeyPatch], None]:
+    """The mistake of a family that does not tell the block of experts about a part."""
+
+    def mutate(patch: MonkeyPatch) -> None:
+        right = blocks.moe
+        patch.setattr(blocks, "moe", lambda **kwargs: right(**{**kwargs, argument: None}))
+
+    mutate.__name__ = f"forget_{argument}"
+    return mutate
+
+
+def _swap_latent_norms(patch: MonkeyPatch) -> None:
+    """Of the same size only if the latent vectors are."""
+    right = blocks.latent_attention
+
+    def swapped(**kwargs: Any) -> blocks.Mappings:
+        mappings = right(**kwargs)
+        norms = [mapping for mapping in mappings if "_a_layernorm" in str(mapping.hf_param)]
+        norms[0].hf_param, norms[1].hf_param = norms[1].hf_param, norms[0].hf_param
+        return mappings
+
+    patch.setattr(blocks, "latent_attention", swapped)
+
+
+def _shift_prediction_layer(patch: MonkeyPatch) -> None:
+    right = blocks.multi_token_prediction
+
+    def shifted(layer: blocks.Mappings, config: Any) -> blocks.Mappings:
+        counts = {"num_hidden_layers": config.num_hidden_layers - 1, "num_nextn_predict_layers": 1}
+        return right(layer, SimpleNamespace(**counts))
+
+    patch.setattr(blocks, "multi_token_prediction", shifted)
+
+
+def _swap_prediction_norms(patch: MonkeyPatch) -> None:
+    right = blocks.multi_token_prediction
+
+    def swapped(layer: blocks.Mappings, config: Any) -> blocks.Mappings:
+        mappings = right(layer, config)
+        norms = [mapping for mapping in mappings if getattr(mapping, "megatron_param", "").endswith("norm.weight")]
+        first, second = (mapping for mapping in norms if mapping.megatron_param.split(".")[-2] in ("enorm", "hnorm"))
+        first.hf_param, second.hf_param = second.hf_param, first.hf_param
+        return mappings
+
+    patch.setattr(blocks, "multi_token_prediction", swapped)
+
+
 def _with(name: str, value: Any) -> Callable[[MonkeyPatch], None]:
     """The mistake of a family that gives one provider field another value."""
 
@@ -328,7 +419,21 @@ MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_mix_up_sections("beta", "alpha"), "qwen3-next", {}),
     (_mix_up_sections("query", "key"), "qwen3.5", {}),
     (_do_not_group_sections, "qwen3-next", {}),
+    (_count_stored_experts_backwards, "qwen3-moe", {}),
+    (_count_stored_experts_backwards, "qwen3-moe", {"ep": 2, "etp": 1}),
+    (_swap_gate_and_up, "qwen2-moe", {}),
+    (_forget("router_bias"), "deepseek-v3", {}),
+    (_forget("shared"), "dots1", {}),
+    (_forget("shared_gate"), "qwen2-moe", {}),
+    (_with("moe_shared_expert_gate", False), "qwen2-moe", {}),
+    (_ROUTER, "mixtral", {}),
+    (_ROUTER_BIAS, "glm4-moe", {}),
+    (_SINKS, "gpt-oss", {}),
+    (_LATENT_KV, "deepseek-v3", {}),
+    (_LATENT_Q, "deepseek-v3", {}),
+    (_swap_latent_norms, "deepseek-v3", {}),
 ]
+PREDICTION_MUTATIONS = (_shift_prediction_layer, _swap_prediction_norms)
 
 
 @pytest.mark.parametrize(("mutate", "name", "layout"), MUTATIONS, ids=[f"{m.__name__}-{n}" for m, n, _ in MUTATIONS])
@@ -346,4 +451,18 @@ def test_mutation_is_caught(
         assert "PlanError" in str(error), "a mistake in the plan must be the plan's own error"
     else:
         assert not found.holds
+        assert found.max_diff > 1e-3
+
+
+@pytest.mark.parametrize("mutate", PREDICTION_MUTATIONS, ids=lambda mutate: mutate.__name__)
+@pytest.mark.parametrize("name", ["deepseek-v3", "glm4-moe"])
+def test_mutation_of_prediction_layers_is_caught(
+    mutate: Callable[[MonkeyPatch], None], name: str, tmp_path: Path, monkeypatch: MonkeyPatch
+) -> None:
+    mutate(monkeypatch)
+    try:
+        found = prediction_parity(name, {}, tmp_path)
+    except RankFailure as error:
+        assert "PlanError" in str(error), "a mistake in the plan must be the plan's own error"
+    else:
         assert found.max_diff > 1e-3

@@ -1,5 +1,6 @@
 """What the package promises about itself."""
 
+import ast
 import importlib
 import json
 import subprocess
@@ -51,6 +52,20 @@ def test_names_that_clients_import() -> None:
 
 def test_the_project_keeps_its_rules() -> None:
     assert list(check_project.problems()) == []
+
+
+def test_sizes_of_files() -> None:
+    def problems(path: str, num_lines: int) -> list[str]:
+        text = "x = 1\n" * num_lines
+        return list(check_project.check_sizes(check_project.SOURCE / path, text, ast.parse(text)))
+
+    for path in ("models/llama/llama_bridge.py", "models/llama/modeling_llama4.py"):
+        assert (check_project.SOURCE / path).is_file()
+        assert problems(path, 150) == []
+        assert problems(path, 151) == ["151 lines, at most 150"]
+    for path in ("models/transformer/router.py", "models/conversion/model_bridge.py"):
+        assert problems(path, 600) == []
+        assert problems(path, 601) == ["601 lines, at most 600"]
 
 
 def test_the_pages_made_from_the_code_are_current() -> None:

@@ -29,7 +29,10 @@ def run_json(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, di
 def test_models(capsys):
     code, found = run_json(capsys, "models")
     assert code == 0
-    assert {"architecture": "LlamaForCausalLM", "bridge": "LlamaBridge", "model_type": "llama"} in found["models"]
+    (llama,) = (row for row in found["models"] if row["architecture"] == "LlamaForCausalLM")
+    assert (llama["bridge"], llama["model_type"]) == ("LlamaBridge", "llama")
+    assert {"tp1", "tp2", "pp2", "tp2-sp"} == set(llama["proven_layouts"])
+    assert 0 < llama["max_diff"] <= 1e-5
     assert main(["models"]) == 0
     table = capsys.readouterr().out
     assert all(row["architecture"] in table for row in found["models"])

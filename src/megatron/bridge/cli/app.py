@@ -273,7 +273,10 @@ def generate(
 
 @app.command(rich_help_panel="Use")
 def models(json: options.Json = False, debug: options.Debug = False) -> None:
-    """List the architectures that can be converted.
+    """List the architectures that can be converted, and on which layouts each was proven.
+
+    Proven: the logits of transformers, and the checkpoint back bit for bit. tp, pp, ep and etp are the sizes of tensor,
+    pipeline, expert and expert-tensor parallelism, sp is sequence parallelism.
 
     Example: [bold]megatron-bridge models[/bold]
     """

@@ -377,21 +377,25 @@ def is_megatron_checkpoint(name: str) -> bool:
 
 
 def models(json: bool) -> None:
-    """Lists the registered architectures."""
+    """Lists the registered architectures, with the layouts on which each is proven."""
     from rich import box
     from rich.table import Table
 
     from megatron.bridge.models.conversion.model_bridge import registered_bridges
+    from megatron.bridge.models.proven import support
 
-    rows = [
-        {"architecture": name, "bridge": entry.bridge_class.__name__, "model_type": entry.model_type}
-        for name, entry in sorted(registered_bridges().items())
-    ]
+    proven = support()
+    rows: list[dict[str, Any]] = []
+    for name, entry in sorted(registered_bridges().items()):
+        row = {"architecture": name, "bridge": entry.bridge_class.__name__, "model_type": entry.model_type}
+        found = proven.get(name)
+        layouts = list(found.layouts) if found else []
+        rows.append({**row, "proven_layouts": layouts, "max_diff": found.max_diff if found else None})
     if json:
         output.print_json({"models": rows})
-    table = Table("Architecture", "Bridge", "model_type", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("Architecture", "model_type", "proven on", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(row["architecture"], row["bridge"], row["model_type"] or "")
+        table.add_row(row["architecture"], row["model_type"] or "", ", ".join(row["proven_layouts"]) or "not proven")
     _say(json).print(table)
 
 

@@ -23,6 +23,10 @@ from megatron.bridge.models.conversion.param_mapping import (
 Mappings = list[MegatronParamMapping | Dropped]
 
 LAYER = "decoder.layers.*"
+# HF names that several families have in common, to be passed to blocks.
+DEEPSEEK_ROUTER_BIAS = "gate.e_score_correction_bias"
+BLOCK_SPARSE_MOE = "model.layers.*.block_sparse_moe"
+NUMBERED_EXPERT = ("w1", "w3", "w2")
 
 
 def _kinds(bias: bool) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ class DeepseekV3Bridge(MegatronModelBridge):
     """Multi-latent attention, and experts chosen by biased sigmoid scores within the best groups of experts."""
 
     PROVIDER_CLASS = "megatron.bridge.models.mla_provider.MLAModelProvider"
-    ROUTER_BIAS: ClassVar[str | None] = "gate.e_score_correction_bias"
+    ROUTER_BIAS: ClassVar[str | None] = blocks.DEEPSEEK_ROUTER_BIAS
     CONFIG_MAPPING = {**mla_config.MLA_FIELDS, **moe_config.DEEPSEEK_FIELDS}
     CONFIG_CHECKED = (
         "hidden_act",

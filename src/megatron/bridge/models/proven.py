@@ -1,0 +1,89 @@
+"""What was proven of each architecture: the record that the parity suite writes and the table of models shows.
+
+`proven.json` is data of the package: a list of objects, one a line, in the order of their keys. It is written by
+`make record-proof` alone, and holds nothing that did not pass.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+PROVEN = Path(__file__).with_name("proven.json")
+
+# In the order in which people read them.
+LAYOUTS = ("tp1", "tp2", "pp2", "tp2-sp", "ep2", "tp2-ep2-sp", "tp2-etp2-sp")
+
+
+@dataclass(frozen=True, order=True)
+class Proof:
+    """A variant of an architecture that agreed with transformers on a layout.
+
+    Attributes:
+        architecture: HF architecture, as in `config.architectures`.
+        variant: of the tiny model that was compared (`tests/tiny_models.py`).
+        layout: sizes of tensor (`tp`), pipeline (`pp`), expert (`ep`) and expert-tensor (`etp`) parallelism, with `sp`
+            for sequence parallelism.
+        max_diff: largest absolute difference of float32 logits from transformers', with two digits.
+        export_is_bitwise: whether the exported checkpoint has the bits of the imported one.
+    """
+
+    architecture: str
+    variant: str
+    layout: str
+    max_diff: float
+    export_is_bitwise: bool
+
+    @property
+    def case(self) -> tuple[str, str, str]:
+        """What was compared."""
+        return self.architecture, self.variant, self.layout
+
+
+@dataclass(frozen=True)
+class Support:
+    """What is proven of one architecture.
+
+    Attributes:
+        num_variants: how many variants were compared.
+        layouts: the layouts on which all of these agreed.
+        max_diff: the largest difference of logits over all of them.
+    """
+
+    num_variants: int
+    layouts: tuple[str, ...]
+    max_diff: float
+
+
+def read_proofs(path: Path = PROVEN) -> list[Proof]:
+    """The recorded proofs, in order; none if there is no record."""
+    return [Proof(**row) for row in json.loads(path.read_text())] if path.is_file() else []
+
+
+def write_proofs(proofs: Iterable[Proof], path: Path = PROVEN) -> None:
+    """Writes the record, the same bytes for the same proofs in any order."""
+    rows = ",\n".join(json.dumps(asdict(proof)) for proof in sorted(proofs))
+    path.write_text(f"[\n{rows}\n]\n" if rows else "[]\n")
+
+
+def support(proofs: Iterable[Proof] | None = None) -> dict[str, Support]:
+    """What is proven, by architecture; an architecture without proof is absent.
+
+    Args:
+        proofs: default: the recorded ones.
+    """
+    proofs = read_proofs() if proofs is None else list(proofs)
+    layouts: dict[str, dict[str, set[str]]] = {}
+    diffs: dict[str, float] = {}
+    for proof in proofs:
+        if proof.export_is_bitwise:
+            layouts.setdefault(proof.architecture, {}).setdefault(proof.variant, set()).add(proof.layout)
+            diffs[proof.architecture] = max(proof.max_diff, diffs.get(proof.architecture, 0.0))
+    return {
+        architecture: Support(
+            num_variants=len(variants),
+            layouts=tuple(layout for layout in LAYOUTS if all(layout in found for found in variants.values())),
+            max_diff=diffs[architecture],
+        )
+        for architecture, variants in sorted(layouts.items())
+    }

@@ -1,0 +1,118 @@
+"""The record of proofs: it is whole, it is what the parity suite found, and pages and commands show no more than it."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron.bridge.models import proven
+from megatron.bridge.models.conversion.model_bridge import registered_bridges
+from megatron.bridge.models.proven import Proof
+from tests.parity import TOLERANCE, all_cases
+from tools import make_docs
+
+HOW = "run `make record-proof FAMILY=<variant>`, or `make record-proof` for all"
+
+
+def test_every_architecture_is_proven_and_every_proof_has_an_architecture() -> None:
+    found = proven.support()
+    assert found.keys() == registered_bridges().keys(), HOW
+    for architecture, support in found.items():
+        assert {"tp1", "tp2", "pp2", "tp2-sp"} <= set(support.layouts), f"{architecture}: {HOW}"
+
+
+def test_the_record_is_that_of_the_table() -> None:
+    recorded = [proof.case for proof in proven.read_proofs()]
+    assert len(recorded) == len(set(recorded))
+    missing, stale = set(all_cases()) - set(recorded), set(recorded) - set(all_cases())
+    assert (sorted(missing), sorted(stale)) == ([], []), HOW
+
+
+def test_what_is_recorded_passed() -> None:
+    for proof in proven.read_proofs():
+        assert proof.export_is_bitwise, proof
+        assert 0 <= proof.max_diff <= TOLERANCE, proof
+        assert proof.layout in proven.LAYOUTS, proof
+
+
+def _proofs() -> list[Proof]:
+    return [
+        Proof("AForCausalLM", "a", "tp1", 1e-7, True),
+        Proof("AForCausalLM", "a", "tp2", 2e-7, True),
+        Proof("AForCausalLM", "a-tied", "tp1", 4e-7, True),
+        Proof("BForCausalLM", "b", "pp2", 3e-7, True),
+    ]
+
+
+def test_the_file_does_not_depend_on_the_order(tmp_path: Path) -> None:
+    proofs = _proofs()
+    proven.write_proofs(proofs, tmp_path / "first")
+    random.Random(0).shuffle(proofs)
+    proven.write_proofs(proofs, tmp_path / "second")
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    assert proven.read_proofs(tmp_path / "second") == _proofs()
+    assert len((tmp_path / "first").read_text().splitlines()) == 2 + len(proofs), "one line for each proof"
+
+
+def test_a_layout_is_proven_if_every_variant_passed_on_it() -> None:
+    found = proven.support(_proofs())
+    assert found["AForCausalLM"] == proven.Support(num_variants=2, layouts=("tp1",), max_diff=4e-7)
+    assert found["BForCausalLM"].layouts == ("pp2",)
+    assert proven.support([Proof("CForCausalLM", "c", "tp1", 1e-7, export_is_bitwise=False)]) == {}
+
+
+def test_pages_list_only_what_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    proofs = [Proof("LlamaForCausalLM", "llama", "tp2", 2e-7, True)]
+    monkeypatch.setattr(make_docs, "support", lambda: proven.support(proofs))
+    supported, unproven = make_docs.models_page().split("## Not proven")
+    assert "| 1 | tp2 | 2.0e-07 |" in supported
+    assert "`LlamaForCausalLM`" in supported and "`Qwen3ForCausalLM`" not in supported
+    assert "`LlamaForCausalLM`" not in unproven and "`Qwen3ForCausalLM`" in unproven
+
+
+# Recording, in a pytest session of its own with two workers.
+_SESSION = """
+import json, pathlib, sys, pytest
+from tests.proof_record import ProofRecorder
+path, cases, argv = json.loads(sys.argv[1])
+recorder = ProofRecorder(pathlib.Path(path), [tuple(case) for case in cases])
+sys.exit(pytest.main(["-c", "/dev/null", "-p", "no:cacheprovider", "-n", "2", *argv], plugins=[recorder]))
+"""
+_TESTS = """
+import pytest
+from megatron.bridge.models.proven import Proof
+from tests.proof_record import CASE, as_property
+
+@pytest.mark.parametrize("layout", ["tp1", "tp2", "pp2"])
+@pytest.mark.parametrize("variant", ["a", "b"])
+def test_case(variant, layout, record_property):
+    record_property(CASE, ("X", variant, layout))
+    assert (variant, layout) != ("a", "tp2")
+    record_property(*as_property(Proof("X", variant, layout, 1.2345e-7, True)))
+"""
+
+
+def _record(folder: Path, *argv: str) -> list[tuple[str, float]]:
+    (folder / "test_cases.py").write_text(_TESTS)
+    cases = [("X", variant, layout) for variant in ("a", "b", "c") for layout in ("tp1", "tp2", "pp2")]
+    arguments = json.dumps([str(folder / "record.json"), cases, [str(folder / "test_cases.py"), *argv]])
+    session = subprocess.run([sys.executable, "-c", _SESSION, arguments], capture_output=True, text=True, timeout=120)
+    assert session.returncode in (0, 1, 5), session.stdout + session.stderr
+    return [(f"{p.variant}-{p.layout}", p.max_diff) for p in proven.read_proofs(folder / "record.json")]
+
+
+def test_recording_merges_what_ran(tmp_path: Path) -> None:
+    old = [("a", "tp2"), ("a", "pp2"), ("b", "tp1"), ("c", "tp1"), ("gone", "tp1")]
+    proven.write_proofs([Proof("X", variant, layout, 5e-7, True) for variant, layout in old], tmp_path / "record.json")
+    # Only variant a runs: a-tp2 failed, so its old proof is gone, like that of a variant that the table lacks.
+    assert _record(tmp_path, "-k", "a-") == [("a-pp2", 1.2e-7), ("a-tp1", 1.2e-7), ("b-tp1", 5e-7), ("c-tp1", 5e-7)]
+    everything = _record(tmp_path)
+    assert dict(everything) == dict.fromkeys(["a-pp2", "a-tp1", "b-pp2", "b-tp1", "b-tp2"], 1.2e-7) | {"c-tp1": 5e-7}
+
+
+def test_a_session_without_comparisons_writes_nothing(tmp_path: Path) -> None:
+    assert _record(tmp_path, "-k", "nothing") == []
+    assert not (tmp_path / "record.json").exists()
