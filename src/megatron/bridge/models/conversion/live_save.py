@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion import weight_stream
 from megatron.bridge.models.conversion.hf_save import output_shards
+from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, check_names
 from megatron.bridge.models.hf_pretrained.range_writer import RangeWriter
 from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
@@ -75,7 +76,7 @@ def _save_ranges(plan: Plan, out: Path, shards: dict[str, Any], options: dict[st
     if is_first:
         writer.create()
     process_groups.barrier()
-    copies = {same_as: name for name, same_as in plan.tied.items()}
+    copies = copies_by_original(plan.tied)
     with writer:
         for task in plan:
             _write_owned_boxes(task, writer, copies)
@@ -86,7 +87,7 @@ def _save_ranges(plan: Plan, out: Path, shards: dict[str, Any], options: dict[st
     process_groups.barrier()
 
 
-def _write_owned_boxes(task: WeightConversionTask, writer: RangeWriter, copies: dict[str, str]) -> None:
+def _write_owned_boxes(task: WeightConversionTask, writer: RangeWriter, copies: dict[str, list[str]]) -> None:
     names = task.mapping.hf_names
     for shard in task.shards:
         if task.owners[shard.box] != process_groups.rank():
@@ -101,6 +102,5 @@ def _write_owned_boxes(task: WeightConversionTask, writer: RangeWriter, copies: 
             if common.permute:
                 box = box.permute([common.permute.index(axis) for axis in range(box.dim())])
             name = names[common.role]
-            for target in (name, copies.get(name)):
-                if target is not None:
-                    writer.write_box(target, common.hf_index, box)
+            for target in (name, *copies.get(name, ())):
+                writer.write_box(target, common.hf_index, box)

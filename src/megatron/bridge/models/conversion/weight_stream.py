@@ -12,6 +12,7 @@ from megatron.core import parallel_state
 from megatron.bridge.errors import BridgeError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.layout import Box, Layout, Shape
+from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.placement import Parameter, read_placement
 from megatron.bridge.models.conversion.plan import Plan, TensorInfo, WeightConversionTask, build_plan
 from megatron.bridge.models.model_building import unwrap_model
@@ -210,9 +211,8 @@ def export(
     """
     tasks = build_global_tasks(bridge, hf_pretrained, model) if conversion_tasks is None else conversion_tasks
     state = hf_pretrained.state if hf_tensor_infos(hf_pretrained) is not None else None
-    copies = {
-        same_as: name for name, same_as in bridge.registry().tied().items() if state is not None and name in state
-    }
+    tied = bridge.registry().tied() if state is not None else {}
+    copies = copies_by_original({name: same_as for name, same_as in tied.items() if name in state})
     assembler = _Assembler()
     wanted = (task for task in tasks if task is not None and _is_wanted(task, copies, select))
     with torch.no_grad(), Progress("exporting", None, enabled=show_progress) as progress:
@@ -224,8 +224,8 @@ def export(
                 for name, weight in bridge.maybe_modify_converted_hf_weight(task, finished, state).items():
                     weight = _convert(weight, cpu, weight_dtype)
                     progress.advance(weight.nbytes)
-                    for given in (name, copies.get(name)):
-                        if given is not None and (select is None or select(given)):
+                    for given in (name, *copies.get(name, ())):
+                        if select is None or select(given):
                             yield HFWeightTuple(given, weight)
     assembler.check_complete()
 
@@ -246,9 +246,11 @@ def describe(
     return list(infos.values())
 
 
-def _is_wanted(task: WeightConversionTask, copies: Mapping[str, str], select: Callable[[str], bool] | None) -> bool:
+def _is_wanted(
+    task: WeightConversionTask, copies: Mapping[str, Sequence[str]], select: Callable[[str], bool] | None
+) -> bool:
     names = task.mapping.hf_names.values()
-    return select is None or any(select(name) or select(copies.get(name, name)) for name in names)
+    return select is None or any(select(given) for name in names for given in (name, *copies.get(name, ())))
 
 
 class _Assembler:
