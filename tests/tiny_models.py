@@ -4,6 +4,7 @@ Models are built by transformers with every parameter random (norms and biases t
 swaps), at widths where nothing is accidentally equal.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class TinyModel:
         seq_length: of the compared sequences.
         splits_experts: whether megatron-core can cut single experts over ranks (not with biases).
         seed: of the weights; another than 0 where, with 0, two experts' scores for some token are equal up to rounding.
+        config_json: fields that `config.json` has instead, for models that transformers knows by another name.
     """
 
     name: str
@@ -47,6 +49,7 @@ class TinyModel:
     seq_length: int = 40
     splits_experts: bool = True
     seed: int = 0
+    config_json: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_moe(self) -> bool:
@@ -71,6 +74,9 @@ class TinyModel:
         """Saves the model as an HF folder and returns it (its weights rounded to `dtype`)."""
         model = self.hf_model(seed).to(dtype)
         model.save_pretrained(folder)
+        if self.config_json:
+            path = Path(folder) / "config.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), **self.config_json}, indent=2))
         return model
 
 
@@ -190,6 +196,13 @@ _GROUPED_SIGMOID = {
 }
 _DEEPSEEK_V3 = {**_MLA, **_GROUPED_SIGMOID, "n_shared_experts": 2}
 _DEEPSEEK_YARN = {"factor": 4.0, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0}
+_KIMI_YARN = {"beta_fast": 1.0, "beta_slow": 1.0}
+_KIMI_JSON = {
+    "model_type": "kimi_k2",
+    "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+    **{"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "num_nextn_predict_layers": 0},
+    **{"seq_aux": True, "aux_loss_alpha": 0.001, "ep_size": 1, "pretraining_tp": 1, "attention_bias": False},
+}
 _DEEPSEEK_V2 = {
     **_MLA,
     "n_routed_experts": 16,
@@ -286,7 +299,8 @@ TINY_MODELS = {
         TinyModel(
             "kimi-k2",
             _DEEPSEEK,
-            {**_DEEPSEEK_V3, "n_group": 1, "topk_group": 1, **rope("yarn", **_DEEPSEEK_YARN)},
+            {**_DEEPSEEK_V3, "n_group": 1, "topk_group": 1, **rope("yarn", **_DEEPSEEK_YARN, **_KIMI_YARN)},
+            config_json=_KIMI_JSON,
         ),
         TinyModel(
             "moonlight",
