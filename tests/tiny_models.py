@@ -212,6 +212,10 @@ _DEEPSEEK_V2 = {
     "n_shared_experts": 2,
     "routed_scaling_factor": 1.5,
 }
+_DEEPSEEK_V32 = {
+    **_DEEPSEEK_V3,
+    **{"index_topk": 12, "index_head_dim": 24, "index_n_heads": 3, "rope_parameters": {"rope_theta": 10000.0}},
+}
 _GLM4_MOE = {**_GROUPED_SIGMOID, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "head_dim": 24}
 _GLM4_MOE_LITE = {
     **_MLA,
@@ -318,6 +322,14 @@ TINY_MODELS = {
             },
         ),
         TinyModel("deepseek-v2-lite", "DeepseekV2ForCausalLM", {**_DEEPSEEK_V2, "q_lora_rank": None}),
+        TinyModel("deepseek-v3.2", "DeepseekV32ForCausalLM", {**_DEEPSEEK_V32, **rope("yarn", **_DEEPSEEK_YARN)}),
+        TinyModel("deepseek-v3.2-all-keys", "DeepseekV32ForCausalLM", {**_DEEPSEEK_V32, "index_topk": 64}),
+        TinyModel("glm-moe-dsa", "GlmMoeDsaForCausalLM", {**_DEEPSEEK_V32, "n_group": 1, "topk_group": 1}),
+        TinyModel(
+            "glm-moe-dsa-shared-indices",
+            "GlmMoeDsaForCausalLM",
+            {**_DEEPSEEK_V32, "indexer_types": ["full", "shared"] * 2, "rms_norm_eps": 1e-5},
+        ),
         TinyModel("glm4-moe", "Glm4MoeForCausalLM", {**_GLM4_MOE, "use_qk_norm": True}),
         TinyModel("glm4-moe-attention-bias", "Glm4MoeForCausalLM", {**_GLM4_MOE, "attention_bias": True}),
         TinyModel("glm4-moe-lite", "Glm4MoeLiteForCausalLM", _GLM4_MOE_LITE),

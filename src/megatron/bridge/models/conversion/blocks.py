@@ -15,6 +15,7 @@ from megatron.bridge.models.conversion.param_mapping import (
     GatedMLPMapping,
     MegatronParamMapping,
     QKVMapping,
+    ReplicatedMapping,
     Tied,
 )
 
@@ -151,6 +152,19 @@ def latent_attention(*, hf: str = "model.layers.*.self_attn", q_latent: bool = T
         names["linear_q_proj.weight"] = "q_proj.weight"
     mappings: Mappings = [AutoMapping(f"{megatron}.{ours}", f"{hf}.{theirs}") for ours, theirs in names.items()]
     return [*mappings, Dropped(f"{hf}.rotary_emb.inv_freq", "rotary frequencies are computed from the config")]
+
+
+def attention_indexer(*, hf: str = "model.layers.*.self_attn.indexer") -> Mappings:
+    """What chooses the keys of sparse attention (DSA)."""
+    megatron = f"{LAYER}.self_attention.core_attention.indexer"
+    names = {
+        "linear_wq_b.weight": "wq_b.weight",
+        "linear_wk.weight": "wk.weight",
+        "k_norm.weight": "k_norm.weight",
+        "k_norm.bias": "k_norm.bias",
+        "linear_weights_proj.weight": "weights_proj.weight",
+    }
+    return [ReplicatedMapping(f"{megatron}.{ours}", f"{hf}.{theirs}") for ours, theirs in names.items()]
 
 
 def moe(
