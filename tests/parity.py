@@ -38,7 +38,7 @@ def layouts_of(tiny: TinyModel) -> dict[str, dict[str, Any]]:
 
 def case_of(tiny: TinyModel, layout: str) -> tuple[str, str, str]:
     """The comparison of a model on a layout, as it stands in the record of proofs."""
-    return tiny.published_as or tiny.architecture, tiny.name, layout
+    return tiny.architecture, tiny.name, layout
 
 
 def all_cases() -> list[tuple[str, str, str]]:

@@ -43,7 +43,7 @@ class TinyModel:
         splits_experts: whether megatron-core can cut single experts over ranks (not with biases).
         seed: of the weights; another than 0 where, with 0, two experts' scores for some token are equal up to rounding.
         tolerance: largest difference of logits; above the default only where transformers' own rounding is above it.
-        published_as: architecture that the saved config names, where checkpoints of the same model class have another.
+        config_json: fields that `config.json` has instead, for models that transformers knows by another name.
     """
 
     name: str
@@ -53,7 +53,7 @@ class TinyModel:
     splits_experts: bool = True
     seed: int = 0
     tolerance: float = TOLERANCE
-    published_as: str | None = None
+    config_json: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_moe(self) -> bool:
@@ -78,9 +78,9 @@ class TinyModel:
         """Saves the model as an HF folder and returns it (its weights rounded to `dtype`)."""
         model = self.hf_model(seed).to(dtype)
         model.save_pretrained(folder)
-        if self.published_as is not None:
-            config = folder / "config.json"
-            config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": [self.published_as]}))
+        if self.config_json:
+            path = Path(folder) / "config.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), **self.config_json}, indent=2))
         return model
 
 
@@ -219,6 +219,13 @@ _GROUPED_SIGMOID = {
 }
 _DEEPSEEK_V3 = {**_MLA, **_GROUPED_SIGMOID, "n_shared_experts": 2}
 _DEEPSEEK_YARN = {"factor": 4.0, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0}
+_KIMI_YARN = {"beta_fast": 1.0, "beta_slow": 1.0}
+_KIMI_JSON = {
+    "model_type": "kimi_k2",
+    "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+    **{"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "num_nextn_predict_layers": 0},
+    **{"seq_aux": True, "aux_loss_alpha": 0.001, "ep_size": 1, "pretraining_tp": 1, "attention_bias": False},
+}
 _DEEPSEEK_V2 = {
     **_MLA,
     "n_routed_experts": 16,
@@ -227,6 +234,10 @@ _DEEPSEEK_V2 = {
     "first_k_dense_replace": 1,
     "n_shared_experts": 2,
     "routed_scaling_factor": 1.5,
+}
+_DEEPSEEK_V32 = {
+    **_DEEPSEEK_V3,
+    **{"index_topk": 12, "index_head_dim": 24, "index_n_heads": 3, "rope_parameters": {"rope_theta": 10000.0}},
 }
 _GLM4_MOE = {**_GROUPED_SIGMOID, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "head_dim": 24}
 _GLM4_MOE_LITE = {
@@ -330,8 +341,8 @@ TINY_MODELS = {
         TinyModel(
             "kimi-k2",
             _DEEPSEEK,
-            {**_DEEPSEEK_V3, "n_group": 1, "topk_group": 1, **rope("yarn", **_DEEPSEEK_YARN)},
-            published_as="KimiK2ForCausalLM",
+            {**_DEEPSEEK_V3, "n_group": 1, "topk_group": 1, **rope("yarn", **_DEEPSEEK_YARN, **_KIMI_YARN)},
+            config_json=_KIMI_JSON,
         ),
         TinyModel(
             "moonlight",
@@ -349,6 +360,14 @@ TINY_MODELS = {
             },
         ),
         TinyModel("deepseek-v2-lite", "DeepseekV2ForCausalLM", {**_DEEPSEEK_V2, "q_lora_rank": None}),
+        TinyModel("deepseek-v3.2", "DeepseekV32ForCausalLM", {**_DEEPSEEK_V32, **rope("yarn", **_DEEPSEEK_YARN)}),
+        TinyModel("deepseek-v3.2-all-keys", "DeepseekV32ForCausalLM", {**_DEEPSEEK_V32, "index_topk": 64}),
+        TinyModel("glm-moe-dsa", "GlmMoeDsaForCausalLM", {**_DEEPSEEK_V32, "n_group": 1, "topk_group": 1}),
+        TinyModel(
+            "glm-moe-dsa-shared-indices",
+            "GlmMoeDsaForCausalLM",
+            {**_DEEPSEEK_V32, "indexer_types": ["full", "shared"] * 2, "rms_norm_eps": 1e-5},
+        ),
         TinyModel("glm4-moe", "Glm4MoeForCausalLM", {**_GLM4_MOE, "use_qk_norm": True}),
         TinyModel("glm4-moe-attention-bias", "Glm4MoeForCausalLM", {**_GLM4_MOE, "attention_bias": True}),
         TinyModel("glm4-moe-lite", "Glm4MoeLiteForCausalLM", _GLM4_MOE_LITE),

@@ -25,13 +25,13 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def save_with_prediction_layer(name: str, folder: Path, **changes: Any) -> tuple[Any, MtpModel]:
+def save_with_prediction_layer(name: str, folder: Path, **config: Any) -> tuple[Any, MtpModel]:
     """Saves a tiny model with a random prediction layer, named as in the published checkpoints."""
-    model = replace(TINY_MODELS[name], config={**TINY_MODELS[name].config, **changes}).save(folder)
+    tiny = replace(TINY_MODELS[name], config={**TINY_MODELS[name].config, **config})
+    model = tiny.save(folder)
     number = model.config.num_hidden_layers
     # One more layer of the main model gives the published names of a prediction layer's tensors.
-    config = {**TINY_MODELS[name].config, **changes, "num_hidden_layers": number + 1}
-    longer = replace(TINY_MODELS[name], config=config)
+    longer = replace(tiny, config={**tiny.config, "num_hidden_layers": number + 1})
     longer.save(folder / "longer", seed=5)
     tensors = load_file(folder / "model.safetensors")
     block = {k: v for k, v in load_file(folder / "longer" / "model.safetensors").items() if f".layers.{number}." in k}
@@ -42,8 +42,7 @@ def save_with_prediction_layer(name: str, folder: Path, **changes: Any) -> tuple
     projection = {f"{prefix}eh_proj.weight": 0.08 * torch.randn(hidden, 2 * hidden, generator=generator)}
     tensors |= {**block, **norms, **projection}
     tensors[prefix + "embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
-    head = "lm_head.weight" if "lm_head.weight" in tensors else "model.embed_tokens.weight"
-    tensors[prefix + "shared_head.head.weight"] = tensors[head].clone()
+    tensors[prefix + "shared_head.head.weight"] = model.lm_head.weight.detach().clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     model.config.name_or_path, model.config.dtype = str(folder), torch.float32
     # transformers finds prediction layers by the names that it ignores otherwise, with the layer counts of real models.
@@ -99,7 +98,8 @@ def prediction_parity(name: str, layout: dict[str, Any], folder: Path) -> Parity
     diffs = [(result - expected).abs().max() for result in found]
     diffs += [(logits - main).abs().max() for _, logits in results]
     max_diff = max(diff.item() for diff in diffs)
-    return Parity(max_diff, expected.abs().max().item(), changed_tensors(folder / "hf", folder / "out"))
+    changed = changed_tensors(folder / "hf", folder / "out")
+    return Parity(max_diff, expected.abs().max().item(), changed, TOLERANCE)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -121,6 +121,20 @@ def test_one_weight_under_three_names(distributed_save: bool, tmp_path: Path) ->
     AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
     bridge.export_ckpt(tmp_path / "megatron", tmp_path / "offline")
     assert changed_tensors(tmp_path / "hf", tmp_path / "offline") == []
+
+
+@pytest.mark.parametrize("distributed_save", [False, True])
+def test_every_copy_of_a_tied_embedding_is_exported(distributed_save: bool, tmp_path: Path) -> None:
+    """With tied embeddings the prediction layer stores two more copies of one tensor."""
+    save_with_prediction_layer("glm4-moe", tmp_path / "hf", tie_word_embeddings=True)
+    bridge = AutoBridge.from_hf_pretrained(tmp_path / "hf")
+    model = bridge.to_megatron_provider().provide_distributed_model(wrap_with_ddp=False)
+    source = load_file(tmp_path / "hf" / "model.safetensors")
+    assert dict(bridge.export_hf_weights(model)).keys() == source.keys()
+    head = f"model.layers.{bridge.hf_pretrained.config.num_hidden_layers}.shared_head.head.weight"
+    assert [name for name, _ in bridge.export_hf_weights(model, select=lambda name: name == head)] == [head]
+    bridge.save_hf_pretrained(model, tmp_path / "out", distributed_save=distributed_save)
+    assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []
 
 
 def test_switched_off(tmp_path: Path) -> None:

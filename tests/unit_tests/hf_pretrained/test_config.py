@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig, LlamaConfig, Qwen3Config
+from transformers import AutoConfig, DeepseekV3Config, LlamaConfig, Qwen3Config
 
+from megatron.bridge import AutoBridge
 from megatron.bridge.errors import BridgeError, CheckpointError, UnsupportedConfigError, UnsupportedModelError
 from megatron.bridge.models.hf_pretrained.config import load_config, read_config_json
 
@@ -87,6 +88,46 @@ def test_custom_code_that_transformers_does_not_need_is_not_run(tmp_path: Path) 
     write(tmp_path, {"model_type": "qwen3", "auto_map": {"AutoConfig": "configuration_qwen3.Qwen3Config"}})
     (tmp_path / "configuration_qwen3.py").write_text("raise SystemExit")
     assert type(load_config(tmp_path)) is Qwen3Config
+
+
+KIMI = {
+    "model_type": "kimi_k2",
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+    "rope_theta": 50000.0,
+    "rope_scaling": {"type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "beta_fast": 1.0},
+    "n_group": 1,
+}
+
+
+@pytest.mark.parametrize("trust_remote_code", [False, True])
+def test_a_model_type_that_is_stated_to_be_another(tmp_path: Path, trust_remote_code: bool) -> None:
+    folder = write(tmp_path, KIMI)
+    (tmp_path / "configuration_deepseek.py").write_text("raise SystemExit")
+    config = load_config(folder, trust_remote_code=trust_remote_code, overrides={"num_hidden_layers": 7})
+    assert type(config) is DeepseekV3Config
+    assert (config.n_group, config.num_hidden_layers, config.name_or_path) == (1, 7, str(folder))
+    assert (config.rope_parameters["rope_theta"], config.rope_parameters["factor"]) == (50000.0, 32.0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model_type": "kimi_k3"},
+        {"model_type": "kimi_k2", "architectures": ["AnotherForCausalLM"]},
+        {"model_type": "kimi_k2", "architectures": "DeepseekV3ForCausalLM"},
+    ],
+    ids=str,
+)
+def test_no_other_model_type_is_taken_for_a_known_one(tmp_path: Path, values: dict[str, object]) -> None:
+    with pytest.raises(UnsupportedModelError, match="trust_remote_code=True"):
+        load_config(write(tmp_path, {**KIMI, **values}))
+
+
+def test_an_architecture_that_megatron_core_cannot_compute(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"model_type": "deepseek_v4", "architectures": ["DeepseekV4ForCausalLM"]})
+    with pytest.raises(UnsupportedModelError, match=r"DeepseekV4ForCausalLM cannot be converted: .*hyper-connections"):
+        AutoBridge.from_hf_pretrained(folder)
 
 
 def test_overrides_reach_derived_values(tmp_path: Path) -> None:

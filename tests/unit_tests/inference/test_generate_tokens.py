@@ -57,6 +57,8 @@ LENGTHS = {
     "qwen3-next": (5, 6),
     "deepseek-v3": (10, 8),
     "moonlight": (10, 8),
+    "deepseek-v3.2": (10, 8),
+    "glm-moe-dsa-shared-indices": (6, 12),
     "gpt-oss": (6, 12),
     "llama4": (6, 12),
     "exaone-moe": (6, 12),

@@ -27,7 +27,7 @@ class CachedForward:
     The logits are those of a forward pass over the whole sequence. So where a rope scaling changes its frequencies with
     the length (longrope once, dynamic at each step past the original length), the whole sequence is computed again.
     transformers does that with `use_cache=False`; with its cache it mixes keys of different frequencies. Models with
-    linear attention, whose state megatron-core 0.19 cannot keep, compute the whole sequence for each token.
+    linear or sparse attention, whose state megatron-core 0.19 cannot keep, compute the whole sequence for each token.
 
     The state of the model (training mode, sequence parallelism) changes only during a call.
 
@@ -85,6 +85,8 @@ class CachedForward:
         return output[0, -1, : self.vocab_size].float().cpu()
 
     def _must_start_again(self, num_cached: int) -> bool:
+        if self.config.experimental_attention_variant == "dsa":
+            return True  # megatron-core's sparse attention has no cache for the keys of its indexer
         return isinstance(self._rotary, ScaledRotaryEmbedding) and self._rotary.changes_between(
             num_cached, len(self._token_ids)
         )

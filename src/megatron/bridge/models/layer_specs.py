@@ -1,5 +1,6 @@
 """Layer specs: Transformer Engine where it can run, megatron-core's own modules elsewhere. The choice is made here."""
 
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from megatron.bridge.models.transformer.qk_norm import (
 )
 from megatron.bridge.models.transformer.residual import POST_NORM_KEYS, BiasDropoutAdd
 from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
+from megatron.bridge.models.transformer.sparse_attention import ReplicatedLinear, check_index_sharing, sparse_attention
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
 
@@ -112,11 +114,17 @@ def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None, is_
 
 def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) -> Any:
     """The spec of this rank's decoder layers, by what the machine offers, with the modules that the config asks for."""
+    first = get_transformer_layer_offset(config, vp_stage=vp_stage)
+    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+    if config.experimental_attention_variant == "dsa":
+        check_index_sharing(config, first, num_layers)
     if capabilities.has_transformer_engine():
-        if config.experimental_attention_variant is None:
-            block = gpt_layer_specs.get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
-        else:
+        if config.experimental_attention_variant == "gated_delta_net":
             block = get_transformer_block_with_experimental_attention_variant_spec(config, vp_stage=vp_stage)
+        else:
+            usual = copy(config)  # megatron-core gives the spec of usual attention only, which _vary changes
+            usual.experimental_attention_variant = None
+            block = gpt_layer_specs.get_gpt_decoder_block_spec(usual, use_transformer_engine=True, vp_stage=vp_stage)
         for spec in {id(spec): spec for spec in block.layer_specs}.values():
             if spec.submodules.self_attention.module is GatedDeltaNet:
                 spec.submodules.self_attention.submodules.out_norm = _DELTA_NET_NORM
@@ -125,8 +133,6 @@ def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) 
         if not config.norm_bias:
             block.layer_norm = TorchNorm
         return block
-    first = get_transformer_layer_offset(config, vp_stage=vp_stage)
-    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     kinds = list(zip(moe_layers(config), linear_layers(config), strict=True))[first : first + num_layers]
     specs = {kind: local_layer_spec(config, *kind) for kind in set(kinds)}
     return TransformerBlockSubmodules(layer_specs=[specs[kind] for kind in kinds], layer_norm=TorchNorm)
@@ -180,6 +186,8 @@ def _vary(spec: ModuleSpec, config: "GPTModelProvider", with_transformer_engine:
         spec.module = ParallelTransformerLayer
         layer.pre_mlp_layernorm = IdentityOp
     _vary_attention(layer.self_attention, config)
+    if config.experimental_attention_variant == "dsa":
+        _make_attention_sparse(layer, with_transformer_engine)
     _vary_experts(layer.mlp.keywords["submodules"], config, with_transformer_engine)
     _set_biases(spec, config)
     config.modify_layer_spec(spec)
@@ -200,6 +208,20 @@ def _vary_attention(spec: ModuleSpec, config: "GPTModelProvider") -> None:
     if config.qk_layernorm and config.qk_layernorm_scope == "head_after_rope":
         spec.module = SelfAttentionWithNormsAfterRope
         attention.q_layernorm = attention.k_layernorm = NormAfterRope
+
+
+def _make_attention_sparse(layer: Any, with_transformer_engine: bool) -> None:
+    """Sparse attention; its indexer reads the normalised latent of queries, so that norm stands on its own."""
+    attention = layer.self_attention.submodules
+    if with_transformer_engine:
+        attention.core_attention = sparse_attention(transformer_engine.TELinear, transformer_engine.TENorm)
+        attention.q_layernorm = attention.kv_layernorm = transformer_engine.TENorm
+        attention.linear_q_up_proj = attention.linear_kv_up_proj = transformer_engine.TEColumnParallelLinear
+    else:
+        attention.core_attention = sparse_attention(ReplicatedLinear, TorchNorm)
+    # In checkpoints these norms are on their own too, as with megatron-core's own spec.
+    keys = getattr(layer, "sharded_state_dict_keys_map", None) or {}
+    layer.sharded_state_dict_keys_map = {name: key for name, key in keys.items() if "self_attention." not in name}
 
 
 def _vary_experts(mlp: Any, config: "GPTModelProvider", with_transformer_engine: bool) -> None:

@@ -16,6 +16,7 @@ from megatron.bridge.models.conversion.param_mapping import (
     GatedQKVMapping,
     MegatronParamMapping,
     QKVMapping,
+    ReplicatedMapping,
     SectionMapping,
     Tied,
 )
@@ -197,6 +198,19 @@ def gated_delta_net(config: Any, *, hf: str = "model.layers.*.linear_attn", fuse
         for name, theirs in (("z", "in_proj_z"), ("beta", "in_proj_b"), ("alpha", "in_proj_a")):
             mappings.append(AutoMapping(f"{megatron}.in_proj.weight.{name}", f"{hf}.{theirs}.weight"))
     return mappings
+
+
+def attention_indexer(*, hf: str = "model.layers.*.self_attn.indexer") -> Mappings:
+    """What chooses the keys of sparse attention (DSA)."""
+    megatron = f"{LAYER}.self_attention.core_attention.indexer"
+    names = {
+        "linear_wq_b.weight": "wq_b.weight",
+        "linear_wk.weight": "wk.weight",
+        "k_norm.weight": "k_norm.weight",
+        "k_norm.bias": "k_norm.bias",
+        "linear_weights_proj.weight": "weights_proj.weight",
+    }
+    return [ReplicatedMapping(f"{megatron}.{ours}", f"{hf}.{theirs}") for ours, theirs in names.items()]
 
 
 def moe(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion import weight_stream
 from megatron.bridge.models.conversion.hf_save import output_shards
-from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, check_names, copies_of
+from megatron.bridge.models.conversion.mapping_registry import copies_by_original
+from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, check_names
 from megatron.bridge.models.hf_pretrained.range_writer import RangeWriter
 from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
 from megatron.bridge.models.hf_pretrained.writer import SafetensorsWriter
@@ -75,7 +76,7 @@ def _save_ranges(plan: Plan, out: Path, shards: dict[str, Any], options: dict[st
     if is_first:
         writer.create()
     process_groups.barrier()
-    copies = copies_of(plan.tied)
+    copies = copies_by_original(plan.tied)
     with writer:
         for task in plan:
             _write_owned_boxes(task, writer, copies)

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from megatron.bridge.models.conversion.param_mapping import Dropped, MegatronParamMapping, Tied, pattern_to_regex
 
@@ -84,13 +84,21 @@ class MegatronMappingRegistry:
         return found[0].reason if found else None
 
     def tied(self) -> dict[str, str]:
-        """HF names of second copies, each with the name of the tensor it must equal."""
-        tied = {mark.hf_param: mark.same_as for mark in self.dropped if isinstance(mark, Tied)}
-        for name, same_as in tied.items():
-            while same_as in tied:  # a copy of a copy
-                same_as = tied[same_as]
-            tied[name] = same_as
-        return tied
+        """HF names of second copies, each with the name of the tensor it must equal, which is not itself a copy."""
+        marks = {mark.hf_param: mark.same_as for mark in self.dropped if isinstance(mark, Tied)}
+
+        def original(name: str) -> str:
+            return original(marks[name]) if name in marks else name
+
+        return {name: original(name) for name in marks}
+
+
+def copies_by_original(tied: Mapping[str, str]) -> dict[str, list[str]]:
+    """The inverse of `MegatronMappingRegistry.tied`: for each tensor that has copies, the names of all of them."""
+    copies: dict[str, list[str]] = defaultdict(list)
+    for name, same_as in tied.items():
+        copies[same_as].append(name)
+    return dict(copies)
 
 
 class _PatternIndex:

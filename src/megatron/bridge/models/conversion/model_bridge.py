@@ -30,6 +30,18 @@ class RegisteredBridge:
     model_type: str | None
 
 
+# Architectures that megatron-core cannot compute, with the reason.
+NOT_REPRESENTABLE = {
+    "DeepseekV4ForCausalLM": (
+        "its hyper-connections keep several residual streams per layer (hc_mult), and megatron-core's layers and the "
+        "hand-over between its pipeline stages carry one"
+    ),
+}
+
+# HF `model_type` that transformers does not know -> (HF architecture, the `model_type` whose config class it has).
+# Filled by `register_bridge`: only what a family states to be the same, field by field, is read so.
+_CONFIG_ALIASES: dict[str, tuple[str, str]] = {}
+
 _BRIDGES: dict[str, RegisteredBridge] = {}
 
 
@@ -71,7 +83,12 @@ class MegatronModelBridge(ABC):
 
     @staticmethod
     def register_bridge(
-        *, source: Any, target: Any, provider: Any = None, model_type: str | None = None
+        *,
+        source: Any,
+        target: Any,
+        provider: Any = None,
+        model_type: str | None = None,
+        same_config: tuple[str, ...] = (),
     ) -> Callable[[type["MegatronModelBridge"]], type["MegatronModelBridge"]]:
         """Class decorator: this bridge serves the HF architecture `source`. The last registration wins.
 
@@ -80,6 +97,9 @@ class MegatronModelBridge(ABC):
             target: Megatron model class, or its name.
             provider: provider class; default: the bridge's `PROVIDER_CLASS`.
             model_type: HF `model_type`, with which a config can be exported that never came from HF.
+            same_config: further values of `model_type`, unknown to transformers, of models with this architecture and
+                the same fields: their `config.json` is read with the config class of `model_type`, without the
+                model's own code.
         """
         architecture = source if isinstance(source, str) else source.__name__
 
@@ -87,6 +107,9 @@ class MegatronModelBridge(ABC):
             if provider is not None:
                 bridge_class.PROVIDER_CLASS = provider
             _BRIDGES[architecture] = RegisteredBridge(architecture, bridge_class, target, model_type)
+            for alias in same_config:
+                assert model_type is not None, "same_config needs the model_type whose config class is used"
+                _CONFIG_ALIASES[alias] = (architecture, model_type)
             return bridge_class
 
         return register
@@ -283,19 +306,23 @@ def registered_bridges() -> dict[str, RegisteredBridge]:
     return dict(_BRIDGES)
 
 
+def known_config_type(model_type: Any, architectures: Any) -> str | None:
+    """The `model_type` whose config class reads a config of a `model_type` that transformers does not know, or `None`.
+
+    Args:
+        architectures: of the config; must name the architecture for which a family stated it.
+    """
+    registered_bridges()
+    architecture, known = _CONFIG_ALIASES.get(model_type, (None, None)) if isinstance(model_type, str) else (None, None)
+    return known if isinstance(architectures, list) and architecture in architectures else None
+
+
 def registered_for(bridge_class: type[MegatronModelBridge]) -> RegisteredBridge:
     """The first registration of a bridge class."""
     for entry in _BRIDGES.values():
         if entry.bridge_class is bridge_class:
             return entry
     raise UnsupportedModelError(f"{bridge_class.__name__} is not registered: decorate it with register_bridge")
-
-
-# What megatron-core lacks for architectures that are asked for.
-_NOT_REPRESENTABLE = {
-    "DeepseekV4ForCausalLM": "it has several residual streams that are mixed between layers (hyper-connections), and "
-    "megatron-core's layers and pipeline stages pass on one",
-}
 
 
 def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
@@ -312,10 +339,10 @@ def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
     found = ", ".join(architectures) if architectures else "none"
     name = getattr(hf_config, "name_or_path", "")
     for architecture in architectures:
-        if architecture in _NOT_REPRESENTABLE:
+        if architecture in NOT_REPRESENTABLE:
             raise UnsupportedModelError(
-                f"{name or type(hf_config).__name__}: {architecture} cannot be converted: "
-                f"{_NOT_REPRESENTABLE[architecture]}"
+                f"{type(hf_config).__name__}{f' of {name}' if name else ''}: {architecture} cannot be converted: "
+                f"{NOT_REPRESENTABLE[architecture]}. It needs layers of its own in megatron-core first."
             )
     raise UnsupportedModelError(
         f"{type(hf_config).__name__}{f' of {name}' if name else ''}: no bridge for architecture {found}. "

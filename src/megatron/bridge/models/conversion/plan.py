@@ -5,7 +5,6 @@ A plan is data: it can be printed, counted and costed.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -102,14 +101,6 @@ class Plan:
     def hf_shapes(self) -> dict[str, Shape]:
         """Shapes by name of every HF tensor that the plan reads or writes, in model order."""
         return {name: shape for task in self.tasks for name, shape in task.hf_shapes.items()}
-
-
-def copies_of(tied: Mapping[str, str]) -> dict[str, list[str]]:
-    """The names of the second copies of each tensor that is stored more than once."""
-    copies: dict[str, list[str]] = defaultdict(list)
-    for name, same_as in tied.items():
-        copies[same_as].append(name)
-    return dict(copies)
 
 
 def build_plan(

@@ -12,8 +12,9 @@ from megatron.core import parallel_state
 from megatron.bridge.errors import BridgeError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.layout import Box, Layout, Shape
+from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.placement import Parameter, read_placement
-from megatron.bridge.models.conversion.plan import Plan, TensorInfo, WeightConversionTask, build_plan, copies_of
+from megatron.bridge.models.conversion.plan import Plan, TensorInfo, WeightConversionTask, build_plan
 from megatron.bridge.models.model_building import unwrap_model
 from megatron.bridge.transport import collectives
 from megatron.bridge.transport.progress import Progress
@@ -210,8 +211,8 @@ def export(
     """
     tasks = build_global_tasks(bridge, hf_pretrained, model) if conversion_tasks is None else conversion_tasks
     state = hf_pretrained.state if hf_tensor_infos(hf_pretrained) is not None else None
-    tied = bridge.registry().tied().items()
-    copies = copies_of({name: same_as for name, same_as in tied if state is not None and name in state})
+    stored = () if state is None else state
+    copies = copies_by_original({name: same_as for name, same_as in bridge.registry().tied().items() if name in stored})
     assembler = _Assembler()
     wanted = (task for task in tasks if task is not None and _is_wanted(task, copies, select))
     with torch.no_grad(), Progress("exporting", None, enabled=show_progress) as progress:
@@ -248,8 +249,8 @@ def describe(
 def _is_wanted(
     task: WeightConversionTask, copies: Mapping[str, Sequence[str]], select: Callable[[str], bool] | None
 ) -> bool:
-    names = [given for name in task.mapping.hf_names.values() for given in (name, *copies.get(name, ()))]
-    return select is None or any(map(select, names))
+    names = task.mapping.hf_names.values()
+    return select is None or any(select(given) for name in names for given in (name, *copies.get(name, ())))
 
 
 class _Assembler:

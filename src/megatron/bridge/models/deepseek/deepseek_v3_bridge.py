@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from transformers import DeepseekV3Config
 
 
-@MegatronModelBridge.register_bridge(source="KimiK2ForCausalLM", target="GPTModel", model_type="kimi_k2")
-@MegatronModelBridge.register_bridge(source="DeepseekV3ForCausalLM", target="GPTModel", model_type="deepseek_v3")
+@MegatronModelBridge.register_bridge(
+    source="DeepseekV3ForCausalLM", target="GPTModel", model_type="deepseek_v3", same_config=("kimi_k2",)
+)
 class DeepseekV3Bridge(MegatronModelBridge):
     """Multi-latent attention, and experts chosen by biased sigmoid scores within the best groups of experts."""
 
@@ -71,11 +72,15 @@ class DeepseekV3Bridge(MegatronModelBridge):
         """The inverse of `router_fields`."""
         return moe_config.grouped_sigmoid_values(provider)
 
+    def attention_mappings(self) -> blocks.Mappings:
+        """The mappings of a layer's attention."""
+        return blocks.latent_attention(q_latent=self.hf_config.q_lora_rank is not None)
+
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config
         layer = [
             *blocks.pre_norms(),
-            *blocks.latent_attention(q_latent=config.q_lora_rank is not None),
+            *self.attention_mappings(),
             *blocks.moe(router_bias=self.ROUTER_BIAS, shared="shared_experts"),
         ]
         return MegatronMappingRegistry(

@@ -26,9 +26,6 @@ _MAX_SIZES = {
     "vocab_size": 100_000_000,
     "max_position_embeddings": 1_000_000_000,
 }
-# Model types that only a folder's own code knows, although its config and weights are exactly those of a type that
-# transformers has: https://huggingface.co/moonshotai/Kimi-K2-Instruct
-_SAME_TYPES = {"kimi_k2": "deepseek_v3"}
 # What transformers raises when a value is of the wrong kind.
 _REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
@@ -59,6 +56,9 @@ def load_config(
 ) -> PretrainedConfig:
     """Loads a folder's config with transformers' `AutoConfig`.
 
+    A `model_type` that transformers does not know, but which a family states to be another's (`kimi_k2` is
+    `deepseek_v3`), is read with that one's config class; the folder's own code is not run.
+
     Overrides replace values of `config.json` before the config is made, so that what the config derives from them
     (`layer_types` from `num_hidden_layers`) follows. A dict for a nested config, such as `text_config`, replaces only
     the values it names.
@@ -73,15 +73,14 @@ def load_config(
 
     folder = Path(path)
     values = read_config_json(folder)
-    same_type = _SAME_TYPES.get(str(values.get("model_type")))
-    if same_type is None:
+    known_class = _known_class(values)
+    if known_class is None:
         _check_model_type(folder, values, trust_remote_code)
     _check_values(folder, values)
-    if same_type is None:
-        config = _made(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+    if known_class is not None:
+        config = _made(folder, lambda: known_class.from_dict(values, name_or_path=str(folder)))
     else:
-        made = {**values, "model_type": same_type}
-        config = _made(folder, lambda: AutoConfig.for_model(**made, name_or_path=str(folder)))
+        config = _made(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
     if overrides:
         _check_overrides(folder, values, config, overrides)
         merged = _merge(values, overrides)
@@ -105,6 +104,19 @@ def _made(folder: Path, make: Callable[[], PretrainedConfig]) -> PretrainedConfi
         if error.errno is not None:
             raise
         raise CheckpointError(f"{folder}: transformers cannot load its config: {error}") from error  # absent code file
+
+
+def _known_class(values: dict[str, Any]) -> type[PretrainedConfig] | None:
+    """The config class of the `model_type` that a family states this one to be, if transformers does not know it."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from megatron.bridge.models.conversion.model_bridge import known_config_type
+
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type in CONFIG_MAPPING:
+        return None
+    known = known_config_type(model_type, values.get("architectures"))
+    return None if known is None else CONFIG_MAPPING[known]
 
 
 def _check_model_type(folder: Path, values: dict[str, Any], trust_remote_code: bool) -> None:
