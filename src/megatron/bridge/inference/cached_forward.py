@@ -26,8 +26,8 @@ class CachedForward:
 
     The logits are those of a forward pass over the whole sequence. So where a rope scaling changes its frequencies with
     the length (longrope once, dynamic at each step past the original length), the whole sequence is computed again.
-    transformers does that with `use_cache=False`; with its cache it mixes keys of different frequencies. Sparse attention
-    (DSA) is computed again at each step.
+    transformers does that with `use_cache=False`; with its cache it mixes keys of different frequencies. With sparse
+    attention (DSA) it is computed again at each step.
 
     The state of the model (training mode, sequence parallelism) changes only during a call.
 
