@@ -36,6 +36,7 @@ def embeddings(
     tied: bool,
     hf: str = "model",
     lm_head: str = "lm_head",
+    embedding: str = "embed_tokens",
     norm: str = "norm",
     norm_bias: bool = False,
     lm_head_bias: bool = False,
@@ -43,16 +44,16 @@ def embeddings(
     """Word embedding, final norm and output layer; with tied weights the output layer has none of its own.
 
     Args:
-        norm: HF name of the final norm, below `hf`.
+        embedding, norm: HF names of the word embedding and the final norm, below `hf`.
         norm_bias, lm_head_bias: whether these layers have biases.
     """
-    mappings: Mappings = [AutoMapping("embedding.word_embeddings.weight", f"{hf}.embed_tokens.weight")]
+    mappings: Mappings = [AutoMapping("embedding.word_embeddings.weight", f"{hf}.{embedding}.weight")]
     for kind in _kinds(norm_bias):
         mappings.append(AutoMapping(f"decoder.final_layernorm.{kind}", f"{hf}.{norm}.{kind}"))
     if lm_head_bias:
         mappings.append(AutoMapping("output_layer.bias", f"{lm_head}.bias"))
     if tied:
-        mappings.append(Tied(f"{lm_head}.weight", same_as=f"{hf}.embed_tokens.weight"))
+        mappings.append(Tied(f"{lm_head}.weight", same_as=f"{hf}.{embedding}.weight"))
     else:
         mappings.append(AutoMapping("output_layer.weight", f"{lm_head}.weight"))
     return mappings
