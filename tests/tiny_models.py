@@ -99,6 +99,10 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
 
 
 _LLAMA, _QWEN2, _QWEN3, _MISTRAL = "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"
+_MIMO_JSON = {
+    **{"model_type": "mimo", "architectures": ["MiMoForCausalLM"], "auto_map": {"AutoConfig": "c.MiMoConfig"}},
+    **{"attention_bias": True, "use_mrope": False, "num_nextn_predict_layers": 1},
+}
 _WINDOW_ON_SOME = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
 _LONGROPE = {
     "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 2.5, 3.0],
@@ -289,6 +293,7 @@ TINY_MODELS = {
         TinyModel("llama-longrope-short", _LLAMA, rope("longrope", **_LONGROPE), seq_length=24),
         TinyModel("qwen2", _QWEN2),
         TinyModel("qwen2-tied", _QWEN2, {"tie_word_embeddings": True}),
+        TinyModel("mimo", _QWEN2, {"head_dim": 24}, config_json=_MIMO_JSON),
         TinyModel("qwen2-window-on-some-layers", _QWEN2, _WINDOW_ON_SOME),
         TinyModel("qwen2-yarn-rope", _QWEN2, rope("yarn", factor=4.0, original_max_position_embeddings=64)),
         TinyModel("qwen3", _QWEN3, {"head_dim": 24}),

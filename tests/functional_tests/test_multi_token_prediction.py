@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers.modeling_layers import MtpModel
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from megatron.bridge import AutoBridge
 from tests.parity import TOLERANCE, Parity, changed_tensors
 from tests.ranks import run_ranks
-from tests.tiny_models import TINY_MODELS
+from tests.tiny_models import TINY_MODELS, randomize
 
 FAMILIES = ("deepseek-v3", "glm4-moe")
 NORMS = ("enorm", "hnorm", "shared_head.norm")
@@ -121,6 +122,47 @@ def test_one_weight_under_three_names(distributed_save: bool, tmp_path: Path) ->
     AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
     bridge.export_ckpt(tmp_path / "megatron", tmp_path / "offline")
     assert changed_tensors(tmp_path / "hf", tmp_path / "offline") == []
+
+
+class MiMoPrediction(torch.nn.Module):
+    """MiMo's prediction layer by its published description, made of transformers' modules: no library has it."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.token_layernorm, self.hidden_layernorm, self.final_layernorm = (
+            Qwen2RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(3)
+        )
+        self.input_proj = torch.nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.layer = Qwen2DecoderLayer(config, 0)
+
+    def forward(self, embeddings: torch.Tensor, hidden: torch.Tensor, angles: Any) -> torch.Tensor:
+        pair = torch.cat([self.hidden_layernorm(hidden), self.token_layernorm(embeddings)], dim=-1)
+        length = hidden.shape[1]
+        mask = torch.full((length, length), float("-inf")).triu(1)[None, None]
+        return self.final_layernorm(self.layer(self.input_proj(pair), attention_mask=mask, position_embeddings=angles))
+
+
+@pytest.mark.parametrize("layout", [{}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}], ids=["tp1", "tp2-sp", "pp2"])
+@torch.no_grad()
+def test_prediction_layer_of_mimo(layout: dict[str, Any], tmp_path: Path) -> None:
+    model = TINY_MODELS["mimo"].save(tmp_path / "hf")
+    prediction = MiMoPrediction(model.config).eval()
+    randomize(prediction, seed=5)
+    path = tmp_path / "hf" / "model.safetensors"
+    extra = {"model.mtp_layers.0." + k.removeprefix("layer."): v for k, v in prediction.state_dict().items()}
+    save_file({**load_file(path), **extra}, path, metadata={"format": "pt"})
+    tokens = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
+    sizes = {key: layout[key] for key in ("tp", "pp") if key in layout}
+    num_ranks = layout.get("pp", 1) * layout.get("tp", 1)
+    results = run_ranks(_run, num_ranks, tmp_path / "hf", tokens, layout, tmp_path / "out", **sizes)
+    hidden = model.model(tokens).last_hidden_state[:, :-1]
+    angles = model.model.rotary_emb(hidden, torch.arange(tokens.shape[1] - 1)[None])
+    expected = model.lm_head(prediction(model.model.embed_tokens(tokens[:, 1:]), hidden, angles))
+    found = [result for result, _ in results if result is not None]
+    assert found
+    assert all((result[:, :-1, : expected.shape[-1]] - expected).abs().max() <= TOLERANCE for result in found)
+    assert all((logits - model(tokens).logits).abs().max() <= TOLERANCE for _, logits in results)
+    assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("distributed_save", [False, True])

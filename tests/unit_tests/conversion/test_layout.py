@@ -194,3 +194,10 @@ def test_expert_of_a_stacked_tensor(
     part = expected.new_empty([stop - start for start, stop in box])
     layouts.assemble(layout, {"weight": stack}, part, box)
     assert torch.equal(part, expected[layouts.slices(box)])
+
+
+@given(st.data(), small, small)
+def test_halves_of_the_columns_are_exchanged(data: st.DataObject, rows: int, half: int) -> None:
+    weight = numbered(rows, 2 * half)
+    expected = torch.cat([weight[:, half:], weight[:, :half]], dim=1)
+    check(data, layouts.swapped_columns((rows, 2 * half)), {"weight": weight}, expected)

@@ -11,15 +11,19 @@ import pytest
 from megatron.bridge.models import proven
 from megatron.bridge.models.conversion.model_bridge import registered_bridges
 from megatron.bridge.models.proven import Proof
-from tests.parity import TOLERANCE, all_cases
+from tests.parity import all_cases
+from tests.tiny_models import TINY_MODELS
 from tools import make_docs
 
+# transformers has no such classes: tests of their own compare them with a class that computes the same. They are listed
+# as not proven.
+COMPARED_APART = {"BailingMoeV2ForCausalLM", "MiMoForCausalLM"}
 HOW = "run `make record-proof FAMILY=<variant>`, or `make record-proof` for all"
 
 
 def test_every_architecture_is_proven_and_every_proof_has_an_architecture() -> None:
     found = proven.support()
-    assert found.keys() == registered_bridges().keys(), HOW
+    assert found.keys() == registered_bridges().keys() - COMPARED_APART, HOW
     for architecture, support in found.items():
         assert {"tp1", "tp2", "pp2", "tp2-sp"} <= set(support.layouts), f"{architecture}: {HOW}"
 
@@ -34,7 +38,7 @@ def test_the_record_is_that_of_the_table() -> None:
 def test_what_is_recorded_passed() -> None:
     for proof in proven.read_proofs():
         assert proof.export_is_bitwise, proof
-        assert 0 <= proof.max_diff <= TOLERANCE, proof
+        assert 0 <= proof.max_diff <= TINY_MODELS[proof.variant].tolerance, proof
         assert proof.layout in proven.LAYOUTS, proof
 
 

@@ -4,6 +4,8 @@ A block is a function of a few choices (read from the HF config by the family) t
 HF name of the module, with `*` for the layer number; Megatron names are those of the Transformer Engine spec.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from megatron.bridge.models.conversion.param_mapping import (
@@ -18,12 +20,16 @@ from megatron.bridge.models.conversion.param_mapping import (
     QKVMapping,
     ReplicatedMapping,
     SectionMapping,
+    SwappedColumnsMapping,
     Tied,
 )
 
 Mappings = list[MegatronParamMapping | Dropped]
 
 LAYER = "decoder.layers.*"
+
+# HF names of the norms of q and k in some families.
+LONG_QK_NORM_NAMES = ("query_layernorm", "key_layernorm")
 # HF names that several families have in common, to be passed to blocks.
 DEEPSEEK_ROUTER_BIAS = "gate.e_score_correction_bias"
 BLOCK_SPARSE_MOE = "model.layers.*.block_sparse_moe"
@@ -39,6 +45,7 @@ def embeddings(
     tied: bool,
     hf: str = "model",
     lm_head: str = "lm_head",
+    embedding: str = "embed_tokens",
     norm: str = "norm",
     norm_bias: bool = False,
     lm_head_bias: bool = False,
@@ -46,16 +53,16 @@ def embeddings(
     """Word embedding, final norm and output layer; with tied weights the output layer has none of its own.
 
     Args:
-        norm: HF name of the final norm, below `hf`.
+        embedding, norm: HF names of the word embedding and the final norm, below `hf`.
         norm_bias, lm_head_bias: whether these layers have biases.
     """
-    mappings: Mappings = [AutoMapping("embedding.word_embeddings.weight", f"{hf}.embed_tokens.weight")]
+    mappings: Mappings = [AutoMapping("embedding.word_embeddings.weight", f"{hf}.{embedding}.weight")]
     for kind in _kinds(norm_bias):
         mappings.append(AutoMapping(f"decoder.final_layernorm.{kind}", f"{hf}.{norm}.{kind}"))
     if lm_head_bias:
         mappings.append(AutoMapping("output_layer.bias", f"{lm_head}.bias"))
     if tied:
-        mappings.append(Tied(f"{lm_head}.weight", same_as=f"{hf}.embed_tokens.weight"))
+        mappings.append(Tied(f"{lm_head}.weight", same_as=f"{hf}.{embedding}.weight"))
     else:
         mappings.append(AutoMapping("output_layer.weight", f"{lm_head}.weight"))
     return mappings
@@ -293,7 +300,21 @@ def fused_moe(
     return mappings
 
 
-def multi_token_prediction(layer: Mappings, config: Any, *, hf: str = "model", lm_head: str = "lm_head") -> Mappings:
+# Megatron's and the usual HF names of what a prediction layer has in addition to a decoder layer.
+_PREDICTION_NAMES = {"enorm": "enorm", "hnorm": "hnorm", "eh_proj": "eh_proj", "final_layernorm": "shared_head.norm"}
+
+
+def multi_token_prediction(
+    layer: Mappings,
+    config: Any,
+    *,
+    hf: str = "model",
+    lm_head: str = "lm_head",
+    layers: str = "layers",
+    first: int | None = None,
+    names: Mapping[str, str] = MappingProxyType(_PREDICTION_NAMES),
+    hidden_state_first: bool = False,
+) -> Mappings:
     """Layers behind the last one that predict further tokens, stored under the numbers that follow it.
 
     The HF tensors are dropped if the Megatron model has no such layers (`mtp_num_layers`).
@@ -301,13 +322,19 @@ def multi_token_prediction(layer: Mappings, config: Any, *, hf: str = "model", l
     Args:
         layer: the mappings of a decoder layer, which a prediction layer has too.
         config: the HF config.
+        layers: HF name of the list of prediction layers, below `hf`.
+        first: number of the first; default: behind the decoder layers.
+        names: HF names of the norms and the projection by Megatron's.
+        hidden_state_first: whether the projection's input is the hidden state, then the embedding.
     """
     mappings: Mappings = []
+    first = config.num_hidden_layers if first is None else first
     for index in range(getattr(config, "num_nextn_predict_layers", None) or 0):
-        number = config.num_hidden_layers + index
-        megatron, theirs = f"mtp.layers.{index}", f"{hf}.layers.{number}"
-        names = {name: name for name in ("enorm", "hnorm", "eh_proj")} | {"final_layernorm": "shared_head.norm"}
-        mappings += [AutoMapping(f"{megatron}.{m}.weight", f"{theirs}.{h}.weight") for m, h in names.items()]
+        number = first + index
+        megatron, theirs = f"mtp.layers.{index}", f"{hf}.{layers}.{number}"
+        for ours, name in names.items():
+            kind = SwappedColumnsMapping if hidden_state_first and ours == "eh_proj" else AutoMapping
+            mappings.append(kind(f"{megatron}.{ours}.weight", f"{theirs}.{name}.weight"))
         for mapping in layer:
             if isinstance(mapping, Dropped):
                 continue

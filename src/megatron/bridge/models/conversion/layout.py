@@ -235,6 +235,18 @@ def concatenated_rows(shape: Shape, roles: Mapping[str, int]) -> Layout:
     return Layout(tuple(pieces), hf_shapes)
 
 
+def swapped_columns(shape: Shape) -> Layout:
+    """The two halves of a matrix's columns, exchanged."""
+    half = shape[1] // 2
+    rows = slice(0, shape[0], 1)
+    parts = ((0, half), (half, shape[1]))
+    pieces = tuple(
+        Piece("weight", (rows, slice(*theirs, 1)), ((0, shape[0]), ours))
+        for theirs, ours in zip(parts, reversed(parts), strict=True)
+    )
+    return Layout(pieces, {"weight": shape})
+
+
 def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Layout:
     """Row blocks interleaved by group: group `g` is rows `g` of each role in turn.
 

@@ -38,9 +38,9 @@ NOT_REPRESENTABLE = {
     ),
 }
 
-# HF `model_type` that transformers does not know -> (HF architecture, the `model_type` whose config class it has).
+# (HF architecture, `model_type` that transformers does not know) -> the `model_type` whose config class it has.
 # Filled by `register_bridge`: only what a family states to be the same, field by field, is read so.
-_CONFIG_ALIASES: dict[str, tuple[str, str]] = {}
+_CONFIG_ALIASES: dict[tuple[str, str], str] = {}
 
 _BRIDGES: dict[str, RegisteredBridge] = {}
 
@@ -88,7 +88,7 @@ class MegatronModelBridge(ABC):
         target: Any,
         provider: Any = None,
         model_type: str | None = None,
-        same_config: tuple[str, ...] = (),
+        same_config: Mapping[str, str] | None = None,
     ) -> Callable[[type["MegatronModelBridge"]], type["MegatronModelBridge"]]:
         """Class decorator: this bridge serves the HF architecture `source`. The last registration wins.
 
@@ -97,8 +97,8 @@ class MegatronModelBridge(ABC):
             target: Megatron model class, or its name.
             provider: provider class; default: the bridge's `PROVIDER_CLASS`.
             model_type: HF `model_type`, with which a config can be exported that never came from HF.
-            same_config: further values of `model_type`, unknown to transformers, of models with this architecture and
-                the same fields: their `config.json` is read with the config class of `model_type`, without the
+            same_config: values of `model_type` that transformers does not know, each with the known one whose fields
+                models of this architecture have: their `config.json` is read with its config class, without the
                 model's own code.
         """
         architecture = source if isinstance(source, str) else source.__name__
@@ -107,9 +107,8 @@ class MegatronModelBridge(ABC):
             if provider is not None:
                 bridge_class.PROVIDER_CLASS = provider
             _BRIDGES[architecture] = RegisteredBridge(architecture, bridge_class, target, model_type)
-            for alias in same_config:
-                assert model_type is not None, "same_config needs the model_type whose config class is used"
-                _CONFIG_ALIASES[alias] = (architecture, model_type)
+            for unknown, known in (same_config or {}).items():
+                _CONFIG_ALIASES[architecture, unknown] = known
             return bridge_class
 
         return register
@@ -310,11 +309,12 @@ def known_config_type(model_type: Any, architectures: Any) -> str | None:
     """The `model_type` whose config class reads a config of a `model_type` that transformers does not know, or `None`.
 
     Args:
-        architectures: of the config; must name the architecture for which a family stated it.
+        architectures: of the config; the first that has a bridge must be the one for which a family stated it.
     """
-    registered_bridges()
-    architecture, known = _CONFIG_ALIASES.get(model_type, (None, None)) if isinstance(model_type, str) else (None, None)
-    return known if isinstance(architectures, list) and architecture in architectures else None
+    bridges = registered_bridges()
+    names = architectures if isinstance(architectures, list) else []
+    architecture = next((name for name in names if isinstance(name, str) and name in bridges), "")
+    return _CONFIG_ALIASES.get((architecture, model_type)) if isinstance(model_type, str) else None
 
 
 def registered_for(bridge_class: type[MegatronModelBridge]) -> RegisteredBridge:

@@ -238,6 +238,13 @@ class ConcatenatedMapping(MegatronParamMapping):
         return layouts.concatenated_rows(shape, dict.fromkeys(self.hf_names, shape[0] // len(self.hf_names)))
 
 
+class SwappedColumnsMapping(MegatronParamMapping):
+    """One HF tensor, of which the Megatron weight has the halves of the columns in the other order."""
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        return layouts.swapped_columns(shape)
+
+
 class Dropped:
     """HF tensors that have no place in the Megatron model, with the reason why losing them is right.
 

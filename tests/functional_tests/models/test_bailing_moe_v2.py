@@ -1,0 +1,117 @@
+"""Ling 2.0, which transformers does not have: the same computation as GLM-4.5's, under other names.
+
+The reference is transformers' GLM-4.5 with its tensors renamed to the published names; the config class stands in for
+the model's own code. So the arithmetic is compared with a library's, the names only with their published description.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron.bridge import AutoBridge
+from tests.parity import TOLERANCE, changed_tensors
+from tests.ranks import run_ranks
+from tests.tiny_models import TINY_MODELS, TinyModel
+
+CONFIG_CODE = """
+from transformers import PretrainedConfig
+
+class BailingMoeV2Config(PretrainedConfig):
+    model_type = "bailing_moe"
+
+    def __init__(self, rope_theta=600000.0, partial_rotary_factor=0.5, **kwargs):
+        self.rope_theta = rope_theta
+        self.partial_rotary_factor = partial_rotary_factor
+        super().__init__(**kwargs)
+"""
+NAMES = {
+    "embed_tokens": "word_embeddings",
+    "self_attn.o_proj": "attention.dense",
+    "self_attn.q_norm": "attention.query_layernorm",
+    "self_attn.k_norm": "attention.key_layernorm",
+    "gate.e_score_correction_bias": "gate.expert_bias",
+}
+SAME_FIELDS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
+    *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "hidden_act"),
+    *("moe_intermediate_size", "num_experts_per_tok", "n_group", "topk_group", "norm_topk_prob"),
+    *("routed_scaling_factor", "first_k_dense_replace", "use_qk_norm"),
+)
+FIXED = {
+    **{"use_bias": False, "use_rmsnorm": True, "embedding_dropout": 0.0, "output_dropout": 0.0, "rope_scaling": None},
+    **{"moe_router_enable_expert_bias": True, "score_function": "sigmoid", "router_dtype": "fp32"},
+    **{"num_nextn_predict_layers": 0, "max_window_layers": 20},
+}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp1": {},
+    "tp2": {"tp": 2},
+    "pp2": {"pp": 2},
+    "tp2-ep2-sp": {"tp": 2, "ep": 2, "etp": 1, "sequence_parallel": True},
+}
+
+
+def save(folder: Path, **config: Any) -> Any:
+    """Saves GLM-4.5 under Ling's names; returns the model."""
+    glm = TINY_MODELS["glm4-moe"]
+    model = TinyModel("bailing", glm.architecture, {**glm.config, **config}).save(folder)
+    hf = model.config
+    theirs = {
+        **{name: getattr(hf, name) for name in SAME_FIELDS},
+        **FIXED,
+        "num_experts": hf.n_routed_experts,
+        "num_shared_experts": hf.n_shared_experts,
+        "use_qkv_bias": hf.attention_bias,
+        "rope_theta": hf.rope_parameters["rope_theta"],
+        "partial_rotary_factor": hf.rope_parameters.get("partial_rotary_factor", 1.0),
+        "model_type": "bailing_moe",
+        "architectures": ["BailingMoeV2ForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_bailing_moe_v2.BailingMoeV2Config"},
+    }
+    (folder / "config.json").write_text(json.dumps(theirs))
+    (folder / "configuration_bailing_moe_v2.py").write_text(CONFIG_CODE)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if ".self_attn.q_proj." in name]:
+        parts = [tensors.pop(name.replace("q_proj", f"{role}_proj")) for role in "qkv"]
+        tensors[name.replace("self_attn.q_proj", "attention.query_key_value")] = torch.cat(parts)
+    for ours, other in NAMES.items():
+        tensors = {name.replace(ours, other): tensor for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return model
+
+
+def _run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any], save_to: Path) -> torch.Tensor:
+    from megatron.bridge.models.forward import full_logits
+
+    bridge = AutoBridge.from_hf_pretrained(folder, trust_remote_code=True)
+    provider = bridge.to_megatron_provider()
+    provider.tensor_model_parallel_size = layout.get("tp", 1)
+    provider.pipeline_model_parallel_size = layout.get("pp", 1)
+    provider.expert_model_parallel_size = layout.get("ep", 1)
+    provider.expert_tensor_parallel_size = layout.get("etp")
+    provider.sequence_parallel = layout.get("sequence_parallel", False)
+    provider.finalize()
+    model = provider.provide_distributed_model(wrap_with_ddp=False)
+    logits = full_logits(model, tokens)
+    bridge.save_hf_pretrained(model, save_to)
+    return logits
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("config", [{}, {"attention_bias": True, "n_group": 4, "topk_group": 2}], ids=["", "groups"])
+@torch.no_grad()
+def test_logits_and_export(
+    config: dict[str, Any], layout: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = save(tmp_path / "hf", **config)
+    tokens = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
+    sizes = {key: layout[key] for key in ("tp", "pp", "ep", "etp") if key in layout}
+    num_ranks = layout.get("pp", 1) * max(layout.get("tp", 1), layout.get("ep", 1) * layout.get("etp", 1))
+    results = run_ranks(_run, num_ranks, tmp_path / "hf", tokens, layout, tmp_path / "out", **sizes)
+    expected = model(tokens).logits
+    assert max((logits - expected).abs().max().item() for logits in results) <= TOLERANCE
+    assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []
