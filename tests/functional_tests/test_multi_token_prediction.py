@@ -202,3 +202,17 @@ def test_absent_from_the_checkpoint(tmp_path: Path) -> None:
     bridge = AutoBridge.from_hf_pretrained(tmp_path)
     assert bridge.hf_pretrained.config.num_nextn_predict_layers == 1
     assert bridge.to_megatron_provider(load_weights=False).mtp_num_layers is None
+
+
+@pytest.mark.parametrize("name", ["qwen3-next", "qwen3.5"])
+def test_layers_that_transformers_ignores_are_dropped_with_a_reason(name: str, tmp_path: Path) -> None:
+    model = TINY_MODELS[name].save(tmp_path / "hf")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    hidden = model.config.hidden_size
+    extra = {"mtp.fc.weight": torch.ones(hidden, 2 * hidden), "mtp.layers.0.input_layernorm.weight": torch.ones(hidden)}
+    save_file({**tensors, **extra}, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+    AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
+    bridge = AutoBridge.from_hf_pretrained(tmp_path / "hf")
+    bridge.export_ckpt(tmp_path / "megatron", tmp_path / "out")
+    assert changed_tensors(tmp_path / "hf", tmp_path / "out") == sorted(extra)
+    assert all("prediction" in (bridge._model_bridge.registry().drop_reason(tensor) or "") for tensor in extra)

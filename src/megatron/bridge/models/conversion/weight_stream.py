@@ -211,8 +211,9 @@ def export(
     """
     tasks = build_global_tasks(bridge, hf_pretrained, model) if conversion_tasks is None else conversion_tasks
     state = hf_pretrained.state if hf_tensor_infos(hf_pretrained) is not None else None
-    stored = () if state is None else state
-    copies = copies_by_original({name: same_as for name, same_as in bridge.registry().tied().items() if name in stored})
+    tied = bridge.registry().tied()
+    stored = {name: same_as for name, same_as in tied.items() if state is not None and name in state}
+    copies = copies_by_original(stored)
     assembler = _Assembler()
     wanted = (task for task in tasks if task is not None and _is_wanted(task, copies, select))
     with torch.no_grad(), Progress("exporting", None, enabled=show_progress) as progress:
