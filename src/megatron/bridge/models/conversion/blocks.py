@@ -357,6 +357,15 @@ def multi_token_prediction(
     return mappings
 
 
+def no_multi_token_prediction(*, hf: str = "mtp") -> Mappings:
+    """Leaves out prediction layers that are stored in a module of their own, as transformers does.
+
+    Args:
+        hf: its HF name.
+    """
+    return [Dropped(f"{hf}.**", "the Megatron model has no multi-token prediction layers")]
+
+
 def gated_mlp(*, hf: str = "model.layers.*.mlp", bias: bool = False, fused_gate_up: str | None = None) -> Mappings:
     """MLP with gate, up and down projections.
 

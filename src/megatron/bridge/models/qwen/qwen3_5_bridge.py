@@ -38,6 +38,7 @@ class Qwen3_5Bridge(MegatronModelBridge):
             *blocks.gated_delta_net(config, fused_by_head=False),
             *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True, output_gate=True),
             *blocks.gated_mlp(),
+            *blocks.no_multi_token_prediction(),
         )
 
 

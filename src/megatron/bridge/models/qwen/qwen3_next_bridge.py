@@ -56,5 +56,6 @@ class Qwen3NextBridge(MegatronModelBridge):
             *blocks.gated_delta_net(config, fused_by_head=True),
             *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True, output_gate=True),
             *blocks.gated_mlp(),
+            *blocks.no_multi_token_prediction(),
             *blocks.moe(shared="shared_expert", shared_gate="shared_expert_gate"),
         )
