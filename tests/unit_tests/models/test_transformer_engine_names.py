@@ -31,13 +31,15 @@ def with_transformer_engine() -> Rows:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_hf_tensors(name: str, with_transformer_engine: Rows) -> None:
     local = {row["global_name"]: row for row in describe(name)}
+    local_names = {row["param_name"] for row in local.values()}
     found = {row["global_name"]: row for row in with_transformer_engine[name]}
     assert found.keys() == local.keys()
     for weight, row in found.items():
         assert row["shape"] == local[weight]["shape"], weight
         assert row["hf_shapes"] == local[weight]["hf_shapes"], weight
-        # The rule is found by the parameter's own name too, without its key in a checkpoint.
-        assert row["looked_up"] == sorted(row["hf_shapes"]), weight
+        # A name that only Transformer Engine's modules have is found by itself, without the key in a checkpoint.
+        if row["looked_up"] is not None or row["param_name"] not in local_names:
+            assert row["looked_up"] == sorted(row["hf_shapes"]), weight
 
 
 LAYER = "decoder.layers.1."

@@ -85,8 +85,6 @@ class CachedForward:
         return output[0, -1, : self.vocab_size].float().cpu()
 
     def _must_start_again(self, num_cached: int) -> bool:
-        if self.config.experimental_attention_variant == "dsa":
-            return True  # megatron-core's sparse attention has no cache for the keys of its indexer
         return isinstance(self._rotary, ScaledRotaryEmbedding) and self._rotary.changes_between(
             num_cached, len(self._token_ids)
         )
