@@ -1,5 +1,6 @@
 """The comparison with transformers that decides whether a family is right: logits forward, weights back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,7 @@ def parity(tiny: TinyModel, layout: dict[str, Any], folder: Path) -> Parity:
     )
     with torch.no_grad():
         reference = hf_model(tokens).logits
-    sizes = {name: layout[name] for name in ("tp", "pp", "ep", "etp") if name in layout}
-    num_ranks = layout.get("pp", 1) * max(layout.get("tp", 1), layout.get("ep", 1) * layout.get("etp", 1))
-    results = run_ranks(_convert_and_run, num_ranks, folder / "hf", tokens, layout, folder / "out", **sizes)
+    results = run_on(layout, convert_and_run, folder / "hf", tokens, layout, folder / "out")
     assert all(logits.shape == reference.shape for logits in results)
     max_diff = max((logits - reference).abs().max().item() for logits in results)
     changed = changed_tensors(folder / "hf", folder / "out")
@@ -100,10 +99,15 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
 
 
-def _convert_and_run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any], save_to: Path) -> torch.Tensor:
-    from megatron.bridge.models.forward import full_logits
+def run_on(layout: dict[str, Any], fn: Callable[..., Any], *args: Any) -> list[Any]:
+    """What `fn` returns on each rank of a layout."""
+    sizes = {name: layout[name] for name in ("tp", "pp", "ep", "etp") if name in layout}
+    num_ranks = layout.get("pp", 1) * max(layout.get("tp", 1), layout.get("ep", 1) * layout.get("etp", 1))
+    return run_ranks(fn, num_ranks, *args, **sizes)
 
-    bridge = AutoBridge.from_hf_pretrained(folder)
+
+def build_on(bridge: AutoBridge, layout: dict[str, Any]) -> list[Any]:
+    """This rank's part of the model, with weights, on the ranks of a layout."""
     provider = bridge.to_megatron_provider()
     provider.tensor_model_parallel_size = layout.get("tp", 1)
     provider.pipeline_model_parallel_size = layout.get("pp", 1)
@@ -112,7 +116,21 @@ def _convert_and_run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any],
     provider.pad_query_groups = layout.get("pad_query_groups", False)
     provider.sequence_parallel = layout.get("sequence_parallel", False)
     provider.finalize()
-    model = provider.provide_distributed_model(wrap_with_ddp=False)
+    return provider.provide_distributed_model(wrap_with_ddp=False)
+
+
+def convert_and_run(
+    folder: Path, tokens: torch.Tensor, layout: dict[str, Any], save_to: Path, **options: Any
+) -> torch.Tensor:
+    """The logits of the model on this rank's layout; exports it as well.
+
+    Args:
+        options: of `AutoBridge.from_hf_pretrained`.
+    """
+    from megatron.bridge.models.forward import full_logits
+
+    bridge = AutoBridge.from_hf_pretrained(folder, **options)
+    model = build_on(bridge, layout)
     logits = full_logits(model, tokens)
     bridge.save_hf_pretrained(model, save_to)
     return logits

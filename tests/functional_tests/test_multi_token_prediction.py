@@ -11,8 +11,7 @@ from transformers.modeling_layers import MtpModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
 from megatron.bridge import AutoBridge
-from tests.parity import TOLERANCE, Parity, changed_tensors
-from tests.ranks import run_ranks
+from tests.parity import TOLERANCE, Parity, build_on, changed_tensors, run_on
 from tests.tiny_models import TINY_MODELS, randomize
 
 FAMILIES = ("deepseek-v3", "glm4-moe")
@@ -65,15 +64,8 @@ def _run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any], save_to: Pa
     from megatron.bridge.models.forward import full_logits
 
     bridge = AutoBridge.from_hf_pretrained(folder)
-    provider = bridge.to_megatron_provider()
-    provider.tensor_model_parallel_size = layout.get("tp", 1)
-    provider.pipeline_model_parallel_size = layout.get("pp", 1)
-    provider.expert_model_parallel_size = layout.get("ep", 1)
-    provider.expert_tensor_parallel_size = layout.get("etp")
-    provider.sequence_parallel = layout.get("sequence_parallel", False)
-    provider.finalize()
-    model = provider.provide_distributed_model(wrap_with_ddp=False)
-    assert provider.mtp_num_layers == 1
+    model = build_on(bridge, layout)
+    assert model[0].config.mtp_num_layers == 1
     captured: list[torch.Tensor] = []
     if model[0].post_process:
         # megatron-core computes the prediction's logits first; its loss changes them in place.
@@ -88,9 +80,7 @@ def prediction_parity(name: str, layout: dict[str, Any], folder: Path) -> Parity
     """Compares the logits of a tiny model and of its prediction layer with transformers', and the export."""
     model, prediction = save_with_prediction_layer(name, folder / "hf")
     tokens = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
-    sizes = {key: layout[key] for key in ("tp", "pp", "ep", "etp") if key in layout}
-    num_ranks = layout.get("pp", 1) * max(layout.get("tp", 1), layout.get("ep", 1) * layout.get("etp", 1))
-    results = run_ranks(_run, num_ranks, folder / "hf", tokens, layout, folder / "out", **sizes)
+    results = run_on(layout, _run, folder / "hf", tokens, layout, folder / "out")
     with torch.no_grad():
         main = model(tokens).logits
     expected = reference_logits(model, prediction, tokens)
@@ -109,19 +99,6 @@ def test_prediction_layer(name: str, layout: dict[str, Any], tmp_path: Path) -> 
     found = prediction_parity(name, layout, tmp_path)
     assert found.changed == []
     assert found.max_diff <= TOLERANCE
-
-
-@pytest.mark.parametrize("distributed_save", [False, True])
-def test_one_weight_under_three_names(distributed_save: bool, tmp_path: Path) -> None:
-    """A tied head: the embedding is stored again as embedding and as head of the prediction layer."""
-    save_with_prediction_layer("deepseek-v3", tmp_path / "hf", tie_word_embeddings=True)
-    bridge = AutoBridge.from_hf_pretrained(tmp_path / "hf")
-    model = bridge.to_megatron_model(wrap_with_ddp=False)
-    bridge.save_hf_pretrained(model, tmp_path / "live", distributed_save=distributed_save)
-    assert changed_tensors(tmp_path / "hf", tmp_path / "live") == []
-    AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
-    bridge.export_ckpt(tmp_path / "megatron", tmp_path / "offline")
-    assert changed_tensors(tmp_path / "hf", tmp_path / "offline") == []
 
 
 class MiMoPrediction(torch.nn.Module):
@@ -152,9 +129,7 @@ def test_prediction_layer_of_mimo(layout: dict[str, Any], tmp_path: Path) -> Non
     extra = {"model.mtp_layers.0." + k.removeprefix("layer."): v for k, v in prediction.state_dict().items()}
     save_file({**load_file(path), **extra}, path, metadata={"format": "pt"})
     tokens = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
-    sizes = {key: layout[key] for key in ("tp", "pp") if key in layout}
-    num_ranks = layout.get("pp", 1) * layout.get("tp", 1)
-    results = run_ranks(_run, num_ranks, tmp_path / "hf", tokens, layout, tmp_path / "out", **sizes)
+    results = run_on(layout, _run, tmp_path / "hf", tokens, layout, tmp_path / "out")
     hidden = model.model(tokens).last_hidden_state[:, :-1]
     angles = model.model.rotary_emb(hidden, torch.arange(tokens.shape[1] - 1)[None])
     expected = model.lm_head(prediction(model.model.embed_tokens(tokens[:, 1:]), hidden, angles))
@@ -177,6 +152,9 @@ def test_every_copy_of_a_tied_embedding_is_exported(distributed_save: bool, tmp_
     assert [name for name, _ in bridge.export_hf_weights(model, select=lambda name: name == head)] == [head]
     bridge.save_hf_pretrained(model, tmp_path / "out", distributed_save=distributed_save)
     assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []
+    AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
+    bridge.export_ckpt(tmp_path / "megatron", tmp_path / "offline")
+    assert changed_tensors(tmp_path / "hf", tmp_path / "offline") == []
 
 
 def test_switched_off(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ the model's own code. So the arithmetic is compared with a library's, the names 
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron.bridge import AutoBridge
-from tests.parity import TOLERANCE, changed_tensors
-from tests.ranks import run_ranks
+from tests.parity import TOLERANCE, changed_tensors, convert_and_run, run_on
 from tests.tiny_models import TINY_MODELS, TinyModel
 
 CONFIG_CODE = """
@@ -83,23 +82,6 @@ def save(folder: Path, **config: Any) -> Any:
     return model
 
 
-def _run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any], save_to: Path) -> torch.Tensor:
-    from megatron.bridge.models.forward import full_logits
-
-    bridge = AutoBridge.from_hf_pretrained(folder, trust_remote_code=True)
-    provider = bridge.to_megatron_provider()
-    provider.tensor_model_parallel_size = layout.get("tp", 1)
-    provider.pipeline_model_parallel_size = layout.get("pp", 1)
-    provider.expert_model_parallel_size = layout.get("ep", 1)
-    provider.expert_tensor_parallel_size = layout.get("etp")
-    provider.sequence_parallel = layout.get("sequence_parallel", False)
-    provider.finalize()
-    model = provider.provide_distributed_model(wrap_with_ddp=False)
-    logits = full_logits(model, tokens)
-    bridge.save_hf_pretrained(model, save_to)
-    return logits
-
-
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("config", [{}, {"attention_bias": True, "n_group": 4, "topk_group": 2}], ids=["", "groups"])
 @torch.no_grad()
@@ -109,9 +91,8 @@ def test_logits_and_export(
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     model = save(tmp_path / "hf", **config)
     tokens = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
-    sizes = {key: layout[key] for key in ("tp", "pp", "ep", "etp") if key in layout}
-    num_ranks = layout.get("pp", 1) * max(layout.get("tp", 1), layout.get("ep", 1) * layout.get("etp", 1))
-    results = run_ranks(_run, num_ranks, tmp_path / "hf", tokens, layout, tmp_path / "out", **sizes)
+    run = partial(convert_and_run, trust_remote_code=True)
+    results = run_on(layout, run, tmp_path / "hf", tokens, layout, tmp_path / "out")
     expected = model(tokens).logits
     assert max((logits - expected).abs().max().item() for logits in results) <= TOLERANCE
     assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron.bridge.cli import options, output, ranks
+from megatron.bridge.cli import output, ranks
 from megatron.bridge.cli.options import torch_dtype
 from megatron.bridge.errors import BridgeError, CheckpointError
 
@@ -56,12 +56,12 @@ def _say(json: bool) -> Any:
 # Conversion
 
 
-def resources(memory: str | None, threads: int, part: str | None) -> Any:
+def resources(memory: int | None, threads: int, part: tuple[int, int] | None) -> Any:
     """The `Resources` that the options of a command describe."""
     from megatron.bridge.models.conversion.resources import Resources
 
-    found = Resources(num_threads=threads, part=options.part(part))
-    return found if memory is None else replace(found, memory=options.num_bytes(memory))
+    found = Resources(num_threads=threads, part=part)
+    return found if memory is None else replace(found, memory=memory)
 
 
 def import_hf(model: ModelChoice, out: Path, dtype: str | None, resources: Any, json: bool) -> None:

@@ -50,29 +50,16 @@ def num_bytes(text: str) -> int:
     return size
 
 
-def _check_memory(text: str | None) -> str | None:
-    if text is not None:
-        num_bytes(text)
-    return text
-
-
-def part(text: str | None) -> tuple[int, int] | None:
-    """Index and count of a part such as `0/8`; `None` for none.
+def part(text: str) -> tuple[int, int]:
+    """Index and count of a part such as `0/8`.
 
     Raises:
         typer.BadParameter: another form, or an index outside the count.
     """
-    if text is None:
-        return None
     match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     if match is None or int(match[1]) >= int(match[2]):
         raise typer.BadParameter(f"{text!r} is not a part such as 0/8, the first of eight, or 7/8, the last")
     return int(match[1]), int(match[2])
-
-
-def _check_part(text: str | None) -> str | None:
-    part(text)
-    return text
 
 
 _PARALLEL = "Ranks"
@@ -95,10 +82,10 @@ TrustRemoteCode = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.")]
 Memory = Annotated[
-    str | None,
+    int | None,
     typer.Option(
         metavar="SIZE",
-        callback=_check_memory,
+        parser=num_bytes,
         help="Memory for buffers, such as 1GB. Default: 256MiB, whatever the model's size.",
         rich_help_panel=_RESOURCES,
     ),
@@ -107,10 +94,10 @@ Threads = Annotated[
     int, typer.Option(min=1, metavar="N", help="Files written at the same time.", rich_help_panel=_RESOURCES)
 ]
 Part = Annotated[
-    str | None,
+    Any,  # index and count; typer takes a tuple for an option of two values
     typer.Option(
         metavar="I/N",
-        callback=_check_part,
+        parser=part,
         help="Write only the I-th of N shares (from 0). The last process to finish publishes the folder.",
         rich_help_panel=_RESOURCES,
     ),

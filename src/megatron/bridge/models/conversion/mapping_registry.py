@@ -9,12 +9,15 @@ from megatron.bridge.models.conversion.param_mapping import Dropped, MegatronPar
 _DIGITS = re.compile(r"\d+|\*+")
 
 # A norm in front of a linear layer is a parameter of its own in the local spec and a part of the linear layer in the
-# Transformer Engine spec. A rule may use either name.
+# Transformer Engine spec; one behind it is a part of the residual addition, and in checkpoints of the linear layer. A
+# rule may use either name.
 _NORM_ALIASES = (
     ("input_layernorm.", "self_attention.linear_qkv.layer_norm_"),
     ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"),
     ("self_attention.q_layernorm.", "self_attention.linear_q_up_proj.layer_norm_"),
     ("self_attention.kv_layernorm.", "self_attention.linear_kv_up_proj.layer_norm_"),
+    ("self_attn_bda.post_layernorm.", "self_attention.linear_proj.post_layernorm."),
+    ("mlp_bda.post_layernorm.", "mlp.linear_fc2.post_layernorm."),
 )
 
 

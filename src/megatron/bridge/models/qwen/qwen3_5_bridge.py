@@ -1,6 +1,6 @@
 """Qwen3.5 (text)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron.bridge.models.conversion import blocks, config_mapping, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
@@ -11,6 +11,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 class Qwen3_5Bridge(MegatronModelBridge):
     """Gated delta nets with a layer of gated attention among several of them."""
 
+    PROJECTIONS_BY_HEAD: ClassVar[bool] = False
     CONFIG_MAPPING = {
         **MegatronModelBridge.CONFIG_MAPPING,
         **config_mapping.ATTENTION_BIAS,
@@ -35,7 +36,7 @@ class Qwen3_5Bridge(MegatronModelBridge):
         return MegatronMappingRegistry(
             *blocks.embeddings(tied=config.tie_word_embeddings),
             *blocks.pre_norms(),
-            *blocks.gated_delta_net(config, fused_by_head=False),
+            *blocks.gated_delta_net(config, fused_by_head=self.PROJECTIONS_BY_HEAD),
             *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True, output_gate=True),
             *blocks.gated_mlp(),
             *blocks.no_multi_token_prediction(),
