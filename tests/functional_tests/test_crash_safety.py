@@ -6,7 +6,6 @@ has 67 MB in 13 HF files, and its import 14.
 
 import contextlib
 import ctypes
-import errno
 import hashlib
 import os
 import random
@@ -405,27 +404,6 @@ def test_disk_that_is_full_at_the_end(conversion: Conversion, tmp_path: Path) ->
 
     error = run(child)
     assert isinstance(error, CheckpointError) and "Free some space" in str(error)
-    assert not out.exists()
-    assert run(lambda: conversion(out)) is None
-    assert conversion.is_complete(out)
-
-
-def test_an_error_of_the_disk_beside_the_writing(conversion: Conversion, tmp_path: Path) -> None:
-    """The system tells of it once, to the synchronisation that runs while the file is still written."""
-    out = tmp_path / "out"
-
-    def child() -> None:
-        right = os.fdatasync
-
-        def fail_once(descriptor: int) -> None:
-            os.fdatasync = right
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-        os.fdatasync, staging._SYNC_BYTES = fail_once, 2**20
-        conversion(out)
-
-    error = run(child)
-    assert isinstance(error, CheckpointError) and os.strerror(errno.EIO) in str(error)
     assert not out.exists()
     assert run(lambda: conversion(out)) is None
     assert conversion.is_complete(out)

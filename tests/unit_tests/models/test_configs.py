@@ -50,6 +50,13 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "window_attn_skip_freq": [1, 1, 1, 1, 1, 0],
         },
     ),
+    "llama": (  # made from a GGUF file
+        {
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2, "unk_token_id": 0,
+            "num_key_value_heads": 2, "rope_theta": 10000.0,
+        },
+        {"num_query_groups": 2, "rotary_base": 10000.0},
+    ),
     "cohere2": (
         {
             "architectures": ["Cohere2ForCausalLM"], "model_type": "cohere2", "num_hidden_layers": 4,

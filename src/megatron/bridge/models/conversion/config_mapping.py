@@ -98,6 +98,7 @@ IRRELEVANT_FIELDS = {
     "bos_token_id": "generation",
     "eos_token_id": "generation",
     "pad_token_id": "generation",
+    "unk_token_id": "tokenization",
     "use_cache": "generation",
     "cache_implementation": "generation",
     "output_hidden_states": "what the HF model returns",
