@@ -227,9 +227,34 @@ _LLAMA4 = {
     **{"attention_chunk_size": 8, "no_rope_layers": [1, 0, 1, 0], "floor_scale": 4, "attn_scale": 0.5},
 }
 
+_MAMBA2 = {"state_size": 16, "num_heads": 16, "head_dim": 8, "n_groups": 2, "chunk_size": 16}
+_NEMOTRON_H = {
+    "layers_block_type": ["linear_attention", "full_attention", "mlp", "linear_attention"],
+    "head_dim": 24,
+    "ssm_state_size": 16,
+    "mamba_num_heads": 16,
+    "mamba_head_dim": 8,
+    "n_groups": 2,
+    "chunk_size": 16,
+    # Above many of the step sizes, so that the limit shows.
+    "time_step_min": 0.5,
+}
+_NEMOTRON_3 = {
+    **_NEMOTRON_H,
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "linear_attention", "mlp"],
+    "time_step_min": 0.001,
+    "n_routed_experts": 8,
+    "moe_intermediate_size": 48,
+    "moe_shared_expert_intermediate_size": 40,
+    "num_experts_per_tok": 3,
+    "routed_scaling_factor": 2.5,
+    "layer_norm_epsilon": 1e-4,
+}
 TINY_MODELS = {
     model.name: model
     for model in (
+        TinyModel("nemotron-h", "NemotronHForCausalLM", _NEMOTRON_H),
+        TinyModel("nemotron-3", "NemotronHForCausalLM", _NEMOTRON_3),
         TinyModel("llama", _LLAMA),
         TinyModel("llama-tied", _LLAMA, {"tie_word_embeddings": True}),
         TinyModel("llama-attention-bias", _LLAMA, {"attention_bias": True}),

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from megatron.bridge.errors import BridgeError
+from megatron.bridge.runtime import mamba
 from megatron.bridge.transport import gloo
 
 CPU = torch.device("cpu")
@@ -131,6 +132,8 @@ REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     ("torch.distributed:all_gather", gloo.all_gather),
     # timers.py, pipeline_parallel/p2p_communication.py, dist_checkpointing/strategies/async_utils.py
     ("torch.cuda:synchronize", _nothing),
+    # ssm/mamba_mixer.py
+    *mamba.REPLACEMENTS,
 )
 
 LITERAL_DEVICE = (

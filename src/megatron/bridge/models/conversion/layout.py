@@ -235,6 +235,12 @@ def concatenated_rows(shape: Shape, roles: Mapping[str, int]) -> Layout:
     return Layout(tuple(pieces), hf_shapes)
 
 
+def row_block(shape: Shape, first_row: int, num_rows: int) -> Layout:
+    """The weight is the rows from `first_row` on of an HF tensor of `num_rows` rows, which other weights share."""
+    hf_shape = (num_rows, *shape[1:])
+    return Layout((Piece("weight", _index(hf_shape, first_row, shape[0]), whole(shape)),), {"weight": hf_shape})
+
+
 def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Layout:
     """Row blocks interleaved by group: group `g` is rows `g` of each role in turn.
 

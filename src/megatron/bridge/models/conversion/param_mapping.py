@@ -201,6 +201,33 @@ class FusedGatedExpertMapping(FusedExpertMapping):
     num_parts = 2
 
 
+class MambaPartMapping(MegatronParamMapping):
+    """One part of a Mamba-2 mixer's projection, or of its convolution: `parts` of an HF tensor, one after the other.
+
+    megatron-core keeps each part apart in checkpoints, because tensor parallelism cuts each of them.
+
+    Args:
+        megatron_param: ends in the name of a part: z (gate), x, B, C or dt (step sizes).
+        parts: the parts of the HF tensor, in order.
+    """
+
+    def __init__(self, megatron_param: str, hf_param: str, parts: Sequence[str]):
+        super().__init__(megatron_param, hf_param)
+        self.parts = tuple(parts)
+
+    @property
+    def is_grouped_export(self) -> bool:
+        return True
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        inner = config.mamba_num_heads * config.mamba_head_dim
+        states = config.mamba_num_groups * config.mamba_state_dim
+        sizes = {"z": inner, "x": inner, "B": states, "C": states, "dt": config.mamba_num_heads}
+        before = self.parts[: self.parts.index(self.megatron_param.rpartition(".")[2])]
+        first_row = sum(sizes[part] for part in before)
+        return layouts.row_block(shape, first_row, sum(sizes[part] for part in self.parts))
+
+
 class ConcatenatedMapping(MegatronParamMapping):
     """Several HF tensors of the same shape, one after the other, make one Megatron weight."""
 

@@ -87,13 +87,12 @@ def _read_entry(param_name: str, entry: object, vp_stage: int) -> Iterable[Param
     else:  # ShardedObject and local objects hold no weights
         return
     tensor = entry.data
-    parameter: Parameter | None = None
+    found: dict[str, Parameter] = {}  # several, if the parts are weights of their own in a checkpoint
     for part in parts:
         num_prepended = part.prepend_axis_num
         name = canonical_name(part.key, part.global_offset[:num_prepended])
         shape = tuple(part.global_shape[num_prepended:])
-        if parameter is None:
-            parameter = Parameter(name, param_name, shape, part.dtype, tensor, vp_stage)
+        parameter = found.setdefault(name, Parameter(name, param_name, shape, part.dtype, tensor, vp_stage))
         offset = part.global_offset[num_prepended:]
         box = tuple((start, start + size) for start, size in zip(offset, part.local_shape, strict=True))
         parameter.shards.append(
@@ -106,8 +105,7 @@ def _read_entry(param_name: str, entry: object, vp_stage: int) -> Iterable[Param
                 is_main_replica=is_main_replica(part.replica_id),
             )
         )
-    assert parameter is not None
-    yield parameter
+    yield from found.values()
 
 
 def canonical_name(key: str, prepended_offset: Sequence[int]) -> str:

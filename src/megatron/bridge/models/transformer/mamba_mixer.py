@@ -1,0 +1,51 @@
+"""megatron-core's Mamba-2 mixer with the norm and the step sizes that HF configs ask for."""
+
+from typing import Any
+
+import torch
+from megatron.core.ssm import mamba_mixer
+
+from megatron.bridge.errors import UnsupportedConfigError
+
+
+class MambaMixer(mamba_mixer.MambaMixer):
+    """Reads the norm's epsilon and groups, and the smallest step size, from the provider (`HybridProvider`).
+
+    Raises:
+        UnsupportedConfigError: one norm over groups that lie on several ranks.
+    """
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.norm.eps = config.layernorm_epsilon  # megatron-core's own is always 1e-5
+        if not config.mamba_norm_per_group:
+            if config.tensor_model_parallel_size > 1:
+                raise UnsupportedConfigError(
+                    "MambaMixer: a gated norm over all groups (mamba_norm_per_group=False) cannot be split over "
+                    f"tensor_model_parallel_size {config.tensor_model_parallel_size} ranks; expected 1"
+                )
+            self.norm.group_size = self.d_inner
+
+    def _ssm_training(self, zxBCdt: torch.Tensor, packed_seq_params: Any = None) -> torch.Tensor:
+        """Convolution, scan and norm of the projection, `[S, B, ...]`."""
+        if not self.config.mamba_dt_min and packed_seq_params is not None:
+            return super()._ssm_training(zxBCdt, packed_seq_params)
+        if packed_seq_params is not None:
+            raise UnsupportedConfigError(
+                "MambaMixer: packed sequences are not offered with a smallest step size; expected mamba_dt_min=0.0"
+            )
+        y = mamba_mixer.mamba_split_conv1d_scan_combined(
+            zxBCdt.transpose(0, 1).contiguous(),
+            self.cp.get_conv1d_weight().squeeze(1),
+            self.cp.get_conv1d_bias(),
+            self.cp.get_dt_bias().float(),
+            -torch.exp(self.cp.get_A_log().float()),
+            D=self.cp.get_D(),
+            chunk_size=self.chunk_size,
+            dt_limit=(self.config.mamba_dt_min, float("inf")),
+            activation=self.activation,
+            headdim=self.headdim,
+            ngroups=self.cp.ngroups_local_tpcp,
+            norm_before_gate=self.norm_before_gate,
+        )
+        return self.norm(self.cp.post_conv_ssm(y.transpose(0, 1).contiguous(), None))
