@@ -228,6 +228,15 @@ _LLAMA4 = {
 }
 
 _MAMBA2 = {"state_size": 16, "num_heads": 16, "head_dim": 8, "n_groups": 2, "chunk_size": 16}
+_MAMBA2_VARIANT = {"tie_word_embeddings": True, "time_step_limit": (0.5, float("inf"))}
+_BAMBA = {
+    "attn_layer_indices": [1, 2],
+    "mamba_n_heads": 16,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 16,
+}
 _NEMOTRON_H = {
     "layers_block_type": ["linear_attention", "full_attention", "mlp", "linear_attention"],
     "head_dim": 24,
@@ -255,6 +264,9 @@ TINY_MODELS = {
     for model in (
         TinyModel("nemotron-h", "NemotronHForCausalLM", _NEMOTRON_H),
         TinyModel("nemotron-3", "NemotronHForCausalLM", _NEMOTRON_3),
+        TinyModel("mamba2", "Mamba2ForCausalLM", _MAMBA2),
+        TinyModel("mamba2-tied-step-limit", "Mamba2ForCausalLM", {**_MAMBA2, **_MAMBA2_VARIANT}),
+        TinyModel("bamba", "BambaForCausalLM", _BAMBA),
         TinyModel("llama", _LLAMA),
         TinyModel("llama-tied", _LLAMA, {"tie_word_embeddings": True}),
         TinyModel("llama-attention-bias", _LLAMA, {"attention_bias": True}),

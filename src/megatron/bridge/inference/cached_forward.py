@@ -4,7 +4,7 @@ S is the number of tokens in one piece, H the hidden size, V the vocabulary's si
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class CachedForward:
     The logits are those of a forward pass over the whole sequence. So where a rope scaling changes its frequencies with
     the length (longrope once, dynamic at each step past the original length), the whole sequence is computed again.
     transformers does that with `use_cache=False`; with its cache it mixes keys of different frequencies.
+
+    Models with Mamba layers (HybridModel) have no cache here: every call computes the whole sequence.
 
     The state of the model (training mode, sequence parallelism) changes only during a call.
 
@@ -51,7 +53,9 @@ class CachedForward:
         self.vocab_size = vocab_size or vocab_size_of(self.config)
         self.group = self.chunk.pg_collection.pp
         self.device = next(self.chunk.parameters()).device
-        self.context = StaticInferenceContext(max_batch_size=1, max_sequence_length=capacity)
+        self.context: StaticInferenceContext | None = None
+        if not self.config.is_hybrid_model:
+            self.context = StaticInferenceContext(max_batch_size=1, max_sequence_length=capacity)
         self._rotary = getattr(self.chunk, "rotary_pos_emb", None)
         self._token_ids: list[int] = []
         self._flags = _flags_to_switch_off(self.chunk)
@@ -68,21 +72,26 @@ class CachedForward:
         )
         self._token_ids.extend(token_ids)
         if num_cached and self._must_start_again(num_cached):
-            self.context.reset()
+            if self.context is not None:
+                self.context.reset()
             token_ids = self._token_ids
-        start = self.context.sequence_len_offset
+        start = 0 if self.context is None else self.context.sequence_len_offset
         ids = torch.tensor([token_ids], device=self.device)
         positions = torch.arange(start, start + len(token_ids), device=self.device)[None]
-        if start:
+        mode = nullcontext() if self.context is None else InferenceMode.active()
+        if self.context is not None and start:
             self.context.enable_decode_mode()
-        with torch.no_grad(), InferenceMode.active(), _switched_off(self._flags):
+        with torch.no_grad(), mode, _switched_off(self._flags):
             output = self._run_stage(ids, positions)
-        self.context.increment_sequence_len_offset(len(token_ids))
+        if self.context is not None:
+            self.context.increment_sequence_len_offset(len(token_ids))
         if output is None:
             return None
         return output[0, -1, : self.vocab_size].float().cpu()
 
     def _must_start_again(self, num_cached: int) -> bool:
+        if self.context is None:
+            return True
         return isinstance(self._rotary, ScaledRotaryEmbedding) and self._rotary.changes_between(
             num_cached, len(self._token_ids)
         )

@@ -76,13 +76,11 @@ class HybridProvider(GPTModelProvider):
             equal numbers of layers, or are separated by |.
         mamba_chunk_size: positions that a scan computes at once; changes rounding only.
         mamba_dt_min: step sizes are at least this.
-        mamba_norm_per_group: whether the gated norm normalises each group, or all channels together.
     """
 
     hybrid_layer_pattern: str = ""
     mamba_chunk_size: int = 128
     mamba_dt_min: float = 0.0
-    mamba_norm_per_group: bool = True
     is_hybrid_model: bool = True
     position_embedding_type: str = "none"
     transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=hybrid_stack_spec)
@@ -117,7 +115,7 @@ class HybridProvider(GPTModelProvider):
         model: Any = HybridModel(
             config=self,
             hybrid_stack_spec=self._layer_spec(vp_stage),
-            hybrid_layer_pattern=self.hybrid_layer_pattern,
+            hybrid_layer_pattern=self._pattern_by_stage(),
             vocab_size=self.padded_vocab_size,
             max_sequence_length=self.seq_length,
             pre_process=pre_process,
@@ -136,3 +134,14 @@ class HybridProvider(GPTModelProvider):
         if self.position_embedding_type == "rope":
             apply_rope_parameters(model, self.rope_parameters, self.window_rope_parameters, self.seq_length)
         return model
+
+    def _pattern_by_stage(self) -> str:
+        """The pattern with the ends of pipeline stages, where they are equal."""
+        num_stages = self.pipeline_model_parallel_size * (self.virtual_pipeline_model_parallel_size or 1)
+        pattern = self.hybrid_layer_pattern
+        if "|" in pattern or self.num_layers % num_stages or self.num_layers_in_first_pipeline_stage is not None:
+            return pattern
+        if self.num_layers_in_last_pipeline_stage is not None:
+            return pattern
+        size = self.num_layers // num_stages
+        return "|".join(pattern[start : start + size] for start in range(0, self.num_layers, size))

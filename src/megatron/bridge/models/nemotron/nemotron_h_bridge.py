@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from megatron.bridge.models.conversion import blocks, config_mapping, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-from megatron.bridge.models.conversion.param_mapping import AutoMapping
+from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
 
 if TYPE_CHECKING:
     from transformers import NemotronHConfig
@@ -111,4 +111,5 @@ class NemotronHBridge(MegatronModelBridge):
             *blocks.attention(hf=mixer),
             *blocks.mlp(hf=mixer),
             *blocks.moe(hf=mixer, names=names, router_bias="gate.e_score_correction_bias", shared="shared_experts"),
+            Dropped("mtp.**", "transformers does not read the multi-token prediction layers, nor are they built here"),
         )

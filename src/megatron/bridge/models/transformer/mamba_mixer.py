@@ -9,22 +9,11 @@ from megatron.bridge.errors import UnsupportedConfigError
 
 
 class MambaMixer(mamba_mixer.MambaMixer):
-    """Reads the norm's epsilon and groups, and the smallest step size, from the provider (`HybridProvider`).
-
-    Raises:
-        UnsupportedConfigError: one norm over groups that lie on several ranks.
-    """
+    """Reads the norm's epsilon and the smallest step size from the provider (`HybridProvider`)."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.norm.eps = config.layernorm_epsilon  # megatron-core's own is always 1e-5
-        if not config.mamba_norm_per_group:
-            if config.tensor_model_parallel_size > 1:
-                raise UnsupportedConfigError(
-                    "MambaMixer: a gated norm over all groups (mamba_norm_per_group=False) cannot be split over "
-                    f"tensor_model_parallel_size {config.tensor_model_parallel_size} ranks; expected 1"
-                )
-            self.norm.group_size = self.d_inner
 
     def _ssm_training(self, zxBCdt: torch.Tensor, packed_seq_params: Any = None) -> torch.Tensor:
         """Convolution, scan and norm of the projection, `[S, B, ...]`."""
