@@ -55,7 +55,10 @@ class TinyModel:
 
     def hf_config(self) -> transformers.PretrainedConfig:
         model_class = getattr(transformers, self.architecture)
-        return model_class.config_class(**{**BASE, **self.config}, architectures=[self.architecture])
+        config_class = model_class.config_class
+        names = {*dir(config_class), *config_class.attribute_map}  # Mamba-2 has no attention heads
+        base = {name: value for name, value in BASE.items() if name in names}
+        return config_class(**{**base, **self.config}, architectures=[self.architecture])
 
     def hf_model(self, seed: int | None = None) -> transformers.PreTrainedModel:
         """The model in float32, eval mode and eager attention."""

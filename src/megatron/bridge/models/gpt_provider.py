@@ -223,9 +223,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         return padded_vocab_size(self.vocab_size, self.make_vocab_size_divisible_by, self.tensor_model_parallel_size)
 
     @staticmethod
-    def _stage_ends(
-        pre_process: bool | None, post_process: bool | None, vp_stage: int | None
-    ) -> tuple[bool, bool]:
+    def _stage_ends(pre_process: bool | None, post_process: bool | None, vp_stage: int | None) -> tuple[bool, bool]:
         """Whether a stage has the embedding and the output layer, where that is not given."""
         from megatron.core import parallel_state
 

@@ -36,10 +36,7 @@ class Mamba2Bridge(MegatronModelBridge):
             "initialisation",
         ),
         "residual_in_fp32": "precision of the residual stream, the same in float32",
-        **config_mapping.not_read(
-            *("norm_before_gate", "rms_norm", "intermediate_size", "max_position_embeddings"),
-            *("num_attention_heads", "num_key_value_heads"),
-        ),
+        **config_mapping.not_read("norm_before_gate", "rms_norm"),
     }
     CONFIG_FIXED = {"use_bias": False, "use_conv_bias": True, "hidden_act": "silu", "conv_kernel": 4}
     # megatron-core asks for attention heads and a feed-forward size, of which there are no layers.
