@@ -23,8 +23,9 @@ class Mamba2Bridge(MegatronModelBridge):
         "layer_norm_epsilon": "layernorm_epsilon",
         "initializer_range": "init_method_std",
         "tie_word_embeddings": "share_embeddings_and_output_weights",
-        "num_heads": "mamba_num_heads",
-        "head_dim": "mamba_head_dim",
+        # megatron-core asks for attention heads that tensor parallelism divides, though no layer has attention.
+        "num_heads": ("mamba_num_heads", "num_attention_heads", "num_query_groups"),
+        "head_dim": ("mamba_head_dim", "kv_channels"),
         "state_size": "mamba_state_dim",
         "n_groups": "mamba_num_groups",
         "chunk_size": "mamba_chunk_size",
@@ -39,13 +40,7 @@ class Mamba2Bridge(MegatronModelBridge):
         **config_mapping.not_read("norm_before_gate", "rms_norm"),
     }
     CONFIG_FIXED = {"use_bias": False, "use_conv_bias": True, "hidden_act": "silu", "conv_kernel": 4}
-    # megatron-core asks for attention heads and a feed-forward size, of which there are no layers.
-    CONFIG_DEFAULTS = {
-        **MegatronModelBridge.CONFIG_DEFAULTS,
-        "num_attention_heads": 1,
-        "num_query_groups": 1,
-        "gated_linear_unit": False,
-    }
+    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "gated_linear_unit": False}
 
     def hf_config_to_provider_kwargs(self, hf_config: "Mamba2Config") -> dict[str, Any]:
         fields = super().hf_config_to_provider_kwargs(hf_config)
