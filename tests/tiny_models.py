@@ -62,7 +62,10 @@ class TinyModel:
 
     def hf_config(self) -> transformers.PretrainedConfig:
         model_class = getattr(transformers, self.architecture)
-        return model_class.config_class(**{**BASE, **self.config}, architectures=[self.architecture])
+        config_class = model_class.config_class
+        names = {*dir(config_class), *config_class.attribute_map}  # Mamba-2 has no attention heads
+        base = {name: value for name, value in BASE.items() if name in names}
+        return config_class(**{**base, **self.config}, architectures=[self.architecture])
 
     def hf_model(self, seed: int | None = None) -> transformers.PreTrainedModel:
         """The model in float32, eval mode and eager attention."""
@@ -271,9 +274,46 @@ _LLAMA4 = {
     **{"attention_chunk_size": 8, "no_rope_layers": [1, 0, 1, 0], "floor_scale": 4, "attn_scale": 0.5},
 }
 
+_MAMBA2 = {"state_size": 16, "num_heads": 16, "head_dim": 8, "n_groups": 2, "chunk_size": 16}
+_MAMBA2_VARIANT = {"tie_word_embeddings": True, "time_step_limit": (0.5, float("inf"))}
+_BAMBA = {
+    "attn_layer_indices": [1, 2],
+    "mamba_n_heads": 16,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 16,
+}
+_NEMOTRON_H = {
+    "layers_block_type": ["linear_attention", "full_attention", "mlp", "linear_attention"],
+    "head_dim": 24,
+    "ssm_state_size": 16,
+    "mamba_num_heads": 16,
+    "mamba_head_dim": 8,
+    "n_groups": 2,
+    "chunk_size": 16,
+    # Above many of the step sizes, so that the limit shows.
+    "time_step_min": 0.5,
+}
+_NEMOTRON_3 = {
+    **_NEMOTRON_H,
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "linear_attention", "mlp"],
+    "time_step_min": 0.001,
+    "n_routed_experts": 8,
+    "moe_intermediate_size": 48,
+    "moe_shared_expert_intermediate_size": 40,
+    "num_experts_per_tok": 3,
+    "routed_scaling_factor": 2.5,
+    "layer_norm_epsilon": 1e-4,
+}
 TINY_MODELS = {
     model.name: model
     for model in (
+        TinyModel("nemotron-h", "NemotronHForCausalLM", _NEMOTRON_H),
+        TinyModel("nemotron-3", "NemotronHForCausalLM", _NEMOTRON_3),
+        TinyModel("mamba2", "Mamba2ForCausalLM", _MAMBA2),
+        TinyModel("mamba2-tied-step-limit", "Mamba2ForCausalLM", {**_MAMBA2, **_MAMBA2_VARIANT}),
+        TinyModel("bamba", "BambaForCausalLM", _BAMBA),
         TinyModel("llama", _LLAMA),
         TinyModel("llama-tied", _LLAMA, {"tie_word_embeddings": True}),
         TinyModel("llama-attention-bias", _LLAMA, {"attention_bias": True}),

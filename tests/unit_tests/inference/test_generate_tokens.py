@@ -62,6 +62,10 @@ LENGTHS = {
     "gpt-oss": (6, 12),
     "llama4": (6, 12),
     "exaone-moe": (6, 12),
+    "nemotron-h": (6, 8),
+    "nemotron-3": (6, 8),
+    "mamba2": (6, 8),
+    "bamba": (6, 8),
     "hunyuan-moe": (10, 8),
 }
 # transformers with a cache leaves old keys at the frequencies of their time.

@@ -196,12 +196,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
                 pipeline rank and `vp_stage`.
             vp_stage: index of the model chunk on this rank.
         """
-        from megatron.core import parallel_state
-
-        if pre_process is None:
-            pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
-        if post_process is None:
-            post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        pre_process, post_process = self._stage_ends(pre_process, post_process, vp_stage)
         layer_spec = self._layer_spec(vp_stage)
         model = GPTModel(
             config=self,
@@ -239,6 +234,17 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     def padded_vocab_size(self) -> int:
         """Rows of the Megatron embedding."""
         return padded_vocab_size(self.vocab_size, self.make_vocab_size_divisible_by, self.tensor_model_parallel_size)
+
+    @staticmethod
+    def _stage_ends(pre_process: bool | None, post_process: bool | None, vp_stage: int | None) -> tuple[bool, bool]:
+        """Whether a stage has the embedding and the output layer, where that is not given."""
+        from megatron.core import parallel_state
+
+        if pre_process is None:
+            pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+        if post_process is None:
+            post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        return pre_process, post_process
 
     def _layer_spec(self, vp_stage: int | None) -> Any:
         import inspect

@@ -50,10 +50,15 @@ _LOCAL_MLA_KEYS = {
 }
 
 
-def transformer_engine_layer_spec(config: "GPTModelProvider") -> ModuleSpec:
-    """One transformer layer of Transformer Engine modules."""
+def transformer_engine_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> ModuleSpec:
+    """One transformer layer of Transformer Engine modules.
+
+    Args:
+        is_moe: whether the layer has experts; default: if the model has any.
+    """
+    is_moe = config.num_moe_experts is not None if is_moe is None else is_moe
     spec = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
-        num_experts=config.num_moe_experts,
+        num_experts=config.num_moe_experts if is_moe else None,
         moe_grouped_gemm=config.moe_grouped_gemm,
         qk_layernorm=config.qk_layernorm,
         multi_latent_attention=config.multi_latent_attention,

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from megatron.bridge.errors import BridgeError
-from megatron.bridge.runtime import gated_delta
+from megatron.bridge.runtime import gated_delta, mamba
 from megatron.bridge.transport import gloo
 
 CPU = torch.device("cpu")
@@ -137,6 +137,8 @@ REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     ("megatron.core.ssm.gated_delta_net.gdn:chunk_gated_delta_rule", gated_delta.chunk_gated_delta_rule),
     # timers.py, pipeline_parallel/p2p_communication.py, dist_checkpointing/strategies/async_utils.py
     ("torch.cuda:synchronize", _nothing),
+    # ssm/mamba_mixer.py
+    *mamba.REPLACEMENTS,
 )
 
 LITERAL_DEVICE = (

@@ -49,16 +49,18 @@ def embeddings(
     norm: str = "norm",
     norm_bias: bool = False,
     lm_head_bias: bool = False,
+    megatron_norm: str = "final_layernorm",
 ) -> Mappings:
     """Word embedding, final norm and output layer; with tied weights the output layer has none of its own.
 
     Args:
         embedding, norm: HF names of the word embedding and the final norm, below `hf`.
         norm_bias, lm_head_bias: whether these layers have biases.
+        megatron_norm: Megatron's name of the final norm; "final_norm" in a HybridModel.
     """
     mappings: Mappings = [AutoMapping("embedding.word_embeddings.weight", f"{hf}.{embedding}.weight")]
     for kind in _kinds(norm_bias):
-        mappings.append(AutoMapping(f"decoder.final_layernorm.{kind}", f"{hf}.{norm}.{kind}"))
+        mappings.append(AutoMapping(f"decoder.{megatron_norm}.{kind}", f"{hf}.{norm}.{kind}"))
     if lm_head_bias:
         mappings.append(AutoMapping("output_layer.bias", f"{lm_head}.bias"))
     if tied:
@@ -226,26 +228,24 @@ def moe(
     router: str = "gate",
     router_bias: str | None = None,
     experts: str = "experts",
-    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    names: tuple[str | None, str, str] = ("gate_proj", "up_proj", "down_proj"),
     shared: str | None = None,
     shared_gate: str | None = None,
 ) -> Mappings:
-    """Mixture of gated experts, each expert's tensors stored on their own.
+    """Mixture of experts, each expert's tensors stored on their own.
 
     Args:
         router: HF name of the router, below `hf`.
         router_bias: HF name of the bias that is added to scores for the choice of experts.
         experts: HF name of the list of experts.
-        names: HF names of an expert's gate, up and down projections.
+        names: HF names of an expert's gate, up and down projections; no gate for experts of two layers.
         shared: HF name of the shared expert, if there is one.
         shared_gate: HF name of the projection that gates the shared expert.
     """
     megatron = f"{LAYER}.mlp"
-    gate, up, down = (f"{hf}.{experts}.*.{name}.weight" for name in names)
     mappings: Mappings = [
         AutoMapping(f"{megatron}.router.weight", f"{hf}.{router}.weight"),
-        GatedMLPMapping(f"{megatron}.experts.linear_fc1.weight*", gate=gate, up=up),
-        AutoMapping(f"{megatron}.experts.linear_fc2.weight*", down),
+        *_two_layers(f"{megatron}.experts", f"{hf}.{experts}.*", names, expert="*"),
     ]
     if router_bias is not None:
         mappings.append(AutoMapping(f"{megatron}.router.expert_bias", f"{hf}.{router_bias}"))
@@ -256,13 +256,42 @@ def moe(
     return mappings
 
 
-def _shared_expert(hf: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Mappings:
-    megatron = f"{LAYER}.mlp.shared_experts"
-    gate, up, down = (f"{hf}.{name}.weight" for name in names)
+def _shared_expert(hf: str, names: tuple[str | None, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Mappings:
+    return _two_layers(f"{LAYER}.mlp.shared_experts", hf, names)
+
+
+def _two_layers(megatron: str, hf: str, names: tuple[str | None, str, str], expert: str = "") -> Mappings:
+    """The weights of an expert's MLP."""
+    gate, up, down = names
+    fc1, hf_up = f"{megatron}.linear_fc1.weight{expert}", f"{hf}.{up}.weight"
     return [
-        GatedMLPMapping(f"{megatron}.linear_fc1.weight", gate=gate, up=up),
-        AutoMapping(f"{megatron}.linear_fc2.weight", down),
+        AutoMapping(fc1, hf_up) if gate is None else GatedMLPMapping(fc1, gate=f"{hf}.{gate}.weight", up=hf_up),
+        AutoMapping(f"{megatron}.linear_fc2.weight{expert}", f"{hf}.{down}.weight"),
     ]
+
+
+def mamba(*, hf: str, num_heads: int, head_dim: int, num_groups: int, state_size: int) -> Mappings:
+    """A Mamba-2 mixer, its norm in front not included.
+
+    Args:
+        num_heads, head_dim, num_groups, state_size: of the whole mixer; its projection and its convolution hold several
+            tensors, one after the other, which megatron-core keeps apart in checkpoints.
+    """
+    megatron = f"{LAYER}.mixer"
+    inner, states = num_heads * head_dim, num_groups * state_size
+    convolved = {"x": inner, "B": states, "C": states}
+    sections = {
+        "in_proj.weight": {"z": inner, **convolved, "dt": num_heads},
+        "conv1d.weight": convolved,
+        "conv1d.bias": convolved,
+    }
+    mappings: Mappings = [
+        SectionMapping(f"{megatron}.{name}.{part}", f"{hf}.{name}", tuple(sizes.values()), index)
+        for name, sizes in sections.items()
+        for index, part in enumerate(sizes)
+    ]
+    whole = ("A_log", "D", "dt_bias", "norm.weight", "out_proj.weight")
+    return [*mappings, *(AutoMapping(f"{megatron}.{name}", f"{hf}.{name}") for name in whole)]
 
 
 def fused_moe(
