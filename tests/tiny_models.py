@@ -318,6 +318,7 @@ TINY_MODELS = {
     for model in (
         TinyModel("nemotron-h", "NemotronHForCausalLM", _NEMOTRON_H),
         TinyModel("nemotron-3", "NemotronHForCausalLM", _NEMOTRON_3),
+        TinyModel("nemotron-3-latent", "NemotronHForCausalLM", {**_NEMOTRON_3, "moe_latent_size": 40}),
         TinyModel("mamba2", "Mamba2ForCausalLM", _MAMBA2),
         TinyModel("mamba2-tied-step-limit", "Mamba2ForCausalLM", {**_MAMBA2, **_MAMBA2_VARIANT}),
         TinyModel("bamba", "BambaForCausalLM", _BAMBA),

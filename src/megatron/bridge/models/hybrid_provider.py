@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_layer import MoETransformerLayer
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.gpt_provider import GPTModelProvider
-from megatron.bridge.models.layer_specs import local_layer_spec, transformer_engine_layer_spec
+from megatron.bridge.models.layer_specs import hybrid_mtp_block_spec, local_layer_spec, transformer_engine_layer_spec
 from megatron.bridge.models.rotary import apply_rope_parameters
 from megatron.bridge.models.transformer.hybrid_stack import HybridStack
 from megatron.bridge.models.transformer.mamba_mixer import MambaMixer, mixer_linears
@@ -25,6 +25,9 @@ from megatron.bridge.runtime.norm import TorchNorm
 
 if TYPE_CHECKING:
     from megatron.bridge.models.gpt_provider import GPTModel
+
+
+_LETTERS = "M*-E"
 
 
 def hybrid_stack_spec(config: "HybridProvider") -> ModuleSpec:
@@ -58,7 +61,10 @@ def hybrid_stack_spec(config: "HybridProvider") -> ModuleSpec:
         module=HybridStack,
         params={"norm": transformer_engine.TENorm if use_transformer_engine else TorchNorm},
         submodules=HybridStackSubmodules(
-            mamba_layer=ModuleSpec(module=MambaLayer, submodules=mamba), attention_layer=attention, **layers
+            mamba_layer=ModuleSpec(module=MambaLayer, submodules=mamba),
+            attention_layer=attention,
+            mtp_block_spec=hybrid_mtp_block_spec(),
+            **layers,
         ),
     )
 
@@ -70,11 +76,13 @@ class HybridProvider(GPTModelProvider):
     Attributes:
         hybrid_layer_pattern: a letter per layer: M (Mamba-2), * (attention), - (MLP), E (experts); pipeline stages get
             equal numbers of layers, or are separated by |.
+        mtp_hybrid_override_pattern: the same letters, for each multi-token prediction layer (`mtp_num_layers`).
         mamba_chunk_size: positions that a scan computes at once; changes rounding only.
         mamba_dt_min: step sizes are at least this.
     """
 
     hybrid_layer_pattern: str = ""
+    mtp_hybrid_override_pattern: str | None = None
     mamba_chunk_size: int = 128
     mamba_dt_min: float = 0.0
     is_hybrid_model: bool = True
@@ -90,7 +98,13 @@ class HybridProvider(GPTModelProvider):
                 parallelism does not divide.
         """
         pattern = self.hybrid_layer_pattern.replace("|", "")
-        if len(pattern) != self.num_layers or set(pattern) - set("M*-E"):
+        predicted = self.mtp_hybrid_override_pattern or ""
+        if self.mtp_num_layers and (not predicted or set(predicted) - set(_LETTERS)):
+            raise UnsupportedConfigError(
+                "HybridProvider: mtp_hybrid_override_pattern: expected letters of M, *, -, E for mtp_num_layers "
+                f"{self.mtp_num_layers}, found {self.mtp_hybrid_override_pattern!r}; set it, or mtp_num_layers=None"
+            )
+        if len(pattern) != self.num_layers or set(pattern) - set(_LETTERS):
             raise UnsupportedConfigError(
                 f"HybridProvider: hybrid_layer_pattern: expected {self.num_layers} letters of M, *, -, E, "
                 f"found {self.hybrid_layer_pattern!r}"
@@ -112,7 +126,7 @@ class HybridProvider(GPTModelProvider):
         model: Any = HybridModel(
             config=self,
             hybrid_stack_spec=self._layer_spec(vp_stage),
-            hybrid_layer_pattern=self._pattern_by_stage(),
+            hybrid_layer_pattern=self._whole_pattern(),
             vocab_size=self.padded_vocab_size,
             max_sequence_length=self.seq_length,
             pre_process=pre_process,
@@ -142,3 +156,9 @@ class HybridProvider(GPTModelProvider):
             return pattern
         size = self.num_layers // num_stages
         return "|".join(pattern[start : start + size] for start in range(0, self.num_layers, size))
+
+    def _whole_pattern(self) -> str:
+        """As megatron-core takes it, with a part for each prediction layer."""
+        return "/".join(
+            [self._pattern_by_stage(), *[self.mtp_hybrid_override_pattern or ""] * (self.mtp_num_layers or 0)]
+        )

@@ -14,6 +14,12 @@ from megatron.core.ssm.gated_delta_net import GatedDeltaNet, GatedDeltaNetSubmod
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention as CoreDotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.multi_token_prediction import (
+    MultiTokenPredictionBlock,
+    MultiTokenPredictionBlockSubmodules,
+    MultiTokenPredictionLayer,
+    MultiTokenPredictionLayerSubmodules,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
@@ -31,9 +37,10 @@ from megatron.bridge.models.transformer.qk_norm import (
 )
 from megatron.bridge.models.transformer.residual import POST_NORM_KEYS, BiasDropoutAdd
 from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
-from megatron.bridge.models.transformer.sparse_attention import ReplicatedLinear, check_index_sharing, sparse_attention
+from megatron.bridge.models.transformer.sparse_attention import check_index_sharing, sparse_attention
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
+from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
 
 if TYPE_CHECKING:
     from megatron.bridge.models.gpt_provider import GPTModelProvider
@@ -154,6 +161,22 @@ def mtp_block_spec(config: "GPTModelProvider", layer_spec: Any, vp_stage: int | 
             for name in ("enorm", "hnorm", "layer_norm"):
                 setattr(layer.submodules, name, TorchNorm)
     return block
+
+
+def hybrid_mtp_block_spec() -> ModuleSpec:
+    """The spec of a HybridModel's multi-token prediction layers, whose inner layers follow a pattern."""
+    layer = MultiTokenPredictionLayerSubmodules(
+        enorm=TorchNorm, hnorm=TorchNorm, eh_proj=ColumnParallelLinear, mtp_model_layer=None, layer_norm=TorchNorm
+    )
+    if capabilities.has_transformer_engine():
+        layer.enorm = layer.hnorm = layer.layer_norm = transformer_engine.TENorm
+        layer.eh_proj = transformer_engine.TEColumnParallelLinear
+    return ModuleSpec(
+        module=MultiTokenPredictionBlock,
+        submodules=MultiTokenPredictionBlockSubmodules(
+            layer_specs=[ModuleSpec(module=MultiTokenPredictionLayer, submodules=layer)]
+        ),
+    )
 
 
 def moe_layers(config: "GPTModelProvider") -> list[bool]:

@@ -22,6 +22,7 @@ import torch
 
 from megatron.bridge.errors import BridgeError
 from megatron.bridge.runtime import gated_delta, mamba
+from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
 from megatron.bridge.transport import gloo
 
 CPU = torch.device("cpu")
@@ -128,6 +129,9 @@ REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     (_SET_OPTIMIZER_STATE, _set_optimizer_state),
     # transformer/moe/token_dispatcher.py: all_to_all_single takes split sizes as a numpy array, not as a tensor
     ("megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu", _on_host),
+    # transformer/moe/moe_layer.py: the projections around latent experts are Transformer Engine's
+    ("megatron.core.transformer.moe.moe_layer:HAVE_TE", True),
+    ("megatron.core.transformer.moe.moe_layer:TELinear", ReplicatedLinear),
     # tensor_parallel/mappings.py, dist_checkpointing/exchange_utils.py
     ("torch.distributed:all_gather", gloo.all_gather),
     # ssm/gated_delta_net: functions of flash-linear-attention, which needs CUDA

@@ -95,8 +95,7 @@ class BambaBridge(MegatronModelBridge):
                 mappings.append(mapping)
                 continue
             for index in range(config.num_hidden_layers):
-                moved = mapping.resolve([str(index)])
                 number = 2 * index + (mapping in mlp)
-                moved.megatron_param = moved.megatron_param.replace(f"layers.{index}.", f"layers.{number}.", 1)
-                mappings.append(moved)
+                moved = mapping.resolve([str(index)])
+                mappings.append(moved.renamed(megatron=(f"layers.{index}.", f"layers.{number}.")))
         return MegatronMappingRegistry(*mappings)

@@ -72,6 +72,14 @@ class MegatronParamMapping:
             resolved.hf_param = {role: _substitute(name, captures) for role, name in self.hf_param.items()}
         return resolved
 
+    def renamed(self, *, megatron: tuple[str, str], hf: tuple[str, str] = ("", "")) -> Self:
+        """The same mapping with the first of each pair, where a name has it, replaced by the second."""
+        renamed = self.resolve(())
+        renamed.megatron_param = self.megatron_param.replace(*megatron, 1)
+        names = {role: name.replace(*hf, 1) for role, name in self.hf_names.items()}
+        renamed.hf_param = names["weight"] if isinstance(self.hf_param, str) else names
+        return renamed
+
     def layout(self, shape: Shape, config: Any) -> Layout:
         """How the whole Megatron weight of `shape` is made of the HF tensors.
 

@@ -6,6 +6,7 @@ from megatron.bridge.models.conversion import blocks, config_mapping, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
+from megatron.bridge.models.nemotron.prediction_layers import prediction_layers
 
 if TYPE_CHECKING:
     from transformers import NemotronHConfig
@@ -40,8 +41,12 @@ class NemotronHBridge(MegatronModelBridge):
         "n_groups": "mamba_num_groups",
         "chunk_size": "mamba_chunk_size",
         "time_step_min": "mamba_dt_min",
+        "moe_latent_size": "moe_latent_size",
     }
-    CONFIG_CHECKED = ("layers_block_type", "mlp_hidden_act", *moe_config.GROUPED_SIGMOID_FIELDS)
+    CONFIG_CHECKED = (
+        *("layers_block_type", "mlp_hidden_act", "num_nextn_predict_layers", "mtp_layers_block_type"),
+        *moe_config.GROUPED_SIGMOID_FIELDS,
+    )
     CONFIG_IRRELEVANT = {
         "num_hidden_layers": "the length of layers_block_type",
         "hybrid_override_pattern": "transformers turns it into layers_block_type",
@@ -54,9 +59,7 @@ class NemotronHBridge(MegatronModelBridge):
         "use_mamba_kernels": "kernel choice of the HF model",
         "moe_shared_expert_overlap": "order of execution",
         "output_router_logits": "what the HF model returns",
-        **config_mapping.not_read(
-            "time_step_limit", "mtp_layers_block_type", "num_nextn_predict_layers", "sliding_window", "n_shared_experts"
-        ),
+        **config_mapping.not_read("time_step_limit", "sliding_window", "n_shared_experts"),
     }
     CONFIG_FIXED = {
         "attention_bias": False,
@@ -67,7 +70,6 @@ class NemotronHBridge(MegatronModelBridge):
         "mamba_hidden_act": "silu",
         "conv_kernel": 4,
         "residual_in_fp32": False,
-        "moe_latent_size": None,
     }
     CONFIG_DEFAULTS = {
         **MegatronModelBridge.CONFIG_DEFAULTS,
@@ -78,27 +80,28 @@ class NemotronHBridge(MegatronModelBridge):
 
     def hf_config_to_provider_kwargs(self, hf_config: "NemotronHConfig") -> dict[str, Any]:
         fields = super().hf_config_to_provider_kwargs(hf_config)
-        pattern = "".join(_LAYER_LETTERS[kind] for kind in hf_config.layers_block_type)
-        fields |= moe_config.grouped_sigmoid_fields(hf_config)
+        pattern = _pattern(hf_config.layers_block_type)
+        fields |= {**moe_config.grouped_sigmoid_fields(hf_config), **moe_config.mtp_fields(hf_config)}
         return fields | {
+            "mtp_hybrid_override_pattern": _pattern(hf_config.mtp_layers_block_type),
             "num_layers": len(pattern),
             "hybrid_layer_pattern": pattern,
             "activation_func": config_mapping.activation_function(hf_config.mlp_hidden_act, self._where(hf_config)),
         }
 
     def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
-        kinds = {letter: kind for kind, letter in _LAYER_LETTERS.items()}
         return {
             **super().megatron_to_hf_config(provider),
             **moe_config.grouped_sigmoid_values(provider),
-            "layers_block_type": [kinds[letter] for letter in provider.hybrid_layer_pattern.replace("|", "")],
+            **moe_config.mtp_values(provider),
+            "layers_block_type": _kinds(provider.hybrid_layer_pattern),
+            "mtp_layers_block_type": _kinds(provider.mtp_hybrid_override_pattern),
             "mlp_hidden_act": config_mapping.activation_name(provider.activation_func),
         }
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config
-        layer, mixer = "backbone.layers.*", "backbone.layers.*.mixer"
-        names = (None, "up_proj", "down_proj")
+        layer = self._layer()
         return MegatronMappingRegistry(
             *blocks.embeddings(
                 tied=config.tie_word_embeddings,
@@ -107,6 +110,17 @@ class NemotronHBridge(MegatronModelBridge):
                 norm="norm_f",
                 megatron_norm="final_norm",
             ),
+            *layer,
+            *prediction_layers(layer, config),
+            Dropped("mtp.**", "the Megatron model has no multi-token prediction layers (mtp_num_layers)"),
+        )
+
+    def _layer(self) -> blocks.Mappings:
+        """A layer of any kind."""
+        config, layer, mixer = self.hf_config, "backbone.layers.*", "backbone.layers.*.mixer"
+        names = (None, "up_proj", "down_proj")
+        latent = ("fc1_latent_proj.weight", "fc2_latent_proj.weight")
+        return [
             *(AutoMapping(f"{blocks.LAYER}.{norm}", f"{layer}.norm.weight") for norm in _NORMS),
             *blocks.mamba(
                 hf=mixer,
@@ -117,6 +131,15 @@ class NemotronHBridge(MegatronModelBridge):
             ),
             *blocks.attention(hf=mixer),
             *blocks.mlp(hf=mixer),
-            *blocks.moe(hf=mixer, names=names, router_bias="gate.e_score_correction_bias", shared="shared_experts"),
-            Dropped("mtp.**", "transformers does not read the multi-token prediction layers, nor are they built here"),
-        )
+            *blocks.moe(hf=mixer, names=names, router_bias=blocks.DEEPSEEK_ROUTER_BIAS, shared="shared_experts"),
+            *(AutoMapping(f"{blocks.LAYER}.mlp.{name}", f"{mixer}.{name}") for name in latent),
+        ]
+
+
+def _pattern(kinds: list[str]) -> str:
+    return "".join(_LAYER_LETTERS[kind] for kind in kinds)
+
+
+def _kinds(pattern: str) -> list[str]:
+    kinds = {letter: kind for kind, letter in _LAYER_LETTERS.items()}
+    return [kinds[letter] for letter in pattern.replace("|", "")]
