@@ -60,6 +60,11 @@ class TinyModel:
         """Whether the model has experts, and so layouts that cut them."""
         return any("experts" in name for name in self.config)
 
+    @property
+    def published_architecture(self) -> str:
+        """The architecture that `config.json` names."""
+        return self.config_json.get("architectures", [self.architecture])[0]
+
     def hf_config(self) -> transformers.PretrainedConfig:
         model_class = getattr(transformers, self.architecture)
         config_class = model_class.config_class

@@ -389,13 +389,15 @@ def models(json: bool) -> None:
     for name, entry in sorted(registered_bridges().items()):
         row = {"architecture": name, "bridge": entry.bridge_class.__name__, "model_type": entry.model_type}
         found = proven.get(name)
-        layouts = list(found.layouts) if found else []
-        rows.append({**row, "proven_layouts": layouts, "max_diff": found.max_diff if found else None})
+        proof = found and {"proven_layouts": list(found.layouts), "max_diff": found.max_diff, "reference": found.reference or name}
+        rows.append({**row, **(proof or {"proven_layouts": [], "max_diff": None, "reference": None})})
     if json:
         output.print_json({"models": rows})
     table = Table("Architecture", "model_type", "proven on", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(row["architecture"], row["model_type"] or "", ", ".join(row["proven_layouts"]) or "not proven")
+        layouts = ", ".join(row["proven_layouts"]) or "not proven"
+        against = "" if row["reference"] in (None, row["architecture"]) else f" (against {row['reference']})"
+        table.add_row(row["architecture"], row["model_type"] or "", layouts + against)
     _say(json).print(table)
 
 
