@@ -387,10 +387,17 @@ def models(json: bool) -> None:
     proven = support()
     rows: list[dict[str, Any]] = []
     for name, entry in sorted(registered_bridges().items()):
-        row = {"architecture": name, "bridge": entry.bridge_class.__name__, "model_type": entry.model_type}
+        row: dict[str, Any] = {
+            "architecture": name,
+            "bridge": entry.bridge_class.__name__,
+            "model_type": entry.model_type,
+        }
         found = proven.get(name)
-        proof = found and {"proven_layouts": list(found.layouts), "max_diff": found.max_diff, "reference": found.reference or name}
-        rows.append({**row, **(proof or {"proven_layouts": [], "max_diff": None, "reference": None})})
+        row |= {"proven_layouts": [], "max_diff": None, "reference": None}
+        if found:
+            reference = found.reference or name
+            row |= {"proven_layouts": list(found.layouts), "max_diff": found.max_diff, "reference": reference}
+        rows.append(row)
     if json:
         output.print_json({"models": rows})
     table = Table("Architecture", "model_type", "proven on", box=box.SIMPLE_HEAD, pad_edge=False)
