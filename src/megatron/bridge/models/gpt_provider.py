@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 QK_LAYERNORM_SCOPES = ("head", "projection", "separate_heads", "head_after_rope")
+WINDOW_ATTENTION_FIELDS = ("kv_channels", "num_query_groups", "softmax_type")
 
 
 def padded_vocab_size(vocab_size: int, make_vocab_size_divisible_by: int, tensor_model_parallel_size: int) -> int:
@@ -57,7 +58,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             model computes the same, and exports leave them out.
         unpadded_query_groups: the number before padding; set by `finalize`.
         window_rope_parameters: those of layers with a sliding window, where they differ; `None` for the same.
-        window_attention: fields that the attention of these layers has instead (their heads, `softmax_type`).
+        window_attention: values of WINDOW_ATTENTION_FIELDS that the attention of these layers has instead.
         attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
         moe_router_renormalize: whether the scores of the chosen experts are divided by their sum; `None` is
             megatron-core's rule. This and the next two fields choose `GeneralTopKRouter`.
@@ -130,6 +131,11 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             UnsupportedConfigError: a value or combination that megatron-core refuses.
             ParallelLayoutError: tensor parallelism that does not divide the heads or the feed-forward size.
         """
+        if not set(self.window_attention or ()) <= set(WINDOW_ATTENTION_FIELDS):
+            raise UnsupportedConfigError(
+                f"{type(self).__name__}: window_attention may hold {', '.join(WINDOW_ATTENTION_FIELDS)}, found "
+                f"{self.window_attention!r:.300}"
+            )
         self._pad_query_groups()
         self._check_tensor_parallelism()
         if self.qk_layernorm_scope not in QK_LAYERNORM_SCOPES:

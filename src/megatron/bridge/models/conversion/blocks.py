@@ -133,11 +133,8 @@ def attention(
             mappings.append(FusedQKVMapping(f"{megatron}.linear_qkv.{kind}", f"{hf}.{fused_qkv}.{kind}"))
         else:
             names = {role: f"{hf}.{role}_proj.{kind}" for role in ("q", "k", "v")}
-            ours = f"{megatron}.linear_qkv.{kind}"
-            if heads_differ:
-                mappings.append(LayerQKVMapping(ours, names))
-            else:
-                mappings.append((GatedQKVMapping if output_gate else QKVMapping)(ours, **names))
+            fused = LayerQKVMapping if heads_differ else GatedQKVMapping if output_gate else QKVMapping
+            mappings.append(fused(f"{megatron}.linear_qkv.{kind}", **names))
     for kind in _kinds(output_bias):
         mappings.append(AutoMapping(f"{megatron}.linear_proj.{kind}", f"{hf}.{output}.{kind}"))
     if qk_norm:

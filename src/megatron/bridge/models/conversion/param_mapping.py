@@ -145,8 +145,11 @@ class LayerQKVMapping(MegatronParamMapping):
     """Like `QKVMapping`, where heads differ between layers (`window_attention`), or values have a size of their own.
 
     Args:
-        hf_param: HF names of q and k, and of v unless the values are the keys.
+        hf_names: of q and k, and of v unless the values are the keys.
     """
+
+    def __init__(self, megatron_param: str, **hf_names: str):
+        super().__init__(megatron_param, hf_names)
 
     def layout(self, shape: Shape, config: Any) -> Layout:
         match = _LAYER_INDEX.search(self.megatron_param)
