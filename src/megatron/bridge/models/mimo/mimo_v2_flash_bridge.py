@@ -80,11 +80,14 @@ class MiMoV2FlashBridge(MegatronModelBridge):
         }
 
     def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
-        return {
+        values = {
             **super().megatron_to_hf_config(provider),
             **moe_config.expert_layer_values(provider, self.CONFIG_CHECKED),
             **moe_config.grouped_sigmoid_values(provider),
         }
+        if provider.window_size is None:
+            del values["sliding_window"]  # no layer reads it, and the config class wants a number
+        return values
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config

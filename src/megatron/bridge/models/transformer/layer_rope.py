@@ -1,4 +1,7 @@
-"""Rotary embeddings and heads that differ between layers with a sliding window and the others (Gemma 3, OLMo 3)."""
+"""Rotary embeddings and heads that differ between layers with a sliding window and the others.
+
+Gemma 3 and OLMo 3 have such embeddings, MiMo-V2-Flash both.
+"""
 
 from typing import TYPE_CHECKING, Any
 
