@@ -76,7 +76,9 @@ class TinyModel:
         """The model in float32, eval mode and eager attention."""
         config = self.hf_config()
         config._attn_implementation = "eager"
-        model = getattr(transformers, self.architecture)(config).float().eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # `randomize` adds to what vectors were, which for attention sinks is random too
+            model = getattr(transformers, self.architecture)(config).float().eval()
         randomize(model, self.seed if seed is None else seed)
         return model
 
@@ -261,6 +263,14 @@ _DOTS1 = {**_GROUPED_SIGMOID, "n_shared_experts": 2, "norm_topk_prob": True, "he
 _EXAONE_MOE = {
     **{"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 32, "num_shared_experts": 2},
     "head_dim": 24,
+}
+_MIMO_V2 = {
+    **{"num_attention_heads": 8, "head_dim": 24, "v_head_dim": 12, "sliding_window": 8},
+    **{"n_routed_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 32},
+}
+_MIMO_V2_ROPE = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
 }
 _GPT_OSS = {
     **{"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 24, "sliding_window": 8},
@@ -447,6 +457,18 @@ TINY_MODELS = {
         ),
         TinyModel("dots1-window", "Dots1ForCausalLM", {**_DOTS1, "sliding_window": 8, "max_window_layers": 2}),
         TinyModel("exaone-moe", "ExaoneMoeForCausalLM", {**_EXAONE_MOE, "sliding_window": 8}),
+        TinyModel("mimo-v2-flash", "MiMoV2FlashForCausalLM", _MIMO_V2),
+        TinyModel(
+            "mimo-v2-flash-other-layers",
+            "MiMoV2FlashForCausalLM",
+            {
+                **{**_MIMO_V2, "v_head_dim": 32, "attention_value_scale": 1.7, "rope_parameters": _MIMO_V2_ROPE},
+                **{"layer_types": ["sliding_attention", "full_attention"] * 2, "n_group": 4, "topk_group": 2},
+                **{"mlp_layer_types": ["sparse", "sparse", "dense", "sparse"], "routed_scaling_factor": 2.5},
+                **_TIED,
+                **_BIAS,
+            },
+        ),
         TinyModel("gpt-oss", "GptOssForCausalLM", {**_GPT_OSS, **rope("yarn", **_GPT_OSS_YARN)}, splits_experts=False),
         TinyModel("gpt-oss-default-rope", "GptOssForCausalLM", {**_GPT_OSS, **rope("default")}, splits_experts=False),
         TinyModel("olmoe", "OlmoeForCausalLM", _OLMOE),

@@ -182,12 +182,15 @@ def test_absent_from_the_checkpoint(tmp_path: Path) -> None:
     assert bridge.to_megatron_provider(load_weights=False).mtp_num_layers is None
 
 
-@pytest.mark.parametrize("name", ["qwen3-next", "qwen3.5"])
-def test_layers_that_transformers_ignores_are_dropped_with_a_reason(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "hf"), [("qwen3-next", "mtp"), ("qwen3.5", "mtp"), ("mimo-v2-flash", "model.mtp")])
+def test_layers_that_transformers_ignores_are_dropped_with_a_reason(name: str, hf: str, tmp_path: Path) -> None:
     model = TINY_MODELS[name].save(tmp_path / "hf")
     tensors = load_file(tmp_path / "hf" / "model.safetensors")
     hidden = model.config.hidden_size
-    extra = {"mtp.fc.weight": torch.ones(hidden, 2 * hidden), "mtp.layers.0.input_layernorm.weight": torch.ones(hidden)}
+    extra = {
+        f"{hf}.fc.weight": torch.ones(hidden, 2 * hidden),
+        f"{hf}.layers.0.input_layernorm.weight": torch.ones(hidden),
+    }
     save_file({**tensors, **extra}, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
     AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
     bridge = AutoBridge.from_hf_pretrained(tmp_path / "hf")

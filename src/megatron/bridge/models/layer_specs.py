@@ -27,7 +27,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron.bridge.models.transformer.biased_experts import BiasedExpertLinear
 from megatron.bridge.models.transformer.core_attention import DotProductAttention
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
-from megatron.bridge.models.transformer.multi_latent_attention import MLADotProductAttention, MultiLatentSelfAttention
+from megatron.bridge.models.transformer.multi_latent_attention import MultiLatentSelfAttention
 from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
 from megatron.bridge.models.transformer.qk_norm import (
     NormAfterRope,
@@ -92,7 +92,6 @@ def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None, is_
     layer = spec.submodules
     attention = layer.self_attention.submodules
     if config.multi_latent_attention:
-        attention.core_attention = MLADotProductAttention
         layer.sharded_state_dict_keys_map = dict(_LOCAL_MLA_KEYS)
     for owner, names in (
         (layer, ("input_layernorm", "pre_mlp_layernorm")),
@@ -227,7 +226,7 @@ def _vary_attention(spec: ModuleSpec, config: "GPTModelProvider") -> None:
         spec.module = MultiLatentSelfAttention
     if config.attn_logit_softcapping is not None:
         attention.core_attention = DotProductAttention
-    if config.window_rope_parameters is not None:
+    if config.window_rope_parameters is not None or config.window_attention is not None:
         spec.module = LayerRopeSelfAttention
     if config.qk_layernorm and config.qk_layernorm_scope in ("projection", "separate_heads"):
         norm = ProjectionNorm if config.qk_layernorm_scope == "projection" else SeparateHeadNorm

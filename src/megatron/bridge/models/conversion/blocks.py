@@ -16,6 +16,7 @@ from megatron.bridge.models.conversion.param_mapping import (
     FusedQKVMapping,
     GatedMLPMapping,
     GatedQKVMapping,
+    LayerQKVMapping,
     MegatronParamMapping,
     QKVMapping,
     ReplicatedMapping,
@@ -112,6 +113,7 @@ def attention(
     fused_qkv: str | None = None,
     output: str = "o_proj",
     output_gate: bool = False,
+    heads_differ: bool = False,
 ) -> Mappings:
     """Self-attention with q, k, v and output projections.
 
@@ -123,6 +125,7 @@ def attention(
         fused_qkv: HF name of one projection that holds all of q, then k, then v; default: three projections.
         output: HF name of the output projection.
         output_gate: whether the q tensor has a gate of the output behind each head's query.
+        heads_differ: whether layers with a sliding window have heads of their own, or values have.
         sinks: HF name of the learned logit that each head's softmax has in addition.
     """
     megatron = f"{LAYER}.self_attention"
@@ -132,7 +135,7 @@ def attention(
             mappings.append(FusedQKVMapping(f"{megatron}.linear_qkv.{kind}", f"{hf}.{fused_qkv}.{kind}"))
         else:
             names = {role: f"{hf}.{role}_proj.{kind}" for role in ("q", "k", "v")}
-            fused = GatedQKVMapping if output_gate else QKVMapping
+            fused = LayerQKVMapping if heads_differ else GatedQKVMapping if output_gate else QKVMapping
             mappings.append(fused(f"{megatron}.linear_qkv.{kind}", **names))
     for kind in _kinds(output_bias):
         mappings.append(AutoMapping(f"{megatron}.linear_proj.{kind}", f"{hf}.{output}.{kind}"))

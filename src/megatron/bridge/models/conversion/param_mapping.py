@@ -16,6 +16,7 @@ from megatron.bridge.models.conversion.layout import Layout, Shape
 HFParam = str | dict[str, str]
 
 _WILDCARD = re.compile(r"\*\*|\*")
+_LAYER_INDEX = re.compile(r"\.(\d+)\.")
 _EXPERT_INDEX = re.compile(r"\d+$")
 # The rows of these weights are vocabulary entries, which Megatron pads.
 VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
@@ -146,6 +147,27 @@ class QKVMapping(MegatronParamMapping):
 
     def layout(self, shape: Shape, config: Any) -> Layout:
         return layouts.grouped_rows(shape, _num_hf_groups(config), _qkv_rows(self.megatron_param, shape, config))
+
+
+class LayerQKVMapping(MegatronParamMapping):
+    """Like `QKVMapping`, where heads differ between layers (`window_attention`), or values have a size of their own.
+
+    Args:
+        hf_names: of q and k, and of v unless the values are the keys.
+    """
+
+    def __init__(self, megatron_param: str, **hf_names: str):
+        super().__init__(megatron_param, hf_names)
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        match = _LAYER_INDEX.search(self.megatron_param)
+        assert match, "a layout is asked for once the layer is known"
+        config = config.layer_config(int(match.group(1)) + 1)
+        num_groups, head_dim = config.num_query_groups, config.kv_channels
+        rows = {"q": config.num_attention_heads // num_groups * head_dim, "k": head_dim}
+        if "v" in self.hf_names:
+            rows["v"] = shape[0] // num_groups - sum(rows.values())
+        return layouts.grouped_rows(shape, num_groups, rows)
 
 
 class FusedQKVMapping(MegatronParamMapping):
