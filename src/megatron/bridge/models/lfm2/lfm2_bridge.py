@@ -118,15 +118,10 @@ class Lfm2MoeBridge(_ShortConvBridge):
 
 
 def _mlp_size(
-    intermediate_size: int,
-    block_auto_adjust_ff_dim: bool,
-    block_ffn_dim_multiplier: float | None,
-    block_multiple_of: int,
+    intermediate_size: int, block_auto_adjust_ff_dim: bool, block_ffn_dim_multiplier: float, block_multiple_of: int
 ) -> int:
     """The rows of an MLP's gate for the HF fields of these names (transformers 5.23, `Lfm2MLP`)."""
     if not block_auto_adjust_ff_dim:
         return intermediate_size
-    size = int(2 * intermediate_size / 3)
-    if block_ffn_dim_multiplier is None:
-        return size
-    return -(-int(block_ffn_dim_multiplier * size) // block_multiple_of) * block_multiple_of
+    size = int(block_ffn_dim_multiplier * int(2 * intermediate_size / 3))
+    return (size + block_multiple_of - 1) // block_multiple_of * block_multiple_of
