@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.errors import CheckpointError
 from tests.parity import TOLERANCE, changed_tensors
 from tests.ranks import run_ranks
 from tests.tiny_models import TINY_MODELS
@@ -134,6 +135,15 @@ def test_import_is_loaded_on_any_layout(name: str, layout: dict[str, int], tmp_p
     }
     run_ranks(_load_live, 2, tmp_path / "hf", tmp_path / "megatron", overrides, tmp_path / "out", **layout)
     assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []
+
+
+def test_lost_weights_are_named(tmp_path: Path) -> None:
+    """Also where one parameter is several entries of the checkpoint."""
+    TINY_MODELS["lfm2"].save(tmp_path / "hf")
+    AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
+    bridge = AutoBridge.from_hf_pretrained(tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=r"lacks weights .*layers\.0\.self_attention\.in_proj\.bias\.C"):
+        bridge.load_megatron_model(tmp_path / "megatron", mp_overrides={"conv_bias": True})
 
 
 def test_conversion_to_another_dtype(tmp_path: Path) -> None:
