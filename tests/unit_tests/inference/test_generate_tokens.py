@@ -66,6 +66,7 @@ LENGTHS = {
     "nemotron-3": (6, 8),
     "mamba2": (6, 8),
     "bamba": (6, 8),
+    "falcon-h1": (6, 8),
     "hunyuan-moe": (10, 8),
     "lfm2": (10, 8),
     "lfm2-tied-biases": (2, 8),  # shorter than the convolution

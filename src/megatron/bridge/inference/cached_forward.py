@@ -56,7 +56,8 @@ class CachedForward:
         self._rotary = getattr(self.chunk, "rotary_pos_emb", None)
         self._token_ids: list[int] = []
         self._flags = _flags_to_switch_off(self.chunk)
-        self._has_cache = self.config.experimental_attention_variant is None and not self.config.is_hybrid_model
+        is_usual = self.config.experimental_attention_variant is None
+        self._has_cache = is_usual and getattr(self.config, "has_kv_cache", True)
 
     def __call__(self, token_ids: Sequence[int]) -> torch.Tensor | None:
         """Feeds the next S tokens: any number first, then one at a time.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from megatron.core.transformer import TransformerConfig
@@ -75,6 +75,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             with weights of their own; "head_after_rope" for each head after the rotary embedding.
         transformer_layer_spec: a spec, or a function of the provider (and, if it takes it, `vp_stage`) that makes one.
         seed: for `provide_distributed_model` where model parallelism is not initialised yet.
+        has_kv_cache: whether megatron-core's KV cache keeps all that the layers need of earlier positions.
     """
 
     num_layers: int = 0
@@ -117,6 +118,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     qk_layernorm_scope: str = "head"
     transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=default_layer_spec)
     seed: int = 0
+    has_kv_cache: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Nothing: megatron-core's checks run in `finalize()`, when every field has its value."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron.core.extensions import transformer_engine
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -19,7 +19,7 @@ from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.models.layer_specs import local_layer_spec, transformer_engine_layer_spec
 from megatron.bridge.models.rotary import apply_rope_parameters
 from megatron.bridge.models.transformer.hybrid_stack import HybridStack
-from megatron.bridge.models.transformer.mamba_mixer import mamba_mixer
+from megatron.bridge.models.transformer.mamba_mixer import MambaMixer, mixer_linears
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
 
@@ -42,9 +42,14 @@ def hybrid_stack_spec(config: "HybridProvider") -> ModuleSpec:
     for spec in layers.values():
         spec.submodules.input_layernorm = spec.submodules.self_attention = IdentityOp
         spec.submodules.self_attn_bda = IdentityFuncOp
+    mixer = ModuleSpec(
+        module=MambaMixer,
+        params={"chunk_size": config.mamba_chunk_size},
+        submodules=mixer_linears(norm_in_projection=True),
+    )
     mamba = MambaLayerSubmodules(
         norm=IdentityOp if use_transformer_engine else TorchNorm,
-        mixer=mamba_mixer(config, norm_in_projection=use_transformer_engine),
+        mixer=mixer,
         mamba_bda=get_bias_dropout_add,
         # With Transformer Engine, the norm is a part of the projection.
         sharded_state_dict_keys_map={} if use_transformer_engine else {"norm.": "mixer.in_proj.layer_norm_"},
@@ -74,6 +79,7 @@ class HybridProvider(GPTModelProvider):
     mamba_dt_min: float = 0.0
     is_hybrid_model: bool = True
     position_embedding_type: str = "none"
+    has_kv_cache: ClassVar[bool] = False
     transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=hybrid_stack_spec)
 
     def finalize(self) -> None:

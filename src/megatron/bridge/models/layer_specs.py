@@ -178,7 +178,7 @@ def _vary(spec: ModuleSpec, config: "GPTModelProvider", with_transformer_engine:
     norm: Any = TorchNorm
     if with_transformer_engine:
         if not (config.use_pre_norms and config.norm_bias) or config.parallel_attention_and_mlp:
-            _separate_norms(layer, config)
+            separate_norms(layer, config)
         if config.norm_bias:
             norm = transformer_engine.TENorm
     if not config.use_pre_norms:
@@ -238,7 +238,7 @@ def _vary_experts(mlp: Any, config: "GPTModelProvider", with_transformer_engine:
         mlp.experts.keywords["submodules"].linear_fc2 = BiasedExpertLinear
 
 
-def _separate_norms(layer: Any, config: "GPTModelProvider") -> None:
+def separate_norms(layer: Any, config: "GPTModelProvider") -> None:
     """Takes the norms out of Transformer Engine's fused linear layers, under the same names in checkpoints."""
     norm = transformer_engine.TENorm if config.norm_bias else TorchNorm
     layer.input_layernorm = layer.pre_mlp_layernorm = norm

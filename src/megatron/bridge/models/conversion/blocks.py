@@ -292,14 +292,25 @@ def _two_layers(megatron: str, hf: str, names: tuple[str | None, str, str], expe
     ]
 
 
-def mamba(*, hf: str, num_heads: int, head_dim: int, num_groups: int, state_size: int) -> Mappings:
+def mamba(
+    *,
+    hf: str,
+    num_heads: int,
+    head_dim: int,
+    num_groups: int,
+    state_size: int,
+    megatron: str = "mixer",
+    norm: bool = True,
+) -> Mappings:
     """A Mamba-2 mixer, its norm in front not included.
 
     Args:
+        megatron: Megatron's name of it.
+        norm: whether it has a gated norm.
         num_heads, head_dim, num_groups, state_size: of the whole mixer; its projection and its convolution hold several
             tensors, one after the other, which megatron-core keeps apart in checkpoints.
     """
-    megatron = f"{LAYER}.mixer"
+    megatron = f"{LAYER}.{megatron}"
     inner, states = num_heads * head_dim, num_groups * state_size
     convolved = {"x": inner, "B": states, "C": states}
     sections = {
@@ -312,7 +323,7 @@ def mamba(*, hf: str, num_heads: int, head_dim: int, num_groups: int, state_size
         for name, sizes in sections.items()
         for index, part in enumerate(sizes)
     ]
-    whole = ("A_log", "D", "dt_bias", "norm.weight", "out_proj.weight")
+    whole = ("A_log", "D", "dt_bias", "out_proj.weight", *(("norm.weight",) if norm else ()))
     return [*mappings, *(AutoMapping(f"{megatron}.{name}", f"{hf}.{name}") for name in whole)]
 
 

@@ -6,26 +6,22 @@ import torch
 from megatron.core.extensions import transformer_engine
 from megatron.core.ssm import mamba_mixer as core
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.runtime import capabilities
 
 
-def mamba_mixer(config: Any, norm_in_projection: bool) -> ModuleSpec:
-    """The spec of a mixer.
+def mixer_linears(*, norm_in_projection: bool) -> core.MambaMixerSubmodules:
+    """The linear layers of a mixer, by what the machine offers.
 
     Args:
-        norm_in_projection: whether to use Transformer Engine's linear layers, the first with the norm in front.
+        norm_in_projection: whether Transformer Engine's first layer has the norm in front; other layers never have it.
     """
-    in_proj, out_proj = ColumnParallelLinear, RowParallelLinear
-    if norm_in_projection:
-        in_proj = transformer_engine.TELayerNormColumnParallelLinear
-        out_proj = transformer_engine.TERowParallelLinear
-    return ModuleSpec(
-        module=MambaMixer,
-        params={"chunk_size": config.mamba_chunk_size},
-        submodules=core.MambaMixerSubmodules(in_proj=in_proj, out_proj=out_proj),
-    )
+    if not capabilities.has_transformer_engine():
+        return core.MambaMixerSubmodules(in_proj=ColumnParallelLinear, out_proj=RowParallelLinear)
+    with_norm, without = transformer_engine.TELayerNormColumnParallelLinear, transformer_engine.TEColumnParallelLinear
+    in_proj = with_norm if norm_in_projection else without
+    return core.MambaMixerSubmodules(in_proj=in_proj, out_proj=transformer_engine.TERowParallelLinear)
 
 
 class MambaMixer(core.MambaMixer):
@@ -33,7 +29,8 @@ class MambaMixer(core.MambaMixer):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.norm.eps = config.layernorm_epsilon  # megatron-core's own is always 1e-5
+        if self.rmsnorm:
+            self.norm.eps = config.layernorm_epsilon  # megatron-core's own is always 1e-5
 
     def _ssm_training(self, zxBCdt: torch.Tensor, packed_seq_params: Any = None) -> torch.Tensor:
         """Convolution, scan and norm of the projection, `[S, B, ...]`."""
@@ -57,4 +54,5 @@ class MambaMixer(core.MambaMixer):
             ngroups=self.cp.ngroups_local_tpcp,
             norm_before_gate=self.norm_before_gate,
         )
-        return self.norm(self.cp.post_conv_ssm(y.transpose(0, 1).contiguous(), None))
+        y = self.cp.post_conv_ssm(y.transpose(0, 1).contiguous(), None)
+        return self.norm(y) if self.rmsnorm else y
