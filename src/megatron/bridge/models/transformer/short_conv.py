@@ -84,7 +84,8 @@ class ShortConv(MegatronModule):
 
         Args:
             hidden_states: `[S, B, H]`, or a part of the positions with sequence parallelism.
-            attention_mask: true where nothing is seen; a position that does not see itself is padding.
+            attention_mask: true where nothing is seen. A position that does not see itself is padding, where the
+                convolution reads zeros. transformers puts zeros in front of `in_proj`: the same without biases.
         """
         mixed, _ = self.in_proj(hidden_states)
         before, after, x = mixed.transpose(0, 1).chunk(3, dim=-1)
