@@ -176,6 +176,7 @@ _GEMMA4 = {
     "final_logit_softcapping": 3.0,
     "hidden_size_per_layer_input": 0,
 }
+_GEMMA4_MOE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
 _K_EQ_V = {"attention_k_eq_v": True, "num_key_value_heads": 4, "num_global_key_value_heads": 2}
 
 _MOE = {
@@ -450,6 +451,7 @@ TINY_MODELS = {
         # Scores are not scaled, so that the softmax is steep: transformers in float32 is 3.4e-5 from itself in float64.
         TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4, tolerance=5e-5),
         TinyModel("gemma4-keys-are-values", "Gemma4ForCausalLM", {**_GEMMA4, **_BIAS, **_TIED, **_K_EQ_V}),
+        TinyModel("gemma4-moe", "Gemma4ForCausalLM", {**_GEMMA4, **_TIED, **_K_EQ_V, **_GEMMA4_MOE}, tolerance=5e-5),
         TinyModel("glm4", "Glm4ForCausalLM", {"head_dim": 16}),
         TinyModel("glm4-tied-no-bias", "Glm4ForCausalLM", {"tie_word_embeddings": True, "attention_bias": False}),
         TinyModel("olmo2", "Olmo2ForCausalLM"),

@@ -18,7 +18,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: expected None, found 50.0"),
     ("gemma4", {"hidden_size_per_layer_input": 8}, "hidden_size_per_layer_input"),
     ("gemma4", {"num_kv_shared_layers": 2}, "num_kv_shared_layers"),
-    ("gemma4", {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}, "enable_moe_block"),
+    ("gemma4", {"enable_moe_block": True, "num_experts": 4}, "needs top_k_experts, moe_intermediate_size"),
     ("gemma4", {"per_layer_config": {1: {"head_dim": 32}}}, "for all layers of a kind"),
     ("ministral3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "must have llama_4_scaling_beta"),
     ("stablelm", {"hidden_dropout": 0.1}, "hidden_dropout: expected 0, found 0.1"),

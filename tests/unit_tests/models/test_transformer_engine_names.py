@@ -14,7 +14,15 @@ from tests.transformer_engine_names import describe
 # One variant of each architecture, and those whose modules differ from that one's.
 _FIRST = list({tiny.architecture: tiny.name for tiny in reversed(TINY_MODELS.values())}.values())
 NAMES = sorted(
-    {*_FIRST, "llama-all-biases", "moonlight", "phi-tied-qk-norm", "stablelm-head-norms", "seed-oss-mlp-bias"}
+    {
+        *_FIRST,
+        "gemma4-moe",
+        "llama-all-biases",
+        "moonlight",
+        "phi-tied-qk-norm",
+        "stablelm-head-norms",
+        "seed-oss-mlp-bias",
+    }
 )
 
 Rows = dict[str, list[dict[str, Any]]]

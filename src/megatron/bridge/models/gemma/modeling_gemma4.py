@@ -11,7 +11,8 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.transformer.utils import is_layer_window_attention
 
-from megatron.bridge.errors import ParallelLayoutError
+from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
+from megatron.bridge.models.gemma.modeling_gemma4_moe import make_experts_parallel
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
 
@@ -37,12 +38,19 @@ class Gemma4Provider(GPTModelProvider):
                 f"{self.full_num_query_groups}; choose a smaller tensor_model_parallel_size"
             )
 
+        if self.moe_shared_expert_overlap:
+            raise UnsupportedConfigError(
+                "Gemma4Provider: moe_shared_expert_overlap must be False: norms stand around the dense MLP"
+            )
+
     def head_dim(self, has_window: bool) -> int:
         return self.kv_channels if has_window else self.full_kv_channels
 
     def modify_layer_spec(self, spec: ModuleSpec) -> None:
         spec.module = Gemma4TransformerLayer
         spec.submodules.self_attention.module = Gemma4SelfAttention
+        if self.num_moe_experts is not None:
+            make_experts_parallel(spec.submodules)
 
 
 class Gemma4TransformerLayer(TransformerLayer):
