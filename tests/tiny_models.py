@@ -177,6 +177,13 @@ _GEMMA4 = {
     "hidden_size_per_layer_input": 0,
 }
 _GEMMA4_MOE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
+_GEMMA4_PER_LAYER = {"hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 130}
+# Of six layers the last three use the keys and values of the third and the second.
+_GEMMA4_SHARED = {
+    **{"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3, "num_kv_shared_layers": 3},
+    "output_hidden_states": True,  # without this, transformers 5.23 fails where layers have no inputs of their own
+}
+_GEMMA4_WIDE = {**_GEMMA4_SHARED, "use_double_wide_mlp": True}
 _K_EQ_V = {"attention_k_eq_v": True, "num_key_value_heads": 4, "num_global_key_value_heads": 2}
 
 _MOE = {
@@ -452,6 +459,21 @@ TINY_MODELS = {
         TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4, tolerance=5e-5),
         TinyModel("gemma4-keys-are-values", "Gemma4ForCausalLM", {**_GEMMA4, **_BIAS, **_TIED, **_K_EQ_V}),
         TinyModel("gemma4-moe", "Gemma4ForCausalLM", {**_GEMMA4, **_TIED, **_K_EQ_V, **_GEMMA4_MOE}, tolerance=5e-5),
+        TinyModel("gemma4-per-layer", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_PER_LAYER}, tolerance=5e-5),
+        TinyModel("gemma4-shared", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_SHARED}, tolerance=5e-5),
+        TinyModel("gemma4-shared-wide", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_WIDE, **_TIED}, tolerance=5e-5),
+        TinyModel(
+            "gemma4-e2b",
+            "Gemma4ForCausalLM",
+            {**_GEMMA4, **_TIED, **_GEMMA4_WIDE, **_GEMMA4_PER_LAYER},
+            tolerance=5e-5,
+        ),
+        TinyModel(
+            "gemma4-everything",
+            "Gemma4ForCausalLM",
+            {**_GEMMA4, **_BIAS, **_K_EQ_V, **_GEMMA4_MOE, "top_k_experts": 1, **_GEMMA4_WIDE, **_GEMMA4_PER_LAYER},
+            tolerance=5e-5,
+        ),
         TinyModel("glm4", "Glm4ForCausalLM", {"head_dim": 16}),
         TinyModel("glm4-tied-no-bias", "Glm4ForCausalLM", {"tie_word_embeddings": True, "attention_bias": False}),
         TinyModel("olmo2", "Olmo2ForCausalLM"),

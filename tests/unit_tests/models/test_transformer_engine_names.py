@@ -16,6 +16,7 @@ _FIRST = list({tiny.architecture: tiny.name for tiny in reversed(TINY_MODELS.val
 NAMES = sorted(
     {
         *_FIRST,
+        "gemma4-everything",
         "gemma4-moe",
         "llama-all-biases",
         "moonlight",

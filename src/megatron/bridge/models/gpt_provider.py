@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from megatron.core.transformer import TransformerConfig
@@ -48,6 +48,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     Beyond megatron-core's fields:
 
     Attributes:
+        model_class: what is built; not a field.
         vocab_size: rows of the HF embedding, without padding.
         seq_length: positions the model is made for (HF `max_position_embeddings`).
         rope_parameters: the HF config's rope parameters; `None` for plain rope with `rotary_base`.
@@ -75,6 +76,8 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         transformer_layer_spec: a spec, or a function of the provider (and, if it takes it, `vp_stage`) that makes one.
         seed: for `provide_distributed_model` where model parallelism is not initialised yet.
     """
+
+    model_class: ClassVar[Any] = GPTModel
 
     num_layers: int = 0
     hidden_size: int = 0
@@ -203,7 +206,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         if post_process is None:
             post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         layer_spec = self._layer_spec(vp_stage)
-        model = GPTModel(
+        model = self.model_class(
             config=self,
             transformer_layer_spec=layer_spec,
             mtp_block_spec=mtp_block_spec(self, layer_spec, vp_stage),

@@ -8,14 +8,19 @@ from megatron.bridge.models.conversion import blocks, config_mapping, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
-from megatron.bridge.models.gemma.gemma4_mappings import HF_LAYER, FullAttentionQKVMapping, experts
+from megatron.bridge.models.gemma.gemma4_mappings import HF_LAYER, attention_of_other_kinds, experts, inputs_per_layer
 
 if TYPE_CHECKING:
     from transformers import Gemma4TextConfig
 
 # Fields that may differ between layers, so that transformers does not give them out for the whole model.
 _PER_LAYER = {"head_dim": "kv_channels", "num_key_value_heads": "num_query_groups"}
-_OFF = "of a feature that is checked to be off"
+_SAME = (
+    "num_kv_shared_layers",
+    "use_double_wide_mlp",
+    "hidden_size_per_layer_input",
+    "vocab_size_per_layer_input",
+)
 # Fields that are read where `enable_moe_block` is set.
 _MOE = {
     "num_experts": "num_moe_experts",
@@ -28,7 +33,7 @@ _MOE = {
 class Gemma4Bridge(MegatronModelBridge):
     """Gemma 3 with plain norms, norms of v, heads that differ between kinds of layers, and scaled layers.
 
-    Models with embeddings per layer or layers that share keys and values are refused.
+    Layers may have embeddings of their own to read, use the keys and values of earlier ones, or have experts.
     """
 
     CONFIG_MAPPING = {
@@ -36,16 +41,13 @@ class Gemma4Bridge(MegatronModelBridge):
         **config_mapping.ATTENTION_BIAS,
         "final_logit_softcapping": "final_logit_softcapping",
         "attention_k_eq_v": "full_attention_k_eq_v",
+        **{name: name for name in _SAME},
     }
     CONFIG_CHECKED = (
         *_PER_LAYER, *_MOE,
         "hidden_activation", "rope_parameters", "sliding_window", "layer_types", "per_layer_config",
-        "use_bidirectional_attention", "hidden_size_per_layer_input", "num_kv_shared_layers", "enable_moe_block",
+        "use_bidirectional_attention", "enable_moe_block",
     )  # fmt: skip
-    CONFIG_IRRELEVANT = {
-        "vocab_size_per_layer_input": _OFF,
-        "use_double_wide_mlp": _OFF,
-    }
     CONFIG_DEFAULTS = {
         **MegatronModelBridge.CONFIG_DEFAULTS,
         "norm_weight_in_fp32": True,
@@ -57,13 +59,7 @@ class Gemma4Bridge(MegatronModelBridge):
     PROVIDER_CLASS = "megatron.bridge.models.gemma.modeling_gemma4.Gemma4Provider"
 
     def hf_config_to_provider_kwargs(self, hf_config: "Gemma4TextConfig") -> dict[str, Any]:
-        config_mapping.check_values(
-            hf_config,
-            self._where(hf_config),
-            use_bidirectional_attention=(None,),
-            hidden_size_per_layer_input=(0, None),
-            num_kv_shared_layers=(0,),
-        )
+        config_mapping.check_values(hf_config, self._where(hf_config), use_bidirectional_attention=(None,))
         heads: dict[str, set[tuple[int, int]]] = {"sliding_attention": set(), "full_attention": set()}
         for kind, layer in zip(hf_config.layer_types, hf_config.per_layer_config, strict=True):
             heads[kind].add((layer.head_dim, layer.num_key_value_heads))
@@ -71,6 +67,12 @@ class Gemma4Bridge(MegatronModelBridge):
             raise UnsupportedConfigError(
                 f"{self._where(hf_config)}: expected one (head_dim, num_key_value_heads) for all layers of a kind, "
                 f"found {heads}; per_layer_config may only change those of all layers with full_attention"
+            )
+        first_shared = hf_config.num_hidden_layers - hf_config.num_kv_shared_layers
+        if set(hf_config.layer_types[:first_shared]) != set(hf_config.layer_types):
+            raise UnsupportedConfigError(
+                f"{self._where(hf_config)}: with num_kv_shared_layers {hf_config.num_kv_shared_layers} some of the last "
+                f"layers have no earlier layer of their kind to share with; layer_types: {hf_config.layer_types}"
             )
         (window,), (full,) = heads.values()
         return {
@@ -107,24 +109,18 @@ class Gemma4Bridge(MegatronModelBridge):
             **({} if provider.num_moe_experts is None else config_mapping.mapped_values(provider, _MOE)),
             "enable_moe_block": provider.num_moe_experts is not None,
             "per_layer_config": layers if changed else {},
-            "hidden_size_per_layer_input": 0,
         }
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config
         bias = config.attention_bias
-        full_layers = [layer for layer, kind in enumerate(config.layer_types) if kind == "full_attention"]
-        roles = ("q", "k") if config.attention_k_eq_v else ("q", "k", "v")
         return MegatronMappingRegistry(
             *blocks.embeddings(tied=config.tie_word_embeddings),
             *blocks.pre_norms(mlp=None if config.enable_moe_block else "pre_feedforward_layernorm"),
             *blocks.post_norms(),
-            *(
-                FullAttentionQKVMapping(layer, roles, kind)
-                for layer in full_layers
-                for kind in (("weight", "bias") if bias else ("weight",))
-            ),
+            *attention_of_other_kinds(config),
             *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True),
             *(experts() if config.enable_moe_block else blocks.gated_mlp()),
+            *(inputs_per_layer() if config.hidden_size_per_layer_input else []),
             AutoMapping(f"{blocks.LAYER}.layer_scalar", f"{HF_LAYER}.layer_scalar"),
         )

@@ -4,7 +4,7 @@ from typing import Any
 
 from megatron.bridge.models.conversion import blocks
 from megatron.bridge.models.conversion import layout as layouts
-from megatron.bridge.models.conversion.param_mapping import AutoMapping, MegatronParamMapping
+from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped, MegatronParamMapping
 
 HF_LAYER = "model.layers.*"
 
@@ -25,14 +25,56 @@ def experts() -> blocks.Mappings:
     ]
 
 
+def attention_of_other_kinds(config: Any) -> blocks.Mappings:
+    """`linear_qkv` of the layers with full attention, and of those that use the keys and values of others."""
+    mappings: blocks.Mappings = []
+    first_shared = config.num_hidden_layers - config.num_kv_shared_layers
+    for layer, layer_type in enumerate(config.layer_types):
+        is_shared = layer >= first_shared
+        if layer_type != "full_attention" and not is_shared:
+            continue
+        ours, theirs = f"decoder.layers.{layer}.self_attention.linear_qkv", f"model.layers.{layer}.self_attn"
+        roles = ("q", "k") if config.attention_k_eq_v else ("q", "k", "v")
+        for kind in ("weight", "bias") if config.attention_bias else ("weight",):
+            if is_shared:
+                mappings.append(AutoMapping(f"{ours}.{kind}", f"{theirs}.q_proj.{kind}"))
+            else:
+                names = {role: f"{theirs}.{role}_proj.{kind}" for role in roles}
+                mappings.append(FullAttentionQKVMapping(f"{ours}.{kind}", names))
+        if is_shared:
+            names_of_kv = ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_norm.weight")
+            reason = "the layer uses the keys and values of an earlier one, as in transformers"
+            mappings += [Dropped(f"{theirs}.{name}", reason) for name in names_of_kv]
+    return mappings
+
+
+def inputs_per_layer() -> blocks.Mappings:
+    """The embeddings that layers read besides hidden states, and what they do with them."""
+    model = {"projection": "per_layer_model_projection", "layernorm": "per_layer_projection_norm"}
+    layer = {
+        "gate": "per_layer_input_gate",
+        "projection": "per_layer_projection",
+        "post_layernorm": "post_per_layer_input_norm",
+    }
+    ours = f"{blocks.LAYER}.per_layer_input"
+    return [
+        PerLayerTableMapping("per_layer_embedding.word_embeddings.weight", "model.embed_tokens_per_layer.weight"),
+        *(AutoMapping(f"per_layer_embedding.{a}.weight", f"model.{b}.weight") for a, b in model.items()),
+        *(AutoMapping(f"{ours}.{a}.weight", f"{HF_LAYER}.{b}.weight") for a, b in layer.items()),
+    ]
+
+
 class FullAttentionQKVMapping(MegatronParamMapping):
     """`linear_qkv` of a layer with full attention: its own heads, and no rows of v where the values are the keys."""
-
-    def __init__(self, layer: int, roles: tuple[str, ...], kind: str):
-        names = {role: f"model.layers.{layer}.self_attn.{role}_proj.{kind}" for role in roles}
-        super().__init__(f"decoder.layers.{layer}.self_attention.linear_qkv.{kind}", names)
 
     def layout(self, shape: layouts.Shape, config: Any) -> layouts.Layout:
         head_dim, num_groups = config.full_kv_channels, config.full_num_query_groups
         rows = dict.fromkeys(self.hf_names, head_dim) | {"q": config.num_attention_heads // num_groups * head_dim}
         return layouts.grouped_rows(shape, num_groups, rows)
+
+
+class PerLayerTableMapping(MegatronParamMapping):
+    """A table with a row for each token, and zeros behind them."""
+
+    def layout(self, shape: layouts.Shape, config: Any) -> layouts.Layout:
+        return layouts.padded(shape, 0, config.vocab_size_per_layer_input)
