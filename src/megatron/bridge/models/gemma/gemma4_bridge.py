@@ -71,8 +71,8 @@ class Gemma4Bridge(MegatronModelBridge):
         first_shared = hf_config.num_hidden_layers - hf_config.num_kv_shared_layers
         if set(hf_config.layer_types[:first_shared]) != set(hf_config.layer_types):
             raise UnsupportedConfigError(
-                f"{self._where(hf_config)}: with num_kv_shared_layers {hf_config.num_kv_shared_layers} some of the last "
-                f"layers have no earlier layer of their kind to share with; layer_types: {hf_config.layer_types}"
+                f"{self._where(hf_config)}: num_kv_shared_layers is {hf_config.num_kv_shared_layers}, but some of "
+                f"these have no earlier layer of their kind to share with; layer_types: {hf_config.layer_types}"
             )
         (window,), (full,) = heads.values()
         return {
