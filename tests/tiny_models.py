@@ -176,6 +176,8 @@ _GEMMA4 = {
     "final_logit_softcapping": 3.0,
     "hidden_size_per_layer_input": 0,
 }
+# Scores are not scaled, so that the softmax is steep: transformers in float32 is up to 5.7e-5 from itself in float64.
+_GEMMA4_TOLERANCE = 5e-5
 _GEMMA4_MOE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
 _GEMMA4_PER_LAYER = {"hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 130}
 # Of six layers the last three use the keys and values of the third and the second.
@@ -455,24 +457,35 @@ TINY_MODELS = {
         TinyModel("gemma2-no-caps", "Gemma2ForCausalLM", {**_GEMMA2, **_NO_CAPS}),
         TinyModel("gemma3", "Gemma3ForCausalLM", _GEMMA3),
         TinyModel("gemma3-tied-linear-rope", "Gemma3ForCausalLM", {**_GEMMA3, **_GEMMA3_LINEAR}),
-        # Scores are not scaled, so that the softmax is steep: transformers in float32 is 3.4e-5 from itself in float64.
-        TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4, tolerance=5e-5),
+        TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4, tolerance=_GEMMA4_TOLERANCE),
         TinyModel("gemma4-keys-are-values", "Gemma4ForCausalLM", {**_GEMMA4, **_BIAS, **_TIED, **_K_EQ_V}),
-        TinyModel("gemma4-moe", "Gemma4ForCausalLM", {**_GEMMA4, **_TIED, **_K_EQ_V, **_GEMMA4_MOE}, tolerance=5e-5),
-        TinyModel("gemma4-per-layer", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_PER_LAYER}, tolerance=5e-5),
-        TinyModel("gemma4-shared", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_SHARED}, tolerance=5e-5),
-        TinyModel("gemma4-shared-wide", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_WIDE, **_TIED}, tolerance=5e-5),
+        TinyModel(
+            "gemma4-moe",
+            "Gemma4ForCausalLM",
+            {**_GEMMA4, **_TIED, **_K_EQ_V, **_GEMMA4_MOE},
+            tolerance=_GEMMA4_TOLERANCE,
+        ),
+        TinyModel(
+            "gemma4-per-layer", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_PER_LAYER}, tolerance=_GEMMA4_TOLERANCE
+        ),
+        TinyModel("gemma4-shared", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_SHARED}, tolerance=_GEMMA4_TOLERANCE),
+        TinyModel(
+            "gemma4-shared-wide",
+            "Gemma4ForCausalLM",
+            {**_GEMMA4, **_GEMMA4_WIDE, **_TIED},
+            tolerance=_GEMMA4_TOLERANCE,
+        ),
         TinyModel(
             "gemma4-e2b",
             "Gemma4ForCausalLM",
             {**_GEMMA4, **_TIED, **_GEMMA4_WIDE, **_GEMMA4_PER_LAYER},
-            tolerance=5e-5,
+            tolerance=_GEMMA4_TOLERANCE,
         ),
         TinyModel(
             "gemma4-everything",
             "Gemma4ForCausalLM",
             {**_GEMMA4, **_BIAS, **_K_EQ_V, **_GEMMA4_MOE, "top_k_experts": 1, **_GEMMA4_WIDE, **_GEMMA4_PER_LAYER},
-            tolerance=5e-5,
+            tolerance=_GEMMA4_TOLERANCE,
         ),
         TinyModel("glm4", "Glm4ForCausalLM", {"head_dim": 16}),
         TinyModel("glm4-tied-no-bias", "Glm4ForCausalLM", {"tie_word_embeddings": True, "attention_bias": False}),

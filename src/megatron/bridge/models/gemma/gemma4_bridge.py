@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import Gemma4TextConfig
 
 # Fields that may differ between layers, so that transformers does not give them out for the whole model.
-_PER_LAYER = {"head_dim": "kv_channels", "num_key_value_heads": "num_query_groups"}
+_PER_LAYER = ("head_dim", "num_key_value_heads")
 _SAME = (
     "num_kv_shared_layers",
     "use_double_wide_mlp",
@@ -98,9 +98,14 @@ class Gemma4Bridge(MegatronModelBridge):
         }
 
     def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
-        window_heads = {name: getattr(provider, field) for name, field in _PER_LAYER.items()}
-        values = {**super().megatron_to_hf_config(provider), **window_heads}
-        heads = {"head_dim": provider.full_kv_channels, "num_key_value_heads": provider.full_num_query_groups}
+        (num_groups, num_hf_groups), (_, num_full_groups) = provider.query_groups(True), provider.query_groups(False)
+        values = {
+            **super().megatron_to_hf_config(provider),
+            "num_attention_heads": provider.num_attention_heads // num_groups * num_hf_groups,
+            "num_key_value_heads": num_hf_groups,
+            "head_dim": provider.kv_channels,
+        }
+        heads = {"head_dim": provider.full_kv_channels, "num_key_value_heads": num_full_groups}
         changed = {name: value for name, value in heads.items() if value != values[name]}
         kinds = enumerate(values["layer_types"])
         layers = {layer: changed for layer, kind in kinds if kind == "full_attention"}

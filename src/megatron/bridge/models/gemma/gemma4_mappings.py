@@ -36,11 +36,8 @@ def attention_of_other_kinds(config: Any) -> blocks.Mappings:
         ours, theirs = f"decoder.layers.{layer}.self_attention.linear_qkv", f"model.layers.{layer}.self_attn"
         roles = ("q", "k") if config.attention_k_eq_v else ("q", "k", "v")
         for kind in ("weight", "bias") if config.attention_bias else ("weight",):
-            if is_shared:
-                mappings.append(AutoMapping(f"{ours}.{kind}", f"{theirs}.q_proj.{kind}"))
-            else:
-                names = {role: f"{theirs}.{role}_proj.{kind}" for role in roles}
-                mappings.append(FullAttentionQKVMapping(f"{ours}.{kind}", names))
+            names = {role: f"{theirs}.{role}_proj.{kind}" for role in (("q",) if is_shared else roles)}
+            mappings.append(LayerQKVMapping(f"{ours}.{kind}", names, layer_type))
         if is_shared:
             names_of_kv = ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_norm.weight")
             reason = "the layer uses the keys and values of an earlier one, as in transformers"
@@ -64,13 +61,19 @@ def inputs_per_layer() -> blocks.Mappings:
     ]
 
 
-class FullAttentionQKVMapping(MegatronParamMapping):
-    """`linear_qkv` of a layer with full attention: its own heads, and no rows of v where the values are the keys."""
+class LayerQKVMapping(MegatronParamMapping):
+    """`linear_qkv` with the heads of a kind of layer, of which rows of v, or of k and v, may be missing."""
+
+    def __init__(self, megatron_param: str, hf_names: dict[str, str], layer_type: str):
+        super().__init__(megatron_param, hf_names)
+        self.layer_type = layer_type
 
     def layout(self, shape: layouts.Shape, config: Any) -> layouts.Layout:
-        head_dim, num_groups = config.full_kv_channels, config.full_num_query_groups
+        has_window = self.layer_type == "sliding_attention"
+        num_groups, num_hf_groups = config.query_groups(has_window)
+        head_dim = config.head_dim(has_window)
         rows = dict.fromkeys(self.hf_names, head_dim) | {"q": config.num_attention_heads // num_groups * head_dim}
-        return layouts.grouped_rows(shape, num_groups, rows)
+        return layouts.grouped_rows(shape, num_hf_groups, rows)
 
 
 class PerLayerTableMapping(MegatronParamMapping):

@@ -56,8 +56,25 @@ class Gemma4Provider(GPTModelProvider):
                 "Gemma4Provider: moe_shared_expert_overlap must be False: norms stand around the dense MLP"
             )
 
+    def _pad_query_groups(self) -> None:
+        before = self.num_query_groups
+        super()._pad_query_groups()
+        if self.full_num_query_groups == before:
+            self.full_num_query_groups = self.num_query_groups
+        elif self.num_query_groups != before:
+            raise ParallelLayoutError(
+                f"pad_query_groups: num_query_groups {before} and full_num_query_groups {self.full_num_query_groups} "
+                "would need different numbers of heads; choose a tensor_model_parallel_size that divides both"
+            )
+
     def head_dim(self, has_window: bool) -> int:
         return self.kv_channels if has_window else self.full_kv_channels
+
+    def query_groups(self, has_window: bool) -> tuple[int, int]:
+        """The number of query groups of a kind of layer, and without those added for tensor parallelism."""
+        num_groups = self.num_query_groups if has_window else self.full_num_query_groups
+        is_padded = self.unpadded_query_groups and num_groups == self.num_query_groups
+        return num_groups, self.unpadded_query_groups if is_padded else num_groups
 
     def modify_layer_spec(self, spec: ModuleSpec) -> None:
         spec.module = Gemma4TransformerLayer
