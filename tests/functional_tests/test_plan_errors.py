@@ -152,6 +152,18 @@ def test_old_checkpoints_with_rotary_frequencies(tmp_path: Path) -> None:
     AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
 
 
+def test_keys_and_values_that_layers_do_not_use(tmp_path: Path) -> None:
+    """Published Gemma 4 checkpoints have them in the layers that share those of earlier ones; transformers drops them."""
+    TINY_MODELS["gemma4-e2b"].save(tmp_path / "hf")
+    attention = "model.layers.5.self_attn"
+    unused = {f"{attention}.k_proj.weight": torch.ones(64, 64), f"{attention}.k_norm.weight": torch.ones(32)}
+    edit_tensors(tmp_path / "hf", lambda tensors: tensors.update(unused))
+    AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
+    unread = {"model.layers.2.self_attn.k_norm.bias": torch.ones(16)}
+    edit_tensors(tmp_path / "hf", lambda tensors: tensors.update(unread))
+    import_fails(tmp_path / "hf", PlanError, "1 problem(s)", *unread)
+
+
 def test_a_live_model_is_not_changed_by_a_checkpoint_that_does_not_fit(hf_folder: Path) -> None:
     bridge = AutoBridge.from_hf_pretrained(hf_folder)
     model = bridge.to_megatron_model(wrap_with_ddp=False)
