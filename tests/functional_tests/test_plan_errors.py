@@ -153,7 +153,7 @@ def test_old_checkpoints_with_rotary_frequencies(tmp_path: Path) -> None:
 
 
 def test_keys_and_values_that_layers_do_not_use(tmp_path: Path) -> None:
-    """Published Gemma 4 checkpoints have them in the layers that share those of earlier ones; transformers drops them."""
+    """Published Gemma 4 checkpoints have them in layers that use those of earlier ones; transformers drops them."""
     TINY_MODELS["gemma4-e2b"].save(tmp_path / "hf")
     attention = "model.layers.5.self_attn"
     unused = {f"{attention}.k_proj.weight": torch.ones(64, 64), f"{attention}.k_norm.weight": torch.ones(32)}
