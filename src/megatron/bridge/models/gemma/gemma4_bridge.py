@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Fields that may differ between layers, so that transformers does not give them out for the whole model.
 _PER_LAYER = ("head_dim", "num_key_value_heads")
+# Fields that have the same names in the provider.
 _SAME = (
     "num_kv_shared_layers",
     "use_double_wide_mlp",
@@ -54,7 +55,6 @@ class Gemma4Bridge(MegatronModelBridge):
         "use_post_norms": True,
         "qk_layernorm": True,
         "softmax_scale": 1.0,
-        "hetereogenous_dist_checkpoint": True,
     }
     PROVIDER_CLASS = "megatron.bridge.models.gemma.modeling_gemma4.Gemma4Provider"
 

@@ -43,7 +43,7 @@ class Gemma4Provider(GPTModelProvider):
     moe_token_dispatcher_type: str = "alltoall"  # megatron-core refuses variable_seq_lengths with another
 
     def finalize(self) -> None:
-        if self.pipeline_model_parallel_size > 1 and (self.hidden_size_per_layer_input or self.num_kv_shared_layers):
+        if self.pipeline_model_parallel_size > 1 and self.has_context:
             self.variable_seq_lengths = True  # what stages hand over is of different sizes
         super().finalize()
         if self.full_num_query_groups % self.tensor_model_parallel_size:
@@ -116,6 +116,11 @@ class Gemma4Provider(GPTModelProvider):
         num_layers = self.num_layers
         shared = range(num_layers - self.num_kv_shared_layers + 1, num_layers + 1)
         return sorted({self.kv_source(layer_number) for layer_number in shared})
+
+    @property
+    def has_context(self) -> bool:
+        """Whether layers hand on more than hidden states."""
+        return bool(self.hidden_size_per_layer_input or self.num_kv_shared_layers)
 
     def context_size(self, num_done: int) -> int:
         """The size, for each token on a rank, of what the first `num_done` layers hand on besides hidden states."""

@@ -24,13 +24,13 @@ class Gemma4TransformerLayer(TransformerLayer):
     """A TransformerLayer that may read an input of its own, and whose output is multiplied by a stored constant.
 
     Attributes:
-        is_last_of_stage: whether the context goes to the next pipeline stage, behind the hidden states.
+        hands_over_context: whether it goes to the next pipeline stage, as further columns of the hidden states.
     """
 
     def __init__(self, config: Any, submodules: TransformerLayerSubmodules, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, submodules, *args, **kwargs)
         self.register_buffer("layer_scalar", torch.ones(1, dtype=config.params_dtype))
-        self.is_last_of_stage = False
+        self.hands_over_context = False
         if config.hidden_size_per_layer_input:
             self.per_layer_input = PerLayerInput(config, submodules.mlp_bda.params["norm"])
 
@@ -46,7 +46,7 @@ class Gemma4TransformerLayer(TransformerLayer):
         if config.hidden_size_per_layer_input:
             hidden_states = self.per_layer_input(hidden_states, own_input)
         hidden_states = hidden_states * self.layer_scalar
-        if self.is_last_of_stage:
+        if self.hands_over_context:
             hidden_states = torch.cat([hidden_states, context], dim=-1)
         return hidden_states, context
 

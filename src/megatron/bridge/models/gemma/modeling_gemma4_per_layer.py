@@ -10,6 +10,7 @@ import torch
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.transformer.module import MegatronModule
 
+from megatron.bridge.errors import ParallelLayoutError
 from megatron.bridge.models.transformer.gpt_model import GPTModel
 from megatron.bridge.models.transformer.sparse_attention import ReplicatedLinear
 from megatron.bridge.runtime.norm import TorchNorm
@@ -23,8 +24,13 @@ class Gemma4Model(GPTModel):
         self.per_layer_embedding: PerLayerEmbedding | None = None
         if self.pre_process and config.hidden_size_per_layer_input:
             self.per_layer_embedding = PerLayerEmbedding(config, self.pg_collection.tp)
-        if not self.post_process:
-            self.decoder.layers[-1].is_last_of_stage = True
+        if config.has_context:
+            if not self.decoder.layers:
+                raise ParallelLayoutError(
+                    "Gemma4Model: a pipeline stage has no layers, but with hidden_size_per_layer_input or "
+                    "num_kv_shared_layers it is layers that hand on more than hidden states; give each stage one"
+                )
+            self.decoder.layers[-1].hands_over_context = not self.post_process
 
     @property
     def stage_input_size(self) -> int:
