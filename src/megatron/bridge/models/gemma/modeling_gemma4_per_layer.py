@@ -35,7 +35,9 @@ class Gemma4Model(GPTModel):
     @property
     def stage_input_size(self) -> int:
         """The size, for each token, of what the stage before hands over."""
-        return self.config.hidden_size + self.config.context_size(self.decoder.layers[0].layer_number - 1)
+        config = self.config
+        context_size = config.context_size(self.decoder.layers[0].layer_number - 1) if config.has_context else 0
+        return config.hidden_size + context_size
 
     def forward(
         self,
@@ -58,7 +60,7 @@ class Gemma4Model(GPTModel):
 class PerLayerEmbedding(MegatronModule):
     """The inputs of all layers: an embedding of the token, and a projection of its word embedding.
 
-    The table, which is most of the model, is cut over the tensor-parallel ranks as that of word embeddings is.
+    The table, which may be half of the model, is cut over the tensor-parallel ranks as that of word embeddings is.
     """
 
     def __init__(self, config: Any, tp_group: Any) -> None:
