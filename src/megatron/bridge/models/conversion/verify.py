@@ -20,7 +20,7 @@ from megatron.bridge.models.hf_pretrained import hub
 from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, load_config
 from megatron.bridge.models.hf_pretrained.quantization.source import open_weights
-from megatron.bridge.models.hf_pretrained.source import WeightSource, has_weights
+from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, WeightSource, has_weights
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +93,10 @@ def verify_checkpoints(
     from megatron.bridge.transport.progress import Progress
 
     sides = [_open(a), _open(b)]
+    stored = [side.infos.keys() for side in sides if isinstance(side, SafetensorsSource)]
+    # Two folders that are quantised alike are compared as they are stored.
+    if len(stored) == 1 or (len(stored) == 2 and stored[0] != stored[1]):
+        sides = [open_weights(side.folder) if isinstance(side, SafetensorsSource) else side for side in sides]
     with Progress("verifying", None, enabled=show_progress) as progress:
         if all(isinstance(side, WeightSource) for side in sides):
             found = _compare_named(sides[0], sides[1], progress)
@@ -121,7 +125,7 @@ def _open(path: str | Path) -> Any:
             "Give the folder that holds one of them."
         )
     if is_hf:
-        return open_weights(folder)
+        return SafetensorsSource(folder)
     from megatron.bridge.transport.torch_dist import TorchDistReader
 
     return TorchDistReader(iteration_folder(folder))

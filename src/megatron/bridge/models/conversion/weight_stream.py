@@ -15,6 +15,8 @@ from megatron.bridge.models.conversion.layout import Box, Layout, Shape
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.placement import Parameter, read_placement
 from megatron.bridge.models.conversion.plan import Plan, TensorInfo, WeightConversionTask, build_plan
+from megatron.bridge.models.conversion.quantized_export import linear_weights, quantized, quantizer_of
+from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.model_building import unwrap_model
 from megatron.bridge.transport import collectives
 from megatron.bridge.transport.progress import Progress
@@ -74,6 +76,7 @@ def load(
     model: Any,
     allowed_mismatched_params: Iterable[str] = (),
     show_progress: bool = False,
+    force: bool = False,
 ) -> LoadReport:
     """Fills a live model from an HF checkpoint. Each rank reads the slices it holds; no collective is called.
 
@@ -82,9 +85,11 @@ def load(
         hf_pretrained: the checkpoint.
         model: a model chunk or the list of chunks, bare or wrapped.
         allowed_mismatched_params: Megatron names that may keep their values.
+        force: load numbers that do not look like weights.
 
     Raises:
         PlanError: the model and the checkpoint do not match; no weight was changed.
+        QuantizationError: numbers that do not look like weights; no weight was changed.
     """
     chunks = unwrap_model(model)
     infos = hf_tensor_infos(hf_pretrained)
@@ -101,6 +106,8 @@ def load(
     )
     state = hf_pretrained.state
     check_tied(plan, state)
+    if not force:
+        check_weights(plan, lambda task: read_hf_tensors(bridge, task, state), _name(hf_pretrained))
     num_read = num_written = 0
     with torch.no_grad(), Progress("loading", len(plan), enabled=show_progress) as progress:
         for task in plan:
@@ -198,6 +205,7 @@ def export(
     weight_dtype: torch.dtype | None = None,
     select: Callable[[str], bool] | None = None,
     bucket_bytes: int = BUCKET_BYTES,
+    quantization: str | None = None,
 ) -> Iterator[HFWeightTuple]:
     """Yields every HF tensor, whole, on every rank (collective, lazy; iterate to the end on all ranks together).
 
@@ -209,11 +217,13 @@ def export(
         weight_dtype: convert floating-point tensors.
         select: export only the HF tensors whose names it accepts; the others are not moved.
         bucket_bytes: Megatron weights that are gathered at a time.
+        quantization: a form for the weights of linear layers (see `quantized_export.quantizer_of`).
 
     Raises:
         PlanError: at the end, if the tasks gave only a part of an HF tensor.
     """
     tasks = build_global_tasks(bridge, hf_pretrained, model) if conversion_tasks is None else conversion_tasks
+    form = None if quantization is None else quantizer_of(quantization, hf_pretrained)
     state = hf_pretrained.state if hf_tensor_infos(hf_pretrained) is not None else None
     tied = bridge.registry().tied()
     stored = {name: same_as for name, same_as in tied.items() if state is not None and name in state}
@@ -226,8 +236,11 @@ def export(
                 finished = assembler.add(task, parts)
                 if not finished:
                     continue
-                for name, weight in bridge.maybe_modify_converted_hf_weight(task, finished, state).items():
-                    weight = _convert(weight, cpu, weight_dtype)
+                weights = bridge.maybe_modify_converted_hf_weight(task, finished, state)
+                if form is not None:
+                    weights = quantized(weights, form, linear_weights([task]))
+                for name, weight in weights.items():
+                    weight = _convert(weight, cpu, None if form is not None else weight_dtype)
                     progress.advance(weight.nbytes)
                     for given in (name, *copies.get(name, ())):
                         if select is None or select(given):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained import hub
-from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts, write_without_quantization
+from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts, state_quantization
 from megatron.bridge.models.hf_pretrained.config import load_config, remove_quantization
 from megatron.bridge.models.hf_pretrained.quantization.source import DequantizedSource, open_weights
 from megatron.bridge.models.hf_pretrained.source import WeightSource, has_weights
@@ -165,19 +165,24 @@ class PreTrainedCausalLM:
         model.eval()  # type: ignore[no-untyped-call]
         return model
 
-    def save_artifacts(self, folder: str | Path) -> list[str]:
+    def save_artifacts(self, folder: str | Path, quantization: dict[str, Any] | None = None) -> list[str]:
         """Writes everything but the weights into `folder` (see `copy_artifacts`).
 
-        `config.json` is the source's, byte for byte, unless `config` was changed since it was loaded, or the source is
-        quantised: then it no longer says so.
+        `config.json` is the source's, byte for byte, unless `config` was changed since it was loaded, or the weights
+        are written in another form than the source's.
+
+        Args:
+            quantization: the `quantization_config` of the weights; `None` for plain weights.
 
         Returns:
             The names of the files written, sorted.
         """
         changed = self._config_on_disk is None or self.config.to_dict() != self._config_on_disk
-        written = copy_artifacts(self.path, folder, config=self.config if changed else None)
-        if self.quantization_config and not changed:
-            write_without_quantization(Path(folder))
+        is_same_form = quantization == self.quantization_config
+        written = copy_artifacts(self.path, folder, self.config if changed else None, is_same_form)
+        stated = {} if changed else self.quantization_config
+        if stated != (quantization or {}):
+            state_quantization(Path(folder), quantization)
         return written
 
     def _resolve_weights(self) -> Path:

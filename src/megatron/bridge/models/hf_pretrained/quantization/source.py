@@ -68,11 +68,13 @@ class DequantizedSource(WeightSource):
         return view.whole() if isinstance(view, QuantizedView) else view
 
 
-def open_weights(folder: str | Path) -> WeightSource:
+def open_weights(folder: str | Path, dtype: torch.dtype | None = None) -> WeightSource:
     """The weights of a model's folder as numbers, whatever they are stored as.
 
-    What is quantised is found in the tensors themselves; `config.json` says no more than block sizes, and the dtype in
-    which quantised tensors are read (bfloat16 where it says none).
+    What is quantised is found in the tensors themselves; `config.json` says no more than block sizes.
+
+    Args:
+        dtype: in which quantised tensors are read; default: that of `config.json`, bfloat16 where it states none.
 
     Raises:
         CheckpointError: as `SafetensorsSource`.
@@ -82,7 +84,7 @@ def open_weights(folder: str | Path) -> WeightSource:
     values = read_config_json(folder) if (Path(folder) / CONFIG_NAME).is_file() else {}
     found = detect(stored.infos, quantization_config(values))
     found.check(str(folder))
-    return DequantizedSource(stored, found, _dtype(values)) if found.tensors or found.dropped else stored
+    return DequantizedSource(stored, found, dtype or _dtype(values)) if found.tensors or found.dropped else stored
 
 
 def _dtype(values: Mapping[str, Any]) -> torch.dtype:
