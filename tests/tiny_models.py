@@ -242,6 +242,7 @@ _DEEPSEEK_V2 = {
 _DEEPSEEK_V32 = {
     **_DEEPSEEK_V3,
     **{"index_topk": 12, "index_head_dim": 24, "index_n_heads": 3, "rope_parameters": {"rope_theta": 10000.0}},
+    "num_nextn_predict_layers": 1,
 }
 _GLM4_MOE = {**_GROUPED_SIGMOID, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "head_dim": 24}
 _GLM4_MOE_LITE = {
@@ -316,9 +317,25 @@ TINY_MODELS = {
             {**_QWEN2_MOE, **_DELTA_NET, "mlp_only_layers": [0], "attention_bias": True},
             tolerance=_DELTA_NET_TOLERANCE,
         ),
-        TinyModel("qwen3.5", "Qwen3_5ForCausalLM", _DELTA_NET, tolerance=_DELTA_NET_TOLERANCE),
+        TinyModel(
+            "qwen3.5",
+            "Qwen3_5ForCausalLM",
+            {**_DELTA_NET, "mtp_num_hidden_layers": 1},
+            tolerance=_DELTA_NET_TOLERANCE,
+        ),
         TinyModel("qwen3.5-tied", "Qwen3_5ForCausalLM", {**_DELTA_NET, **_TIED}, tolerance=_DELTA_NET_TOLERANCE),
-        TinyModel("qwen3.5-moe", "Qwen3_5MoeForCausalLM", {**_QWEN2_MOE, **_DELTA_NET}, tolerance=_DELTA_NET_TOLERANCE),
+        TinyModel(
+            "qwen3.5-linear-last",
+            "Qwen3_5ForCausalLM",
+            {**_DELTA_NET, "layer_types": ["full_attention", "linear_attention"] * 2},
+            tolerance=_DELTA_NET_TOLERANCE,
+        ),
+        TinyModel(
+            "qwen3.5-moe",
+            "Qwen3_5MoeForCausalLM",
+            {**_QWEN2_MOE, **_DELTA_NET, "mtp_num_hidden_layers": 1},
+            tolerance=_DELTA_NET_TOLERANCE,
+        ),
         TinyModel("qwen2-moe", "Qwen2MoeForCausalLM", _QWEN2_MOE),
         TinyModel(
             "qwen2-moe-no-bias", "Qwen2MoeForCausalLM", {**_QWEN2_MOE, "norm_topk_prob": True, "qkv_bias": False}

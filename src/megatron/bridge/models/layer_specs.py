@@ -139,10 +139,15 @@ def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) 
 
 
 def mtp_block_spec(config: "GPTModelProvider", layer_spec: Any, vp_stage: int | None = None) -> Any:
-    """The spec of the multi-token prediction layers on this rank, made of its last decoder layer's; `None` for none."""
+    """The spec of the multi-token prediction layers on this rank; `None` for none.
+
+    They are like the last decoder layer, in models with gated delta nets like a layer with attention and experts.
+    """
     if not config.mtp_num_layers:
         return None
     use_transformer_engine = capabilities.has_transformer_engine()
+    if config.experimental_attention_variant == "gated_delta_net":
+        layer_spec = (transformer_engine_layer_spec if use_transformer_engine else local_layer_spec)(config)
     block = gpt_layer_specs.get_gpt_mtp_block_spec(config, layer_spec, use_transformer_engine, vp_stage=vp_stage)
     if block is not None and not use_transformer_engine:
         for layer in block.layer_specs:

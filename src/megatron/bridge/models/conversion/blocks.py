@@ -302,6 +302,14 @@ def fused_moe(
 
 # Megatron's and the usual HF names of what a prediction layer has in addition to a decoder layer.
 _PREDICTION_NAMES = {"enorm": "enorm", "hnorm": "hnorm", "eh_proj": "eh_proj", "final_layernorm": "shared_head.norm"}
+# The HF names where a module holds them for its one layer.
+_MODULE_NAMES = {
+    "enorm": "pre_fc_norm_embedding",
+    "hnorm": "pre_fc_norm_hidden",
+    "eh_proj": "fc",
+    "final_layernorm": "norm",
+}
+_NO_PREDICTION = "the Megatron model has no multi-token prediction layers (mtp_num_layers)"
 
 
 def multi_token_prediction(
@@ -331,39 +339,66 @@ def multi_token_prediction(
     first = config.num_hidden_layers if first is None else first
     for index in range(getattr(config, "num_nextn_predict_layers", None) or 0):
         number = first + index
-        megatron, theirs = f"mtp.layers.{index}", f"{hf}.{layers}.{number}"
-        for ours, name in names.items():
-            kind = SwappedColumnsMapping if hidden_state_first and ours == "eh_proj" else AutoMapping
-            mappings.append(kind(f"{megatron}.{ours}.weight", f"{theirs}.{name}.weight"))
-        for mapping in layer:
-            if isinstance(mapping, Dropped):
-                continue
-            moved = mapping.resolve([str(number)])
-            moved.megatron_param = moved.megatron_param.replace(
-                f"decoder.layers.{number}.", f"{megatron}.transformer_layer."
-            )
-            mappings.append(moved)
+        theirs = f"{hf}.{layers}.{number}"
+        own = {ours: f"{theirs}.{name}" for ours, name in names.items()}
+        mappings += _prediction_layer(layer, index, number, own, hidden_state_first=hidden_state_first)
         mappings += [
             Tied(f"{theirs}.embed_tokens.weight", same_as=f"{hf}.embed_tokens.weight"),
             Tied(f"{theirs}.shared_head.head.weight", same_as=f"{lm_head}.weight"),
         ]
-    reason = "the Megatron model has no multi-token prediction layers (mtp_num_layers)"
-    mappings += [
-        Dropped(name, reason)
-        for mapping in mappings
-        if not isinstance(mapping, Dropped)
-        for name in mapping.hf_names.values()
-    ]
-    return mappings
+    return _or_dropped(mappings)
+
+
+def prediction_module(layer: Mappings, *, hf: str = "mtp") -> Mappings:
+    """One prediction layer, stored in a module of its own with its norms and projection beside it.
+
+    The HF tensors are dropped if the Megatron model has no such layer (`mtp_num_layers`).
+
+    Args:
+        layer: the mappings of a layer of the module, `{hf}.layers.*`.
+        hf: HF name of the module.
+    """
+    return _or_dropped(_prediction_layer(layer, 0, 0, {ours: f"{hf}.{name}" for ours, name in _MODULE_NAMES.items()}))
 
 
 def no_multi_token_prediction(*, hf: str = "mtp") -> Mappings:
-    """Leaves out prediction layers that are stored in a module of their own, as transformers does.
+    """Leaves out a prediction layer that is stored in a module of its own, as transformers does.
 
     Args:
-        hf: its HF name.
+        hf: HF name of the module.
     """
-    return [Dropped(f"{hf}.**", "the Megatron model has no multi-token prediction layers")]
+    return [Dropped(f"{hf}.**", _NO_PREDICTION)]
+
+
+def _prediction_layer(
+    layer: Mappings, index: int, number: int, own: Mapping[str, str], *, hidden_state_first: bool = False
+) -> Mappings:
+    """Prediction layer `index` of a Megatron model.
+
+    Args:
+        number: of the HF layer.
+        own: HF names of the norms and the projection by Megatron's.
+    """
+    megatron = f"mtp.layers.{index}"
+    mappings: Mappings = []
+    for ours, name in own.items():
+        kind = SwappedColumnsMapping if hidden_state_first and ours == "eh_proj" else AutoMapping
+        mappings.append(kind(f"{megatron}.{ours}.weight", f"{name}.weight"))
+    for mapping in layer:
+        if isinstance(mapping, Dropped):
+            continue
+        moved = mapping.resolve([str(number)])
+        moved.megatron_param = moved.megatron_param.replace(
+            f"decoder.layers.{number}.", f"{megatron}.transformer_layer."
+        )
+        mappings.append(moved)
+    return mappings
+
+
+def _or_dropped(mappings: Mappings) -> Mappings:
+    """The mappings, and marks by which their HF tensors are dropped where no Megatron weight reads them."""
+    read = [mapping for mapping in mappings if not isinstance(mapping, Dropped)]
+    return [*mappings, *(Dropped(name, _NO_PREDICTION) for mapping in read for name in mapping.hf_names.values())]
 
 
 def gated_mlp(*, hf: str = "model.layers.*.mlp", bias: bool = False, fused_gate_up: str | None = None) -> Mappings:

@@ -158,8 +158,7 @@ class MegatronModelBridge(ABC):
             module, _, name = provider_class.rpartition(".")
             provider_class = getattr(importlib.import_module(module), name)
         provider = provider_class(**self.hf_config_to_provider_kwargs(hf_config))
-        if provider.mtp_num_layers and not self._has_mtp_layers(hf_pretrained):
-            provider.mtp_num_layers = None
+        provider.mtp_num_layers = self._num_mtp_layers(hf_pretrained, provider.mtp_num_layers)
         set_dtype(provider, self.dtype_from_hf(hf_config))
         return provider
 
@@ -245,16 +244,16 @@ class MegatronModelBridge(ABC):
             raise UnsupportedConfigError(f"{type(self).__name__}: hf_config must be set before mapping_registry()")
         return self.mapping_registry()
 
-    def _has_mtp_layers(self, hf_pretrained: Any) -> bool:
-        """Whether the checkpoint, if there is one, has the multi-token prediction layers that its config counts.
+    def _num_mtp_layers(self, hf_pretrained: Any, stated: int | None) -> int | None:
+        """How many multi-token prediction layers a model has: by its checkpoint, or if there is none, its config.
 
-        transformers ignores them, and does not save them.
+        transformers ignores these layers and does not save them, and not every config counts them.
         """
         if not getattr(hf_pretrained, "has_weights", False):
-            return True
+            return stated
         self.hf_config = hf_pretrained.config
-        mapping = self.registry().megatron_to_hf_lookup("mtp.layers.0.eh_proj.weight")
-        return mapping is not None and mapping.hf_param in hf_pretrained.state.infos
+        projections = self.registry().get_mappings_by_pattern("mtp.layers.*.eh_proj.weight")
+        return sum(mapping.hf_param in hf_pretrained.state.infos for mapping in projections) or None
 
     def _where(self, hf_config: "PretrainedConfig") -> str:
         name = getattr(hf_config, "name_or_path", "") or ""
