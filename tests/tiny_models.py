@@ -244,6 +244,7 @@ _DEEPSEEK_V32 = {
     **{"index_topk": 12, "index_head_dim": 24, "index_n_heads": 3, "rope_parameters": {"rope_theta": 10000.0}},
     "num_nextn_predict_layers": 1,
 }
+_GLM_5_2 = {"index_share_for_mtp_iteration": True, "moe_router_dtype": "float32"}
 _GLM4_MOE = {**_GROUPED_SIGMOID, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "head_dim": 24}
 _GLM4_MOE_LITE = {
     **_MLA,
@@ -388,7 +389,7 @@ TINY_MODELS = {
         TinyModel(
             "glm-moe-dsa-shared-indices",
             "GlmMoeDsaForCausalLM",
-            {**_DEEPSEEK_V32, "indexer_types": ["full", "shared"] * 2, "rms_norm_eps": 1e-5},
+            {**_DEEPSEEK_V32, "indexer_types": ["full", "shared"] * 2, "rms_norm_eps": 1e-5, **_GLM_5_2},
         ),
         TinyModel("glm4-moe", "Glm4MoeForCausalLM", {**_GLM4_MOE, "use_qk_norm": True}),
         TinyModel("glm4-moe-attention-bias", "Glm4MoeForCausalLM", {**_GLM4_MOE, "attention_bias": True}),

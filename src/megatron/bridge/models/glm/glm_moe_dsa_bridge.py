@@ -29,7 +29,11 @@ class GlmMoeDsaBridge(DeepseekV32Bridge):
         "index_topk_pattern": "transformers turns it into indexer_types",
         "index_share_for_mtp_iteration": "generation: runs of the prediction layer that share indices",
     }
-    CONFIG_FIXED = {**DeepseekV32Bridge.CONFIG_FIXED, "indexer_rope_interleave": True}
+    CONFIG_FIXED = {
+        **DeepseekV32Bridge.CONFIG_FIXED,
+        "indexer_rope_interleave": True,
+        "moe_router_dtype": "float32",
+    }
     CONFIG_DEFAULTS = {**DeepseekV32Bridge.CONFIG_DEFAULTS, "dsa_indexer_rope_interleaved": True}
 
     def hf_config_to_provider_kwargs(self, hf_config: "GlmMoeDsaConfig") -> dict[str, Any]:
