@@ -15,7 +15,7 @@ proof:  ## every family on every layout
 	uv run pytest -m proof
 
 record-proof:  ## the same, into the record that `megatron-bridge models` shows; FAMILY=llama for a part
-	uv run pytest tests/functional_tests/models/test_parity.py -m "proof or not proof" --record-proof $(if $(FAMILY),-k "$(FAMILY)")
+	uv run pytest tests/functional_tests/models -m "proof or not proof" --record-proof $(if $(FAMILY),-k "$(FAMILY)")
 
 docs:  ## the pages that are made from the code
 	uv run python tools/make_docs.py

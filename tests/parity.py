@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
+from tests.ling import LING, LING_VARIANTS
 from tests.ranks import run_ranks
 from tests.tiny_models import TINY_MODELS, TOLERANCE, TinyModel
 
@@ -39,12 +40,13 @@ def layouts_of(tiny: TinyModel) -> dict[str, dict[str, Any]]:
 
 def case_of(tiny: TinyModel, layout: str) -> tuple[str, str, str]:
     """The comparison of a model on a layout, as it stands in the record of proofs."""
-    return tiny.architecture, tiny.name, layout
+    return tiny.published_architecture, tiny.name, layout
 
 
 def all_cases() -> list[tuple[str, str, str]]:
     """Every model on every layout, as they stand in the record of proofs."""
-    return [case_of(tiny, layout) for tiny in TINY_MODELS.values() for layout in layouts_of(tiny)]
+    renamed = [(LING, variant, layout) for variant in LING_VARIANTS for layout in {**LAYOUTS, **EXPERT_LAYOUTS}]
+    return [*(case_of(tiny, layout) for tiny in TINY_MODELS.values() for layout in layouts_of(tiny)), *renamed]
 
 
 @dataclass(frozen=True)

@@ -60,15 +60,25 @@ class TinyModel:
         """Whether the model has experts, and so layouts that cut them."""
         return any("experts" in name for name in self.config)
 
+    @property
+    def published_architecture(self) -> str:
+        """The architecture that `config.json` names."""
+        return self.config_json.get("architectures", [self.architecture])[0]
+
     def hf_config(self) -> transformers.PretrainedConfig:
         model_class = getattr(transformers, self.architecture)
-        return model_class.config_class(**{**BASE, **self.config}, architectures=[self.architecture])
+        config_class = model_class.config_class
+        names = {*dir(config_class), *config_class.attribute_map}  # Mamba-2 has no attention heads
+        base = {name: value for name, value in BASE.items() if name in names}
+        return config_class(**{**base, **self.config}, architectures=[self.architecture])
 
     def hf_model(self, seed: int | None = None) -> transformers.PreTrainedModel:
         """The model in float32, eval mode and eager attention."""
         config = self.hf_config()
         config._attn_implementation = "eager"
-        model = getattr(transformers, self.architecture)(config).float().eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # `randomize` adds to what vectors were, which for attention sinks is random too
+            model = getattr(transformers, self.architecture)(config).float().eval()
         randomize(model, self.seed if seed is None else seed)
         return model
 
@@ -256,6 +266,14 @@ _EXAONE_MOE = {
     **{"num_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 32, "num_shared_experts": 2},
     "head_dim": 24,
 }
+_MIMO_V2 = {
+    **{"num_attention_heads": 8, "head_dim": 24, "v_head_dim": 12, "sliding_window": 8},
+    **{"n_routed_experts": 8, "num_experts_per_tok": 4, "moe_intermediate_size": 32},
+}
+_MIMO_V2_ROPE = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+}
 _GPT_OSS = {
     **{"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 24, "sliding_window": 8},
     "swiglu_limit": 0.3,  # so small that it matters with these weights
@@ -273,9 +291,61 @@ _LLAMA4 = {
     **{"attention_chunk_size": 8, "no_rope_layers": [1, 0, 1, 0], "floor_scale": 4, "attn_scale": 0.5},
 }
 
+_MAMBA2 = {"state_size": 16, "num_heads": 16, "head_dim": 8, "n_groups": 2, "chunk_size": 16}
+_MAMBA2_VARIANT = {"tie_word_embeddings": True, "time_step_limit": (0.5, float("inf"))}
+_BAMBA = {
+    "attn_layer_indices": [1, 2],
+    "mamba_n_heads": 16,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 16,
+}
+_FALCON_H1 = {
+    **{"mamba_d_ssm": 128, "mamba_n_heads": 16, "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 16},
+    **{"mamba_chunk_size": 16, "attention_in_multiplier": 1.3, "attention_out_multiplier": 0.8, "key_multiplier": 0.6},
+    **{"ssm_in_multiplier": 1.2, "ssm_out_multiplier": 0.7, "ssm_multipliers": [0.8, 1.1, 1.4, 0.9, 1.6]},
+    **{"mlp_multipliers": [0.9, 1.2], "embedding_multiplier": 5.0, "lm_head_multiplier": 1.5},
+}
+_FALCON_H1_NORM = {"mamba_rms_norm": True, "tie_word_embeddings": True, "time_step_limit": (0.5, float("inf"))}
+_NEMOTRON_H = {
+    "layers_block_type": ["linear_attention", "full_attention", "mlp", "linear_attention"],
+    "head_dim": 24,
+    "ssm_state_size": 16,
+    "mamba_num_heads": 16,
+    "mamba_head_dim": 8,
+    "n_groups": 2,
+    "chunk_size": 16,
+    # Above many of the step sizes, so that the limit shows.
+    "time_step_min": 0.5,
+}
+_NEMOTRON_3 = {
+    **_NEMOTRON_H,
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe", "linear_attention", "mlp"],
+    "time_step_min": 0.001,
+    "n_routed_experts": 8,
+    "moe_intermediate_size": 48,
+    "moe_shared_expert_intermediate_size": 40,
+    "num_experts_per_tok": 3,
+    "routed_scaling_factor": 2.5,
+    "layer_norm_epsilon": 1e-4,
+}
 TINY_MODELS = {
     model.name: model
     for model in (
+        TinyModel("nemotron-h", "NemotronHForCausalLM", _NEMOTRON_H),
+        TinyModel("nemotron-3", "NemotronHForCausalLM", _NEMOTRON_3),
+        TinyModel("nemotron-3-latent", "NemotronHForCausalLM", {**_NEMOTRON_3, "moe_latent_size": 40}),
+        TinyModel("mamba2", "Mamba2ForCausalLM", _MAMBA2),
+        TinyModel("mamba2-tied-step-limit", "Mamba2ForCausalLM", {**_MAMBA2, **_MAMBA2_VARIANT}),
+        TinyModel("bamba", "BambaForCausalLM", _BAMBA),
+        TinyModel("falcon-h1", "FalconH1ForCausalLM", {**_FALCON_H1, "head_dim": 24}),
+        TinyModel("falcon-h1-norm-before-gate", "FalconH1ForCausalLM", {**_FALCON_H1, **_FALCON_H1_NORM}),
+        TinyModel(
+            "falcon-h1-norm",
+            "FalconH1ForCausalLM",
+            {**_FALCON_H1, "mamba_rms_norm": True, "mamba_norm_before_gate": False},
+        ),
         TinyModel("llama", _LLAMA),
         TinyModel("llama-tied", _LLAMA, {"tie_word_embeddings": True}),
         TinyModel("llama-attention-bias", _LLAMA, {"attention_bias": True}),
@@ -405,6 +475,18 @@ TINY_MODELS = {
         ),
         TinyModel("dots1-window", "Dots1ForCausalLM", {**_DOTS1, "sliding_window": 8, "max_window_layers": 2}),
         TinyModel("exaone-moe", "ExaoneMoeForCausalLM", {**_EXAONE_MOE, "sliding_window": 8}),
+        TinyModel("mimo-v2-flash", "MiMoV2FlashForCausalLM", _MIMO_V2),
+        TinyModel(
+            "mimo-v2-flash-other-layers",
+            "MiMoV2FlashForCausalLM",
+            {
+                **{**_MIMO_V2, "v_head_dim": 32, "attention_value_scale": 1.7, "rope_parameters": _MIMO_V2_ROPE},
+                **{"layer_types": ["sliding_attention", "full_attention"] * 2, "n_group": 4, "topk_group": 2},
+                **{"mlp_layer_types": ["sparse", "sparse", "dense", "sparse"], "routed_scaling_factor": 2.5},
+                **_TIED,
+                **_BIAS,
+            },
+        ),
         TinyModel("gpt-oss", "GptOssForCausalLM", {**_GPT_OSS, **rope("yarn", **_GPT_OSS_YARN)}, splits_experts=False),
         TinyModel("gpt-oss-default-rope", "GptOssForCausalLM", {**_GPT_OSS, **rope("default")}, splits_experts=False),
         TinyModel("olmoe", "OlmoeForCausalLM", _OLMOE),

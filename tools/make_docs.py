@@ -17,6 +17,9 @@ rank, and the exported checkpoint, which must have the bits of the imported one.
 config (biases, tied embeddings, windows, kinds of rope). A layout is listed where all variants of the architecture
 passed: `tp`, `pp`, `ep` and `etp` are the sizes of tensor, pipeline, expert and expert-tensor parallelism, `sp`
 is sequence parallelism. The difference is the largest of any logit, over all variants and layouts.
+
+Where transformers does not have an architecture, it is compared with one of transformers that computes the same under
+other names, which the table says.
 """
 
 
@@ -31,7 +34,8 @@ def models_page() -> str:
         if found is None or not found.layouts:
             unproven.append(f"| `{name}` | `{entry.model_type}` | {bridge} |")
         else:
-            proof = f"{found.num_variants} | {', '.join(found.layouts)} | {found.max_diff:.1e}"
+            against = f" (against `{found.reference}`)" if found.reference else ""
+            proof = f"{found.num_variants} | {', '.join(found.layouts)}{against} | {found.max_diff:.1e}"
             rows.append(f"| `{name}` | `{entry.model_type}` | {bridge} | {proof} |")
     header = "| Hugging Face architecture | model type | bridge | variants | proven on | largest difference |"
     lines = [_INTRODUCTION, header, "|---|---|---|---|---|---|", *rows]

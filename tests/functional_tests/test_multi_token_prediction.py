@@ -224,6 +224,21 @@ def test_absent_from_the_checkpoint(tmp_path: Path) -> None:
     assert bridge.to_megatron_provider(load_weights=False).mtp_num_layers is None
 
 
+def test_layers_without_a_description_are_dropped_with_a_reason(tmp_path: Path) -> None:
+    model = TINY_MODELS["mimo-v2-flash"].save(tmp_path / "hf")
+    path, hidden = tmp_path / "hf" / "model.safetensors", model.config.hidden_size
+    extra = {
+        "model.mtp.fc.weight": torch.ones(hidden, 2 * hidden),
+        "model.mtp.layers.0.norm.weight": torch.ones(hidden),
+    }
+    save_file({**load_file(path), **extra}, path, metadata={"format": "pt"})
+    AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
+    bridge = AutoBridge.from_hf_pretrained(tmp_path / "hf")
+    bridge.export_ckpt(tmp_path / "megatron", tmp_path / "out")
+    assert changed_tensors(tmp_path / "hf", tmp_path / "out") == sorted(extra)
+    assert all("prediction" in (bridge._model_bridge.registry().drop_reason(tensor) or "") for tensor in extra)
+
+
 @pytest.mark.parametrize("name", ["qwen3-next", "qwen3.5-moe", "glm-moe-dsa"])
 def test_offline(name: str, tmp_path: Path) -> None:
     save_with_prediction_layer(name, tmp_path / "hf")

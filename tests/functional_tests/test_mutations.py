@@ -216,11 +216,11 @@ def _take_gates_for_queries(patch: MonkeyPatch) -> None:
     patch.setattr(layouts, "gated_grouped_rows", gates_first)
 
 
-def _mix_up_sections(one: str, other: str) -> Callable[[MonkeyPatch], None]:
-    """Two parts of a gated delta net, of the same size, take each other's place."""
+def _mix_up_sections(block: str, one: str, other: str) -> Callable[[MonkeyPatch], None]:
+    """Two parts of the same size, of a gated delta net or a Mamba mixer, take each other's place."""
 
     def mutate(patch: MonkeyPatch) -> None:
-        right = blocks.gated_delta_net
+        right = getattr(blocks, block)
 
         def mixed_up(*args: Any, **kwargs: Any) -> blocks.Mappings:
             mappings = right(*args, **kwargs)
@@ -232,9 +232,9 @@ def _mix_up_sections(one: str, other: str) -> Callable[[MonkeyPatch], None]:
                     a.megatron_param, b.megatron_param = b.megatron_param, a.megatron_param
             return mappings
 
-        patch.setattr(blocks, "gated_delta_net", mixed_up)
+        patch.setattr(blocks, block, mixed_up)
 
-    mutate.__name__ = f"_mix_up_{one}_and_{other}"
+    mutate.__name__ = f"_mix_up_{one}_and_{other}_of_{block}"
     return mutate
 
 
@@ -428,6 +428,10 @@ MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_with("latent_layernorm_epsilon", 1e-2), "moonlight", {}),
     (_with("activation_func_clamp_value", None), "gpt-oss", {}),
     (_with("softmax_type", "vanilla"), "gpt-oss", {}),
+    (_with("window_attention", {"num_query_groups": 4}), "mimo-v2-flash", {}),
+    (_with("window_attention", {"num_query_groups": 2, "softmax_type": "learnable"}), "mimo-v2-flash", {}),
+    (_with("value_multiplier", 1.0), "mimo-v2-flash", {}),
+    (_do_not_group_qkv, "mimo-v2-flash", {}),
     (_with("dsa_indexer_rope_interleaved", True), "deepseek-v3.2", {}),
     (_with("dsa_indexer_topk", 13), "deepseek-v3.2", {}),
     (_with("dsa_indexer_k_norm_epsilon", 1.0), "deepseek-v3.2", {}),
@@ -436,10 +440,17 @@ MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_with("attention_temperature_tuning", False), "llama4", {}),
     (_with("moe_apply_probs_on_input", False), "llama4", {}),
     (_take_gates_for_queries, "qwen3.5", {}),
-    (_mix_up_sections("query", "key"), "qwen3-next", {}),
-    (_mix_up_sections("beta", "alpha"), "qwen3-next", {}),
-    (_mix_up_sections("query", "key"), "qwen3.5", {}),
+    (_mix_up_sections("gated_delta_net", "query", "key"), "qwen3-next", {}),
+    (_mix_up_sections("gated_delta_net", "beta", "alpha"), "qwen3-next", {}),
+    (_mix_up_sections("gated_delta_net", "query", "key"), "qwen3.5", {}),
     (_do_not_group_sections, "qwen3-next", {}),
+    (_mix_up_sections("mamba", "z", "x"), "mamba2", {}),
+    (_mix_up_sections("mamba", "B", "C"), "nemotron-h", {}),
+    (_with("mamba_dt_min", 0.0), "nemotron-h", {}),
+    (_with("layernorm_epsilon", 1e-2), "nemotron-3", {}),
+    (_with("softmax_scale", None), "falcon-h1", {}),
+    (_with("ssm_multipliers", (1.0,) * 5), "falcon-h1", {"tp": 2}),
+    (_with("mamba_norm_before_gate", False), "falcon-h1-norm-before-gate", {}),
     (_count_stored_experts_backwards, "qwen3-moe", {}),
     (_count_stored_experts_backwards, "qwen3-moe", {"ep": 2, "etp": 1}),
     (_swap_gate_and_up, "qwen2-moe", {}),

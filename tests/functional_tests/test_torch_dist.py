@@ -84,6 +84,7 @@ def test_import_is_loaded_by_megatron_core(name: str, tp: int, tmp_path: Path) -
     [
         "llama-all-biases", "llama-odd-vocabulary-tied", "qwen3-yarn-rope", "mistral-window", "phi3", "phi", "apertus",
         "olmo2", "gemma3", "gemma4-keys-are-values", "stablelm-head-norms", "ministral3",
+        "mimo-v2-flash",
     ],
 )  # fmt: skip
 def test_import_and_export_give_the_source_back(name: str, dtype: torch.dtype, tmp_path: Path) -> None:

@@ -1,98 +1,36 @@
-"""Ling 2.0, which transformers does not have: the same computation as GLM-4.5's, under other names.
+"""Ling 2.0 on every layout, compared with transformers' GLM-4.5 (`tests/ling.py`)."""
 
-The reference is transformers' GLM-4.5 with its tensors renamed to the published names; the config class stands in for
-the model's own code. So the arithmetic is compared with a library's, the names only with their published description.
-"""
-
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from tests.parity import TOLERANCE, changed_tensors, convert_and_run, run_on
-from tests.tiny_models import TINY_MODELS, TinyModel
+from megatron.bridge.models.proven import Proof
+from tests.ling import LING, LING_VARIANTS, save_ling
+from tests.parity import EXPERT_LAYOUTS, LAYOUTS, TOLERANCE, changed_tensors, convert_and_run, run_on
+from tests.proof_record import CASE, as_property
 
-CONFIG_CODE = """
-from transformers import PretrainedConfig
+ALL = {**LAYOUTS, **EXPERT_LAYOUTS}
 
-class BailingMoeV2Config(PretrainedConfig):
-    model_type = "bailing_moe"
 
-    def __init__(self, rope_theta=600000.0, partial_rotary_factor=0.5, **kwargs):
-        self.rope_theta = rope_theta
-        self.partial_rotary_factor = partial_rotary_factor
-        super().__init__(**kwargs)
-"""
-NAMES = {
-    "embed_tokens": "word_embeddings",
-    "self_attn.o_proj": "attention.dense",
-    "self_attn.q_norm": "attention.query_layernorm",
-    "self_attn.k_norm": "attention.key_layernorm",
-    "gate.e_score_correction_bias": "gate.expert_bias",
-}
-SAME_FIELDS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
-    *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "hidden_act"),
-    *("moe_intermediate_size", "num_experts_per_tok", "n_group", "topk_group", "norm_topk_prob"),
-    *("routed_scaling_factor", "first_k_dense_replace", "use_qk_norm"),
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=[] if name == "tp2-ep2-sp" else [pytest.mark.proof]) for name in ALL]
 )
-FIXED = {
-    **{"use_bias": False, "use_rmsnorm": True, "embedding_dropout": 0.0, "output_dropout": 0.0, "rope_scaling": None},
-    **{"moe_router_enable_expert_bias": True, "score_function": "sigmoid", "router_dtype": "fp32"},
-    **{"num_nextn_predict_layers": 0, "max_window_layers": 20},
-}
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "tp1": {},
-    "tp2": {"tp": 2},
-    "pp2": {"pp": 2},
-    "tp2-ep2-sp": {"tp": 2, "ep": 2, "etp": 1, "sequence_parallel": True},
-}
-
-
-def save(folder: Path, **config: Any) -> Any:
-    """Saves GLM-4.5 under Ling's names; returns the model."""
-    glm = TINY_MODELS["glm4-moe"]
-    model = TinyModel("bailing", glm.architecture, {**glm.config, **config}).save(folder)
-    hf = model.config
-    theirs = {
-        **{name: getattr(hf, name) for name in SAME_FIELDS},
-        **FIXED,
-        "num_experts": hf.n_routed_experts,
-        "num_shared_experts": hf.n_shared_experts,
-        "use_qkv_bias": hf.attention_bias,
-        "rope_theta": hf.rope_parameters["rope_theta"],
-        "partial_rotary_factor": hf.rope_parameters.get("partial_rotary_factor", 1.0),
-        "model_type": "bailing_moe",
-        "architectures": ["BailingMoeV2ForCausalLM"],
-        "auto_map": {"AutoConfig": "configuration_bailing_moe_v2.BailingMoeV2Config"},
-    }
-    (folder / "config.json").write_text(json.dumps(theirs))
-    (folder / "configuration_bailing_moe_v2.py").write_text(CONFIG_CODE)
-    tensors = load_file(folder / "model.safetensors")
-    for name in [name for name in tensors if ".self_attn.q_proj." in name]:
-        parts = [tensors.pop(name.replace("q_proj", f"{role}_proj")) for role in "qkv"]
-        tensors[name.replace("self_attn.q_proj", "attention.query_key_value")] = torch.cat(parts)
-    for ours, other in NAMES.items():
-        tensors = {name.replace(ours, other): tensor for name, tensor in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return model
-
-
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("config", [{}, {"attention_bias": True, "n_group": 4, "topk_group": 2}], ids=["", "groups"])
+@pytest.mark.parametrize("variant", LING_VARIANTS)
 @torch.no_grad()
 def test_logits_and_export(
-    config: dict[str, Any], layout: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variant: str, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ) -> None:
+    record_property(CASE, (LING, variant, layout))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    model = save(tmp_path / "hf", **config)
+    model = save_ling(tmp_path / "hf", variant)
     tokens = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
     run = partial(convert_and_run, trust_remote_code=True)
-    results = run_on(layout, run, tmp_path / "hf", tokens, layout, tmp_path / "out")
+    results = run_on(ALL[layout], run, tmp_path / "hf", tokens, ALL[layout], tmp_path / "out")
     expected = model(tokens).logits
-    assert max((logits - expected).abs().max().item() for logits in results) <= TOLERANCE
+    max_diff = max((logits - expected).abs().max().item() for logits in results)
+    assert max_diff <= TOLERANCE
     assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []
+    record_property(*as_property(Proof(LING, variant, layout, max_diff, True, type(model).__name__)))

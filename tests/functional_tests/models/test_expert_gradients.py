@@ -17,14 +17,15 @@ NAMES = [
     "moonlight",
     "qwen2-moe",
     "gpt-oss",
+    "mimo-v2-flash-other-layers",
     "llama4",
     "ernie-4.5-moe",
 ]
 
 
 def with_stacked_experts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Adds the tensors of all experts under the names of transformers' parameters: gate and up, and down."""
-    stacked = dict(tensors)
+    """Adds the tensors of all experts, and attention sinks, under the names of transformers' parameters."""
+    stacked = {name.replace(".attention_sink_bias", ".sinks"): tensor for name, tensor in tensors.items()}
     for name in tensors:
         if name.endswith(".experts.0.gate_proj.weight"):
             prefix = name.removesuffix(".0.gate_proj.weight")

@@ -60,8 +60,14 @@ LENGTHS = {
     "deepseek-v3.2": (10, 8),
     "glm-moe-dsa-shared-indices": (6, 12),
     "gpt-oss": (6, 12),
+    "mimo-v2-flash": (6, 12),
     "llama4": (6, 12),
     "exaone-moe": (6, 12),
+    "nemotron-h": (6, 8),
+    "nemotron-3": (6, 8),
+    "mamba2": (6, 8),
+    "bamba": (6, 8),
+    "falcon-h1": (6, 8),
     "hunyuan-moe": (10, 8),
 }
 # transformers with a cache leaves old keys at the frequencies of their time.
@@ -118,6 +124,7 @@ CASES = [
     ("qwen3", "tp2"),
     ("olmo3-yarn-rope", "tp2-sequence-parallel"),
     ("hunyuan-dense", "pp2"),
+    ("mimo-v2-flash", "tp2-pp2"),
     ("llama-odd-vocabulary", "pp2"),
     ("mistral-window", "tp2-sequence-parallel"),
     ("llama-dynamic-rope", "tp2-sequence-parallel"),

@@ -9,6 +9,9 @@ from megatron.bridge import AutoBridge
 from megatron.bridge.errors import UnsupportedConfigError
 from tests.tiny_models import TINY_MODELS
 
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+_TWO_ROPES = {"full_attention": _ROPE, "sliding_attention": _ROPE}
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("apertus", {"hidden_act": "relu2"}, "hidden_act: expected 'xielu', found 'relu2'"),
     ("exaone4", {"layer_types": ["full_attention"] * 4}, "leaves every layer without rope"),
@@ -20,7 +23,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma4", {"num_kv_shared_layers": 2}, "num_kv_shared_layers"),
     ("gemma4", {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}, "enable_moe_block"),
     ("gemma4", {"per_layer_config": {1: {"head_dim": 32}}}, "for all layers of a kind"),
-    ("ministral3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "must have llama_4_scaling_beta"),
+    ("ministral3", {"rope_parameters": _ROPE}, "must have llama_4_scaling_beta"),
+    ("mimo-v2-flash", {"swa_num_key_value_heads": 2}, "swa_num_key_value_heads: expected 4, found 2"),
+    ("mimo-v2-flash", {"swa_rope_theta": 1e5}, "swa_rope_theta: expected 10000.0, found 100000.0"),
+    ("mimo-v2-flash", {"hybrid_layer_pattern": [1, 0, 0, 1]}, "hybrid_layer_pattern"),
+    ("mimo-v2-flash", {"add_full_attention_sink_bias": True}, "add_full_attention_sink_bias"),
+    ("mimo-v2-flash", {"rope_parameters": _TWO_ROPES}, "must state partial_rotary_factor"),
     ("stablelm", {"hidden_dropout": 0.1}, "hidden_dropout: expected 0, found 0.1"),
     ("starcoder2", {"some_new_switch": True}, "some_new_switch = True: unknown to this family"),
 ]
@@ -48,6 +56,28 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "window_rope_parameters": {"rope_type": "default", "rope_theta": 10000},
             "window_size": (511, 0),
             "window_attn_skip_freq": [1, 1, 1, 1, 1, 0],
+        },
+    ),
+    "mimo-v2-flash": (  # as published
+        {
+            "architectures": ["MiMoV2FlashForCausalLM"], "model_type": "mimo_v2_flash", "num_hidden_layers": 6,
+            "num_attention_heads": 8, "num_key_value_heads": 2, "v_head_dim": 12, "head_dim": 24,
+            "hybrid_layer_pattern": [0, 1, 1, 1, 1, 0], "moe_layer_freq": [0, 1, 1, 1, 1, 1],
+            "sliding_window": 128, "sliding_window_size": 128, "attention_chunk_size": 128, "hybrid_block_size": None,
+            "swa_num_attention_heads": 8, "swa_num_key_value_heads": 4, "swa_head_dim": 24, "swa_v_head_dim": 12,
+            "rope_theta": 5000000, "swa_rope_theta": 10000, "partial_rotary_factor": 0.334,
+            "add_swa_attention_sink_bias": True, "add_full_attention_sink_bias": False, "layernorm_epsilon": 1e-5,
+            "scoring_func": "sigmoid", "topk_method": "noaux_tc", "n_shared_experts": None, "n_group": 1,
+            "routed_scaling_factor": None, "attention_value_scale": 0.707, "n_routed_experts": 4,
+        },
+        {
+            "window_size": (128, 0),
+            "window_attn_skip_freq": [0, 1, 1, 1, 1, 0],
+            "window_attention": {"num_query_groups": 4, "softmax_type": "learnable"},
+            "rotary_base": 5000000.0,
+            "rotary_percent": 0.334,
+            "moe_layer_freq": [0, 1, 1, 1, 1, 1],
+            "value_multiplier": 0.707,
         },
     ),
     "llama": (  # made from a GGUF file

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.models.gpt_provider import padded_vocab_size
 from megatron.bridge.models.model_building import unwrap_model
 from tests.tiny_models import TINY_MODELS, TinyModel
@@ -59,6 +59,26 @@ def test_unknown_scope_of_norms() -> None:
     provider = provider_of("qwen3")
     provider.qk_layernorm_scope = "heads"
     with pytest.raises(UnsupportedConfigError, match=r"must be one of head, projection.* found 'heads'"):
+        provider.finalize()
+
+
+def test_heads_of_layers_with_a_window_on_ranks() -> None:
+    provider = provider_of("mimo-v2-flash")
+    assert [provider.layer_config(number).num_query_groups for number in (1, 2, 3, 4)] == [2, 4, 4, 4]
+    provider.window_attention["num_query_groups"] = 1
+    provider.tensor_model_parallel_size = 2
+    with pytest.raises(ParallelLayoutError, match="num_query_groups of layers with a window is 1"):
+        provider.finalize()
+    provider.tensor_model_parallel_size = 4
+    provider.pad_query_groups = True
+    with pytest.raises(ParallelLayoutError, match="2 query groups cannot be padded for tensor_model_parallel_size 4"):
+        provider.finalize()
+
+
+def test_unknown_field_of_layers_with_a_window() -> None:
+    provider = provider_of("mimo-v2-flash")
+    provider.window_attention["num_key_value_heads"] = 4
+    with pytest.raises(UnsupportedConfigError, match=r"may hold kv_channels, .* found .*'num_key_value_heads': 4"):
         provider.finalize()
 
 

@@ -59,6 +59,7 @@ LAYER = "decoder.layers.1."
         ("mixtral", "mlp.experts.linear_fc1.weight0", "block_sparse_moe.experts.0.w1.weight"),
         ("gpt-oss", "mlp.experts.linear_fc2.bias3", "mlp.experts.down_proj_bias"),
         ("gpt-oss", "self_attention.core_attention.softmax_offset", "self_attn.sinks"),
+        ("mimo-v2-flash", "self_attention.core_attention.softmax_offset", "self_attn.attention_sink_bias"),
         ("deepseek-v3", "self_attention.linear_q_up_proj.layer_norm_weight", "self_attn.q_a_layernorm.weight"),
         ("deepseek-v3", "self_attention.linear_kv_up_proj.layer_norm_weight", "self_attn.kv_a_layernorm.weight"),
         ("deepseek-v3", "mlp.experts.linear_fc1.weight15", "mlp.experts.15.up_proj.weight"),

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.utils import _DistWrapper
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.forward import full_logits
-from megatron.bridge.runtime import cpu
+from megatron.bridge.runtime import cpu, mamba
 from megatron.bridge.transport import process_groups
 from tests.ranks import RankFailure, run_ranks
 from tests.tiny_models import TINY_MODELS
@@ -253,7 +253,24 @@ def reusing_save_plans():
     "megatron.core.ssm.gated_delta_net.gdn:chunk_gated_delta_rule",
 )
 def gated_delta_net():
-    bridge = AutoBridge.from_hf_config(TINY_MODELS["qwen3.5"].hf_config())
+    forward_pass("qwen3.5")
+
+
+@scenario(
+    "megatron.core.transformer.moe.moe_layer:HAVE_TE",
+    "megatron.core.transformer.moe.moe_layer:TELinear",
+)
+def latent_experts():
+    forward_pass("nemotron-3-latent")
+
+
+@scenario(*(path for path, _ in mamba.REPLACEMENTS))
+def mamba_layers():
+    forward_pass("mamba2")
+
+
+def forward_pass(name: str) -> None:
+    bridge = AutoBridge.from_hf_config(TINY_MODELS[name].hf_config())
     model = bridge.to_megatron_model(load_weights=False, wrap_with_ddp=False)
     assert full_logits(model, torch.zeros(1, 5, dtype=torch.long)).isfinite().all()
 

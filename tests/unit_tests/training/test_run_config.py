@@ -43,6 +43,8 @@ def content(**model: Any) -> dict[str, Any]:
         (content(activation_func={"_target_": "torch.nn.functional.silu"}), "would be called"),
         (content(activation_func={"_target_": "torch.nn.functional.__builtins__", "_call_": False}), "no torch.nn"),
         (content(unknown_field=1), "no field unknown_field"),
+        (content(kv_channels=10**9), "kv_channels must be a whole number"),
+        (content(window_attention={"kv_channels": 10**9}), "kv_channels must be a whole number"),
         ({"model": None}, "`model` section"),
         ([1, 2], "`model` section"),
     ],

@@ -387,15 +387,24 @@ def models(json: bool) -> None:
     proven = support()
     rows: list[dict[str, Any]] = []
     for name, entry in sorted(registered_bridges().items()):
-        row = {"architecture": name, "bridge": entry.bridge_class.__name__, "model_type": entry.model_type}
+        row: dict[str, Any] = {
+            "architecture": name,
+            "bridge": entry.bridge_class.__name__,
+            "model_type": entry.model_type,
+        }
         found = proven.get(name)
-        layouts = list(found.layouts) if found else []
-        rows.append({**row, "proven_layouts": layouts, "max_diff": found.max_diff if found else None})
+        row |= {"proven_layouts": [], "max_diff": None, "reference": None}
+        if found:
+            reference = found.reference or name
+            row |= {"proven_layouts": list(found.layouts), "max_diff": found.max_diff, "reference": reference}
+        rows.append(row)
     if json:
         output.print_json({"models": rows})
     table = Table("Architecture", "model_type", "proven on", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(row["architecture"], row["model_type"] or "", ", ".join(row["proven_layouts"]) or "not proven")
+        layouts = ", ".join(row["proven_layouts"]) or "not proven"
+        against = "" if row["reference"] in (None, row["architecture"]) else f" (against {row['reference']})"
+        table.add_row(row["architecture"], row["model_type"] or "", layouts + against)
     _say(json).print(table)
 
 

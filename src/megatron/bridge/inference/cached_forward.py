@@ -4,7 +4,7 @@ S is the number of tokens in one piece, H the hidden size, V the vocabulary's si
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class CachedForward:
     The logits are those of a forward pass over the whole sequence. So where a rope scaling changes its frequencies with
     the length (longrope once, dynamic at each step past the original length), the whole sequence is computed again.
     transformers does that with `use_cache=False`; with its cache it mixes keys of different frequencies. Models with
-    linear or sparse attention, whose state megatron-core 0.19 cannot keep, compute the whole sequence for each token.
+    linear or sparse attention, or Mamba layers, whose state is not kept, compute the whole sequence for each token.
 
     The state of the model (training mode, sequence parallelism) changes only during a call.
 
@@ -56,7 +56,8 @@ class CachedForward:
         self._rotary = getattr(self.chunk, "rotary_pos_emb", None)
         self._token_ids: list[int] = []
         self._flags = _flags_to_switch_off(self.chunk)
-        self._has_cache = self.config.experimental_attention_variant is None
+        is_usual = self.config.experimental_attention_variant is None
+        self._has_cache = is_usual and getattr(self.config, "has_kv_cache", True)
 
     def __call__(self, token_ids: Sequence[int]) -> torch.Tensor | None:
         """Feeds the next S tokens: any number first, then one at a time.
@@ -77,7 +78,8 @@ class CachedForward:
         positions = torch.arange(start, start + len(token_ids), device=self.device)[None]
         if start:
             self.context.enable_decode_mode()
-        with torch.no_grad(), InferenceMode.active(), _switched_off(self._flags):
+        mode = InferenceMode.active() if self._has_cache else nullcontext()
+        with torch.no_grad(), mode, _switched_off(self._flags):
             output = self._run_stage(ids, positions)
         self.context.increment_sequence_len_offset(len(token_ids))
         if output is None:

@@ -1,11 +1,13 @@
 """`GPTModelProvider`: a Megatron config that can build its model."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.models.layer_specs import (
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 QK_LAYERNORM_SCOPES = ("head", "projection", "separate_heads", "head_after_rope")
+WINDOW_ATTENTION_FIELDS = ("kv_channels", "num_query_groups", "softmax_type")
 
 
 def padded_vocab_size(vocab_size: int, make_vocab_size_divisible_by: int, tensor_model_parallel_size: int) -> int:
@@ -55,6 +58,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             model computes the same, and exports leave them out.
         unpadded_query_groups: the number before padding; set by `finalize`.
         window_rope_parameters: those of layers with a sliding window, where they differ; `None` for the same.
+        window_attention: values of WINDOW_ATTENTION_FIELDS that the attention of these layers has instead.
         attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
         moe_router_renormalize: whether the scores of the chosen experts are divided by their sum; `None` is
             megatron-core's rule. This and the next two fields choose `GeneralTopKRouter`.
@@ -74,6 +78,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             with weights of their own; "head_after_rope" for each head after the rotary embedding.
         transformer_layer_spec: a spec, or a function of the provider (and, if it takes it, `vp_stage`) that makes one.
         seed: for `provide_distributed_model` where model parallelism is not initialised yet.
+        has_kv_cache: whether megatron-core's KV cache keeps all that the layers need of earlier positions.
     """
 
     num_layers: int = 0
@@ -89,6 +94,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     rotary_percent: float = 1.0
     rope_parameters: dict[str, Any] | None = None
     window_rope_parameters: dict[str, Any] | None = None
+    window_attention: dict[str, Any] | None = None
     seq_len_interpolation_factor: float | None = None
     parallel_output: bool = True
     scatter_embedding_sequence_parallel: bool = True
@@ -115,6 +121,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     qk_layernorm_scope: str = "head"
     transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=default_layer_spec)
     seed: int = 0
+    has_kv_cache: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Nothing: megatron-core's checks run in `finalize()`, when every field has its value."""
@@ -126,6 +133,11 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
             UnsupportedConfigError: a value or combination that megatron-core refuses.
             ParallelLayoutError: tensor parallelism that does not divide the heads or the feed-forward size.
         """
+        if not set(self.window_attention or ()) <= set(WINDOW_ATTENTION_FIELDS):
+            raise UnsupportedConfigError(
+                f"{type(self).__name__}: window_attention may hold {', '.join(WINDOW_ATTENTION_FIELDS)}, found "
+                f"{self.window_attention!r:.300}"
+            )
         self._pad_query_groups()
         self._check_tensor_parallelism()
         if self.qk_layernorm_scope not in QK_LAYERNORM_SCOPES:
@@ -154,6 +166,11 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         tp = self.tensor_model_parallel_size if self.pad_query_groups else 1
         self.unpadded_query_groups = groups
         self.num_query_groups = (groups + tp - 1) // tp * tp
+        if self.num_query_groups != groups and self.window_attention is not None:
+            raise ParallelLayoutError(
+                f"pad_query_groups: {groups} query groups cannot be padded for tensor_model_parallel_size {tp}: layers "
+                "with a sliding window have heads of their own; choose a size that divides the groups of both"
+            )
         self.num_attention_heads = self.num_query_groups * heads_per_group
 
     def _check_tensor_parallelism(self) -> None:
@@ -161,6 +178,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         sizes = {
             "num_attention_heads": self.num_attention_heads,
             "num_query_groups": self.num_query_groups,
+            "num_query_groups of layers with a window": (self.window_attention or {}).get("num_query_groups"),
             "ffn_hidden_size": self.ffn_hidden_size,
         }
         problems = [f"{name} is {size}" for name, size in sizes.items() if size and size % tp]
@@ -196,12 +214,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
                 pipeline rank and `vp_stage`.
             vp_stage: index of the model chunk on this rank.
         """
-        from megatron.core import parallel_state
-
-        if pre_process is None:
-            pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
-        if post_process is None:
-            post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        pre_process, post_process = self._stage_ends(pre_process, post_process, vp_stage)
         layer_spec = self._layer_spec(vp_stage)
         model = GPTModel(
             config=self,
@@ -231,14 +244,40 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         Called for each different layer spec, after everything that fields ask for.
         """
 
+    def attention_config(self, has_window: bool) -> "GPTModelProvider":
+        """This config, as it is for the attention of the layers with a sliding window, or of the others."""
+        if not has_window or self.window_attention is None:
+            return self
+        config = copy(self)
+        for name, value in self.window_attention.items():
+            setattr(config, name, value)
+        return config
+
+    def layer_config(self, layer_number: int) -> "GPTModelProvider":
+        """This config, as it is for the attention of a layer; the first has number 1."""
+        return self.attention_config(
+            is_layer_window_attention(self.window_size, self.window_attn_skip_freq, layer_number)
+        )
+
     def head_dim(self, has_window: bool) -> int:
         """Dimensions per head of the layers with a sliding window, or of the others."""
-        return self.kv_channels
+        return self.attention_config(has_window).kv_channels
 
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the Megatron embedding."""
         return padded_vocab_size(self.vocab_size, self.make_vocab_size_divisible_by, self.tensor_model_parallel_size)
+
+    @staticmethod
+    def _stage_ends(pre_process: bool | None, post_process: bool | None, vp_stage: int | None) -> tuple[bool, bool]:
+        """Whether a stage has the embedding and the output layer, where that is not given."""
+        from megatron.core import parallel_state
+
+        if pre_process is None:
+            pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+        if post_process is None:
+            post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+        return pre_process, post_process
 
     def _layer_spec(self, vp_stage: int | None) -> Any:
         import inspect

@@ -14,6 +14,12 @@ from megatron.core.ssm.gated_delta_net import GatedDeltaNet, GatedDeltaNetSubmod
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention as CoreDotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.multi_token_prediction import (
+    MultiTokenPredictionBlock,
+    MultiTokenPredictionBlockSubmodules,
+    MultiTokenPredictionLayer,
+    MultiTokenPredictionLayerSubmodules,
+)
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
@@ -21,7 +27,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from megatron.bridge.models.transformer.biased_experts import BiasedExpertLinear
 from megatron.bridge.models.transformer.core_attention import DotProductAttention
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
-from megatron.bridge.models.transformer.multi_latent_attention import MLADotProductAttention, MultiLatentSelfAttention
+from megatron.bridge.models.transformer.multi_latent_attention import MultiLatentSelfAttention
 from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
 from megatron.bridge.models.transformer.qk_norm import (
     NormAfterRope,
@@ -31,9 +37,10 @@ from megatron.bridge.models.transformer.qk_norm import (
 )
 from megatron.bridge.models.transformer.residual import POST_NORM_KEYS, BiasDropoutAdd
 from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
-from megatron.bridge.models.transformer.sparse_attention import ReplicatedLinear, check_index_sharing, sparse_attention
+from megatron.bridge.models.transformer.sparse_attention import check_index_sharing, sparse_attention
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
+from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
 
 if TYPE_CHECKING:
     from megatron.bridge.models.gpt_provider import GPTModelProvider
@@ -50,10 +57,15 @@ _LOCAL_MLA_KEYS = {
 }
 
 
-def transformer_engine_layer_spec(config: "GPTModelProvider") -> ModuleSpec:
-    """One transformer layer of Transformer Engine modules."""
+def transformer_engine_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> ModuleSpec:
+    """One transformer layer of Transformer Engine modules.
+
+    Args:
+        is_moe: whether the layer has experts; default: if the model has any.
+    """
+    is_moe = config.num_moe_experts is not None if is_moe is None else is_moe
     spec = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
-        num_experts=config.num_moe_experts,
+        num_experts=config.num_moe_experts if is_moe else None,
         moe_grouped_gemm=config.moe_grouped_gemm,
         qk_layernorm=config.qk_layernorm,
         multi_latent_attention=config.multi_latent_attention,
@@ -80,7 +92,6 @@ def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None, is_
     layer = spec.submodules
     attention = layer.self_attention.submodules
     if config.multi_latent_attention:
-        attention.core_attention = MLADotProductAttention
         layer.sharded_state_dict_keys_map = dict(_LOCAL_MLA_KEYS)
     for owner, names in (
         (layer, ("input_layernorm", "pre_mlp_layernorm")),
@@ -156,6 +167,22 @@ def mtp_block_spec(config: "GPTModelProvider", layer_spec: Any, vp_stage: int | 
     return block
 
 
+def hybrid_mtp_block_spec() -> ModuleSpec:
+    """The spec of a HybridModel's multi-token prediction layers, whose inner layers follow a pattern."""
+    layer = MultiTokenPredictionLayerSubmodules(
+        enorm=TorchNorm, hnorm=TorchNorm, eh_proj=ColumnParallelLinear, mtp_model_layer=None, layer_norm=TorchNorm
+    )
+    if capabilities.has_transformer_engine():
+        layer.enorm = layer.hnorm = layer.layer_norm = transformer_engine.TENorm
+        layer.eh_proj = transformer_engine.TEColumnParallelLinear
+    return ModuleSpec(
+        module=MultiTokenPredictionBlock,
+        submodules=MultiTokenPredictionBlockSubmodules(
+            layer_specs=[ModuleSpec(module=MultiTokenPredictionLayer, submodules=layer)]
+        ),
+    )
+
+
 def moe_layers(config: "GPTModelProvider") -> list[bool]:
     """For each layer of the model whether it has experts."""
     if config.num_moe_experts is None:
@@ -178,7 +205,7 @@ def _vary(spec: ModuleSpec, config: "GPTModelProvider", with_transformer_engine:
     norm: Any = TorchNorm
     if with_transformer_engine:
         if not (config.use_pre_norms and config.norm_bias) or config.parallel_attention_and_mlp:
-            _separate_norms(layer, config)
+            separate_norms(layer, config)
         if config.norm_bias:
             norm = transformer_engine.TENorm
     if not config.use_pre_norms:
@@ -204,7 +231,7 @@ def _vary_attention(spec: ModuleSpec, config: "GPTModelProvider") -> None:
         spec.module = MultiLatentSelfAttention
     if config.attn_logit_softcapping is not None:
         attention.core_attention = DotProductAttention
-    if config.window_rope_parameters is not None:
+    if config.window_rope_parameters is not None or config.window_attention is not None:
         spec.module = LayerRopeSelfAttention
     if config.qk_layernorm and config.qk_layernorm_scope in ("projection", "separate_heads"):
         norm = ProjectionNorm if config.qk_layernorm_scope == "projection" else SeparateHeadNorm
@@ -238,7 +265,7 @@ def _vary_experts(mlp: Any, config: "GPTModelProvider", with_transformer_engine:
         mlp.experts.keywords["submodules"].linear_fc2 = BiasedExpertLinear
 
 
-def _separate_norms(layer: Any, config: "GPTModelProvider") -> None:
+def separate_norms(layer: Any, config: "GPTModelProvider") -> None:
     """Takes the norms out of Transformer Engine's fused linear layers, under the same names in checkpoints."""
     norm = transformer_engine.TENorm if config.norm_bias else TorchNorm
     layer.input_layernorm = layer.pre_mlp_layernorm = norm

@@ -26,6 +26,7 @@ class Proof:
             for sequence parallelism.
         max_diff: largest absolute difference of float32 logits from transformers', with two digits.
         export_is_bitwise: whether the exported checkpoint has the bits of the imported one.
+        reference: transformers' architecture that computes the same, under other names, where it lacks this one.
     """
 
     architecture: str
@@ -33,6 +34,7 @@ class Proof:
     layout: str
     max_diff: float
     export_is_bitwise: bool
+    reference: str | None = None
 
     @property
     def case(self) -> tuple[str, str, str]:
@@ -48,11 +50,13 @@ class Support:
         num_variants: how many variants were compared.
         layouts: the layouts on which all of these agreed.
         max_diff: the largest difference of logits over all of them.
+        reference: as of `Proof`.
     """
 
     num_variants: int
     layouts: tuple[str, ...]
     max_diff: float
+    reference: str | None = None
 
 
 def read_proofs(path: Path = PROVEN) -> list[Proof]:
@@ -62,7 +66,8 @@ def read_proofs(path: Path = PROVEN) -> list[Proof]:
 
 def write_proofs(proofs: Iterable[Proof], path: Path = PROVEN) -> None:
     """Writes the record, the same bytes for the same proofs in any order."""
-    rows = ",\n".join(json.dumps(asdict(proof)) for proof in sorted(proofs))
+    fields = ({k: v for k, v in asdict(proof).items() if v is not None} for proof in sorted(proofs))
+    rows = ",\n".join(map(json.dumps, fields))
     path.write_text(f"[\n{rows}\n]\n" if rows else "[]\n")
 
 
@@ -75,15 +80,18 @@ def support(proofs: Iterable[Proof] | None = None) -> dict[str, Support]:
     proofs = read_proofs() if proofs is None else list(proofs)
     layouts: dict[str, dict[str, set[str]]] = {}
     diffs: dict[str, float] = {}
+    references: dict[str, str | None] = {}
     for proof in proofs:
         if proof.export_is_bitwise:
             layouts.setdefault(proof.architecture, {}).setdefault(proof.variant, set()).add(proof.layout)
+            references[proof.architecture] = proof.reference
             diffs[proof.architecture] = max(proof.max_diff, diffs.get(proof.architecture, 0.0))
     return {
         architecture: Support(
             num_variants=len(variants),
             layouts=tuple(layout for layout in LAYOUTS if all(layout in found for found in variants.values())),
             max_diff=diffs[architecture],
+            reference=references[architecture],
         )
         for architecture, variants in sorted(layouts.items())
     }

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from megatron.bridge.errors import BridgeError
-from megatron.bridge.runtime import gated_delta
+from megatron.bridge.runtime import gated_delta, mamba
+from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
 from megatron.bridge.transport import gloo
 
 CPU = torch.device("cpu")
@@ -128,6 +129,9 @@ REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     (_SET_OPTIMIZER_STATE, _set_optimizer_state),
     # transformer/moe/token_dispatcher.py: all_to_all_single takes split sizes as a numpy array, not as a tensor
     ("megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu", _on_host),
+    # transformer/moe/moe_layer.py: the projections around latent experts are Transformer Engine's
+    ("megatron.core.transformer.moe.moe_layer:HAVE_TE", True),
+    ("megatron.core.transformer.moe.moe_layer:TELinear", ReplicatedLinear),
     # tensor_parallel/mappings.py, dist_checkpointing/exchange_utils.py
     ("torch.distributed:all_gather", gloo.all_gather),
     # ssm/gated_delta_net: functions of flash-linear-attention, which needs CUDA
@@ -137,6 +141,8 @@ REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     ("megatron.core.ssm.gated_delta_net.gdn:chunk_gated_delta_rule", gated_delta.chunk_gated_delta_rule),
     # timers.py, pipeline_parallel/p2p_communication.py, dist_checkpointing/strategies/async_utils.py
     ("torch.cuda:synchronize", _nothing),
+    # ssm/mamba_mixer.py
+    *mamba.REPLACEMENTS,
 )
 
 LITERAL_DEVICE = (

@@ -142,10 +142,12 @@ def read_provider(folder: Path) -> Any:
         raise CheckpointError(
             f"{path}: {target} has no field {', '.join(unknown)!s:.300}; the checkpoint was written by another version"
         )
-    for name, largest in _MAX_SIZES.items():
-        size = model.get(name)
-        if size is not None and not (type(size) is int and 1 <= size <= largest):
-            raise CheckpointError(f"{path}: {name} must be a whole number from 1 to {largest}, found {size!r:.100}")
+    window = model.get("window_attention")
+    for fields in (model, window if isinstance(window, dict) else {}):
+        for name, largest in _MAX_SIZES.items():
+            size = fields.get(name)
+            if size is not None and not (type(size) is int and 1 <= size <= largest):
+                raise CheckpointError(f"{path}: {name} must be a whole number from 1 to {largest}, found {size!r:.100}")
     provider = provider_class()
     for name, value in model.items():
         setattr(provider, name, _decode(value, path))

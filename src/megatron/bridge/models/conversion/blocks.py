@@ -16,6 +16,7 @@ from megatron.bridge.models.conversion.param_mapping import (
     FusedQKVMapping,
     GatedMLPMapping,
     GatedQKVMapping,
+    LayerQKVMapping,
     MegatronParamMapping,
     QKVMapping,
     ReplicatedMapping,
@@ -49,16 +50,18 @@ def embeddings(
     norm: str = "norm",
     norm_bias: bool = False,
     lm_head_bias: bool = False,
+    megatron_norm: str = "final_layernorm",
 ) -> Mappings:
     """Word embedding, final norm and output layer; with tied weights the output layer has none of its own.
 
     Args:
         embedding, norm: HF names of the word embedding and the final norm, below `hf`.
         norm_bias, lm_head_bias: whether these layers have biases.
+        megatron_norm: Megatron's name of the final norm; "final_norm" in a HybridModel.
     """
     mappings: Mappings = [AutoMapping("embedding.word_embeddings.weight", f"{hf}.{embedding}.weight")]
     for kind in _kinds(norm_bias):
-        mappings.append(AutoMapping(f"decoder.final_layernorm.{kind}", f"{hf}.{norm}.{kind}"))
+        mappings.append(AutoMapping(f"decoder.{megatron_norm}.{kind}", f"{hf}.{norm}.{kind}"))
     if lm_head_bias:
         mappings.append(AutoMapping("output_layer.bias", f"{lm_head}.bias"))
     if tied:
@@ -110,6 +113,7 @@ def attention(
     fused_qkv: str | None = None,
     output: str = "o_proj",
     output_gate: bool = False,
+    heads_differ: bool = False,
 ) -> Mappings:
     """Self-attention with q, k, v and output projections.
 
@@ -121,6 +125,7 @@ def attention(
         fused_qkv: HF name of one projection that holds all of q, then k, then v; default: three projections.
         output: HF name of the output projection.
         output_gate: whether the q tensor has a gate of the output behind each head's query.
+        heads_differ: whether layers with a sliding window have heads of their own, or values have.
         sinks: HF name of the learned logit that each head's softmax has in addition.
     """
     megatron = f"{LAYER}.self_attention"
@@ -130,7 +135,7 @@ def attention(
             mappings.append(FusedQKVMapping(f"{megatron}.linear_qkv.{kind}", f"{hf}.{fused_qkv}.{kind}"))
         else:
             names = {role: f"{hf}.{role}_proj.{kind}" for role in ("q", "k", "v")}
-            fused = GatedQKVMapping if output_gate else QKVMapping
+            fused = LayerQKVMapping if heads_differ else GatedQKVMapping if output_gate else QKVMapping
             mappings.append(fused(f"{megatron}.linear_qkv.{kind}", **names))
     for kind in _kinds(output_bias):
         mappings.append(AutoMapping(f"{megatron}.linear_proj.{kind}", f"{hf}.{output}.{kind}"))
@@ -226,26 +231,24 @@ def moe(
     router: str = "gate",
     router_bias: str | None = None,
     experts: str = "experts",
-    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    names: tuple[str | None, str, str] = ("gate_proj", "up_proj", "down_proj"),
     shared: str | None = None,
     shared_gate: str | None = None,
 ) -> Mappings:
-    """Mixture of gated experts, each expert's tensors stored on their own.
+    """Mixture of experts, each expert's tensors stored on their own.
 
     Args:
         router: HF name of the router, below `hf`.
         router_bias: HF name of the bias that is added to scores for the choice of experts.
         experts: HF name of the list of experts.
-        names: HF names of an expert's gate, up and down projections.
+        names: HF names of an expert's gate, up and down projections; no gate for experts of two layers.
         shared: HF name of the shared expert, if there is one.
         shared_gate: HF name of the projection that gates the shared expert.
     """
     megatron = f"{LAYER}.mlp"
-    gate, up, down = (f"{hf}.{experts}.*.{name}.weight" for name in names)
     mappings: Mappings = [
         AutoMapping(f"{megatron}.router.weight", f"{hf}.{router}.weight"),
-        GatedMLPMapping(f"{megatron}.experts.linear_fc1.weight*", gate=gate, up=up),
-        AutoMapping(f"{megatron}.experts.linear_fc2.weight*", down),
+        *_two_layers(f"{megatron}.experts", f"{hf}.{experts}.*", names, expert="*"),
     ]
     if router_bias is not None:
         mappings.append(AutoMapping(f"{megatron}.router.expert_bias", f"{hf}.{router_bias}"))
@@ -256,13 +259,53 @@ def moe(
     return mappings
 
 
-def _shared_expert(hf: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Mappings:
-    megatron = f"{LAYER}.mlp.shared_experts"
-    gate, up, down = (f"{hf}.{name}.weight" for name in names)
+def _shared_expert(hf: str, names: tuple[str | None, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Mappings:
+    return _two_layers(f"{LAYER}.mlp.shared_experts", hf, names)
+
+
+def _two_layers(megatron: str, hf: str, names: tuple[str | None, str, str], expert: str = "") -> Mappings:
+    """The weights of an expert's MLP."""
+    gate, up, down = names
+    fc1, hf_up = f"{megatron}.linear_fc1.weight{expert}", f"{hf}.{up}.weight"
     return [
-        GatedMLPMapping(f"{megatron}.linear_fc1.weight", gate=gate, up=up),
-        AutoMapping(f"{megatron}.linear_fc2.weight", down),
+        AutoMapping(fc1, hf_up) if gate is None else GatedMLPMapping(fc1, gate=f"{hf}.{gate}.weight", up=hf_up),
+        AutoMapping(f"{megatron}.linear_fc2.weight{expert}", f"{hf}.{down}.weight"),
     ]
+
+
+def mamba(
+    *,
+    hf: str,
+    num_heads: int,
+    head_dim: int,
+    num_groups: int,
+    state_size: int,
+    megatron: str = "mixer",
+    norm: bool = True,
+) -> Mappings:
+    """A Mamba-2 mixer, its norm in front not included.
+
+    Args:
+        megatron: Megatron's name of it.
+        norm: whether it has a gated norm.
+        num_heads, head_dim, num_groups, state_size: of the whole mixer; its projection and its convolution hold several
+            tensors, one after the other, which megatron-core keeps apart in checkpoints.
+    """
+    megatron = f"{LAYER}.{megatron}"
+    inner, states = num_heads * head_dim, num_groups * state_size
+    convolved = {"x": inner, "B": states, "C": states}
+    sections = {
+        "in_proj.weight": {"z": inner, **convolved, "dt": num_heads},
+        "conv1d.weight": convolved,
+        "conv1d.bias": convolved,
+    }
+    mappings: Mappings = [
+        SectionMapping(f"{megatron}.{name}.{part}", f"{hf}.{name}", tuple(sizes.values()), index)
+        for name, sizes in sections.items()
+        for index, part in enumerate(sizes)
+    ]
+    whole = ("A_log", "D", "dt_bias", "out_proj.weight", *(("norm.weight",) if norm else ()))
+    return [*mappings, *(AutoMapping(f"{megatron}.{name}", f"{hf}.{name}") for name in whole)]
 
 
 def fused_moe(
@@ -384,14 +427,10 @@ def _prediction_layer(
     for ours, name in own.items():
         kind = SwappedColumnsMapping if hidden_state_first and ours == "eh_proj" else AutoMapping
         mappings.append(kind(f"{megatron}.{ours}.weight", f"{name}.weight"))
-    for mapping in layer:
-        if isinstance(mapping, Dropped):
-            continue
-        moved = mapping.resolve([str(number)])
-        moved.megatron_param = moved.megatron_param.replace(
-            f"decoder.layers.{number}.", f"{megatron}.transformer_layer."
-        )
-        mappings.append(moved)
+    names = (f"decoder.layers.{number}.", f"{megatron}.transformer_layer.")
+    mappings += [
+        mapping.resolve([str(number)]).renamed(megatron=names) for mapping in layer if not isinstance(mapping, Dropped)
+    ]
     return mappings
 
 

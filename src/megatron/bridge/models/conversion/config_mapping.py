@@ -273,6 +273,23 @@ def sliding_window_values(provider: Any) -> dict[str, Any]:
     }
 
 
+def step_limit_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
+    """The provider field of Mamba-2's `time_step_limit`.
+
+    Raises:
+        UnsupportedConfigError: a largest step size.
+    """
+    smallest, largest = hf_config.time_step_limit or (0.0, float("inf"))
+    if largest != float("inf"):
+        raise UnsupportedConfigError(f"{where}: time_step_limit: expected no largest step size, found {largest!r}")
+    return {"mamba_dt_min": float(smallest)}
+
+
+def step_limit_values(provider: Any) -> dict[str, Any]:
+    """The inverse of `step_limit_fields`."""
+    return {"time_step_limit": (provider.mamba_dt_min, float("inf"))}
+
+
 def check_values(hf_config: "PretrainedConfig", where: str, **allowed: tuple[Any, ...]) -> None:
     """Raises `UnsupportedConfigError` naming every field whose value is not among the allowed ones."""
     problems = [

@@ -64,9 +64,9 @@ class MegatronMappingRegistry:
 
     def megatron_to_hf_lookup(self, megatron_param: str) -> MegatronParamMapping | None:
         """The resolved mapping of a Megatron parameter, or `None`. Norms are found under either of their names."""
-        # The module of a prediction layer has another name than its key in checkpoints.
-        megatron_param = megatron_param.replace(".mtp_model_layer.", ".transformer_layer.")
-        for name in (megatron_param, *_aliases(megatron_param)):
+        # The module of a GPTModel's prediction layer has another name than its key in checkpoints.
+        key = megatron_param.replace(".mtp_model_layer.", ".transformer_layer.")
+        for name in (megatron_param, key, *_aliases(megatron_param), *_aliases(key)):
             found = self._by_megatron.find(name)
             if found is not None:
                 mapping, captures = found

@@ -95,9 +95,12 @@ def _layer_spec(layer_spec: Any, provider: Any, vp_stage: int | None = None) -> 
     if callable(layer_spec):
         accepts_stage = "vp_stage" in inspect.signature(layer_spec).parameters
         layer_spec = layer_spec(provider, vp_stage=vp_stage) if accepts_stage else layer_spec(provider)
-    for layer in getattr(layer_spec, "layer_specs", [layer_spec]):
+    # Layers of a block, the one kind of layer, or the kinds of layers of a stack.
+    submodules: Any = getattr(layer_spec, "submodules", None)
+    kinds = vars(submodules).values() if submodules is not None else ()
+    for layer in (*getattr(layer_spec, "layer_specs", ()), layer_spec, *kinds):
         mlp = getattr(getattr(layer, "submodules", None), "mlp", None)
-        submodules: Any = mlp.keywords.get("submodules") if isinstance(mlp, partial) else None
+        submodules = mlp.keywords.get("submodules") if isinstance(mlp, partial) else None
         experts = getattr(submodules, "experts", None)
         if isinstance(experts, partial) and experts.func is SequentialMLP:
             submodules.experts = partial(_SharedModuleExperts, *experts.args, **experts.keywords)

@@ -16,6 +16,7 @@ from megatron.bridge.models.conversion.layout import Layout, Shape
 HFParam = str | dict[str, str]
 
 _WILDCARD = re.compile(r"\*\*|\*")
+_LAYER_INDEX = re.compile(r"\.(\d+)\.")
 _EXPERT_INDEX = re.compile(r"\d+$")
 # The rows of these weights are vocabulary entries, which Megatron pads.
 VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
@@ -71,6 +72,14 @@ class MegatronParamMapping:
         else:
             resolved.hf_param = {role: _substitute(name, captures) for role, name in self.hf_param.items()}
         return resolved
+
+    def renamed(self, *, megatron: tuple[str, str], hf: tuple[str, str] = ("", "")) -> Self:
+        """The same mapping with the first of each pair, where a name has it, replaced by the second."""
+        renamed = self.resolve(())
+        renamed.megatron_param = self.megatron_param.replace(*megatron, 1)
+        names = {role: name.replace(*hf, 1) for role, name in self.hf_names.items()}
+        renamed.hf_param = names["weight"] if isinstance(self.hf_param, str) else names
+        return renamed
 
     def layout(self, shape: Shape, config: Any) -> Layout:
         """How the whole Megatron weight of `shape` is made of the HF tensors.
@@ -138,6 +147,27 @@ class QKVMapping(MegatronParamMapping):
 
     def layout(self, shape: Shape, config: Any) -> Layout:
         return layouts.grouped_rows(shape, _num_hf_groups(config), _qkv_rows(self.megatron_param, shape, config))
+
+
+class LayerQKVMapping(MegatronParamMapping):
+    """Like `QKVMapping`, where heads differ between layers (`window_attention`), or values have a size of their own.
+
+    Args:
+        hf_names: of q and k, and of v unless the values are the keys.
+    """
+
+    def __init__(self, megatron_param: str, **hf_names: str):
+        super().__init__(megatron_param, hf_names)
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        match = _LAYER_INDEX.search(self.megatron_param)
+        assert match, "a layout is asked for once the layer is known"
+        config = config.layer_config(int(match.group(1)) + 1)
+        num_groups, head_dim = config.num_query_groups, config.kv_channels
+        rows = {"q": config.num_attention_heads // num_groups * head_dim, "k": head_dim}
+        if "v" in self.hf_names:
+            rows["v"] = shape[0] // num_groups - sum(rows.values())
+        return layouts.grouped_rows(shape, num_groups, rows)
 
 
 class FusedQKVMapping(MegatronParamMapping):

@@ -1,4 +1,7 @@
-"""megatron-core's DotProductAttention with what it lacks: softcapped scores, and a window that heeds a given mask."""
+"""megatron-core's DotProductAttention with what it lacks.
+
+Softcapped scores, a window that heeds a given mask, and values of another width than keys.
+"""
 
 from typing import Any
 
@@ -37,10 +40,19 @@ class WindowSoftmax(FusedScaleMaskSoftmax):
 
 
 class DotProductAttention(CoreDotProductAttention):
-    """Reads `attn_logit_softcapping` of the config, in addition to the base class's fields."""
+    """Reads `attn_logit_softcapping` of the config, in addition to the base class's fields.
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+    Args:
+        k_channels, v_channels: channels per head of keys and values, as of Transformer Engine's module; default:
+            `kv_channels` of the config for both.
+    """
+
+    def __init__(
+        self, config: Any, *args: Any, k_channels: int | None = None, v_channels: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(config, *args, **kwargs)
+        if v_channels is not None:
+            self.hidden_size_per_partition = v_channels * self.num_attention_heads_per_partition
         softmax = self.scale_mask_softmax
         self.scale_mask_softmax = WindowSoftmax(
             input_in_fp16=softmax.input_in_fp16,

@@ -1,11 +1,17 @@
-"""Rotary embeddings that differ between layers with a sliding window and the others (Gemma 3, OLMo 3)."""
+"""Rotary embeddings and heads that differ between layers with a sliding window and the others.
 
-from typing import Any
+Gemma 3 and OLMo 3 have such embeddings, MiMo-V2-Flash both.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.utils import is_layer_window_attention
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.gpt_provider import GPTModelProvider
 
 
 class LayerRotaryEmbedding(torch.nn.Module):
@@ -31,12 +37,17 @@ class LayerRotaryEmbedding(torch.nn.Module):
 
 
 class LayerRopeSelfAttention(SelfAttention):
-    """Takes its layer's angles out of what `LayerRotaryEmbedding` made."""
+    """Has its kind of layer's config fields, and takes its angles out of what `LayerRotaryEmbedding` made."""
+
+    def __init__(
+        self, config: "GPTModelProvider", submodules: Any, layer_number: int, *args: Any, **kwargs: Any
+    ) -> None:
+        super().__init__(config.layer_config(layer_number), submodules, layer_number, *args, **kwargs)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, rotary_pos_emb: Any = None, **kwargs: Any) -> Any:
         """As the base class."""
         config = self.config
-        if rotary_pos_emb is not None:
+        if rotary_pos_emb is not None and config.window_rope_parameters is not None:
             has_window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, self.layer_number)
             rotary_pos_emb = rotary_pos_emb[int(has_window)][..., : self.hidden_size_per_attention_head]
         return super().forward(hidden_states, *args, rotary_pos_emb=rotary_pos_emb, **kwargs)

@@ -11,23 +11,8 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 
-from megatron.bridge.models.transformer.core_attention import DotProductAttention
-
 if TYPE_CHECKING:
     from megatron.bridge.models.mla_provider import MLAModelProvider
-
-
-class MLADotProductAttention(DotProductAttention):
-    """megatron-core's local attention for values of another width than keys.
-
-    Args:
-        k_channels, v_channels: channels per head of keys and values.
-    """
-
-    def __init__(self, *args: Any, k_channels: int | None = None, v_channels: int | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if v_channels is not None:
-            self.hidden_size_per_partition = v_channels * self.num_attention_heads_per_partition
 
 
 class MultiLatentSelfAttention(MLASelfAttention):

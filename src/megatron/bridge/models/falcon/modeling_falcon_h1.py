@@ -1,0 +1,110 @@
+"""Falcon-H1's layers: attention and a Mamba-2 mixer side by side, with multipliers almost everywhere."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+
+from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.bridge.models.layer_specs import separate_norms
+from megatron.bridge.models.transformer.mamba_mixer import MambaMixer, mixer_linears
+from megatron.bridge.runtime import capabilities
+
+_OPEN_GATE = 1.2784645427610738
+
+
+@dataclass
+class FalconH1Provider(GPTModelProvider):
+    """A provider whose layers add the outputs of attention and of a Mamba-2 mixer.
+
+    Attributes:
+        attention_in_multiplier, attention_out_multiplier: factors of what attention reads and gives.
+        ssm_in_multiplier, ssm_out_multiplier: the same of the mixer.
+        ssm_multipliers: factors of the parts z, x, B, C and dt of the mixer's projection.
+        mlp_multipliers: factors of the MLP's gate and of its output.
+        mamba_rms_norm: whether the mixer has a gated norm, or only a gate.
+        mamba_norm_before_gate: the order of these two.
+        mamba_chunk_size, mamba_dt_min: as of `HybridProvider`.
+    """
+
+    attention_in_multiplier: float = 1.0
+    attention_out_multiplier: float = 1.0
+    ssm_in_multiplier: float = 1.0
+    ssm_out_multiplier: float = 1.0
+    ssm_multipliers: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    mlp_multipliers: tuple[float, ...] = (1.0, 1.0)
+    mamba_rms_norm: bool = False
+    mamba_norm_before_gate: bool = True
+    mamba_chunk_size: int = 128
+    mamba_dt_min: float = 0.0
+    has_kv_cache: ClassVar[bool] = False
+
+    def modify_layer_spec(self, spec: ModuleSpec) -> None:
+        layer = spec.submodules
+        if capabilities.has_transformer_engine():
+            separate_norms(layer, self)  # one norm in front of attention and mixer
+        layer.self_attention.module = FalconH1Attention
+        layer.self_attention.params["mixer"] = ModuleSpec(
+            module=FalconH1Mixer,
+            params={"chunk_size": self.mamba_chunk_size, "rmsnorm": self.mamba_rms_norm},
+            submodules=mixer_linears(norm_in_projection=False),
+        )
+        layer.mlp = partial(FalconH1MLP.as_mlp_submodule, **layer.mlp.keywords)
+
+
+class FalconH1Attention(SelfAttention):
+    """Attention plus a mixer that reads the same.
+
+    Args:
+        mixer: spec of the mixer.
+    """
+
+    def __init__(
+        self, config: FalconH1Provider, submodules: Any, layer_number: int, *, mixer: ModuleSpec, **kwargs: Any
+    ) -> None:
+        super().__init__(config, submodules, layer_number, **kwargs)
+        self.mixer = build_module(
+            mixer, config, d_model=config.hidden_size, layer_number=layer_number, pg_collection=self.pg_collection
+        )
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        """As the base class, without biases."""
+        config = self.config
+        attended, _ = super().forward(hidden_states * config.attention_in_multiplier, *args, **kwargs)
+        mixed, _ = self.mixer(hidden_states, packed_seq_params=kwargs.get("packed_seq_params"))
+        return attended * config.attention_out_multiplier + mixed * config.ssm_out_multiplier, None
+
+
+class FalconH1Mixer(MambaMixer):
+    """A mixer whose projection has a factor for each part, and whose norm may come before the gate."""
+
+    def _ssm_training(self, zxBCdt: torch.Tensor, packed_seq_params: Any = None) -> torch.Tensor:
+        """Convolution, scan, gate and norm of the projection, `[S, B, ...]`."""
+        config, cp = self.config, self.cp
+        inner, states = cp.d_inner_local_tpcp, cp.ngroups_local_tpcp * self.d_state
+        parts = zxBCdt.split([inner, inner, states, states, cp.nheads_local_tpcp], dim=-1)
+        z, *others = (
+            part * (config.ssm_in_multiplier * factor)
+            for part, factor in zip(parts, config.ssm_multipliers, strict=True)
+        )
+        if not (self.rmsnorm and config.mamba_norm_before_gate):
+            return super()._ssm_training(torch.cat([z, *others], dim=-1), packed_seq_params)
+        # The fused kernel gates what it gives to the norm: with this gate, silu(z) = 1, it does not change it.
+        opened = torch.cat([torch.full_like(z, _OPEN_GATE), *others], dim=-1)
+        return super()._ssm_training(opened, packed_seq_params) * F.silu(cp.post_conv_ssm(z, packed_seq_params))
+
+
+class FalconH1MLP(MLP):
+    """A gated MLP with a factor of the gate and one of the output."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        """As the base class, without biases."""
+        of_gate, of_output = self.config.mlp_multipliers
+        gate, up = self.linear_fc1(hidden_states)[0].chunk(2, dim=-1)
+        output, _ = self.linear_fc2(F.silu(gate * of_gate) * up)
+        return output * of_output, None

@@ -1,0 +1,164 @@
+"""`HybridProvider`: the config of a model whose layers are Mamba-2, attention, MLP or mixtures of experts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from megatron.core.extensions import transformer_engine
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.hybrid.hybrid_block import HybridStackSubmodules
+from megatron.core.models.hybrid.hybrid_model import HybridModel
+from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
+from megatron.core.ssm.mlp_layer import MLPLayer
+from megatron.core.transformer.identity_op import IdentityFuncOp, IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_layer import MoETransformerLayer
+
+from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.bridge.models.layer_specs import hybrid_mtp_block_spec, local_layer_spec, transformer_engine_layer_spec
+from megatron.bridge.models.rotary import apply_rope_parameters
+from megatron.bridge.models.transformer.hybrid_stack import HybridStack
+from megatron.bridge.models.transformer.mamba_mixer import MambaMixer, mixer_linears
+from megatron.bridge.runtime import capabilities
+from megatron.bridge.runtime.norm import TorchNorm
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.gpt_provider import GPTModel
+
+
+_LETTERS = "M*-E"
+
+
+def hybrid_stack_spec(config: "HybridProvider") -> ModuleSpec:
+    """The spec of each kind of layer, by what the machine offers."""
+    use_transformer_engine = capabilities.has_transformer_engine()
+    layer_spec = transformer_engine_layer_spec if use_transformer_engine else local_layer_spec
+    attention, mlp = (layer_spec(config, is_moe=False) for _ in range(2))
+    attention.submodules.mlp = attention.submodules.pre_mlp_layernorm = IdentityOp
+    attention.submodules.mlp_bda = IdentityFuncOp
+    mlp.module = MLPLayer
+    layers = {"mlp_layer": mlp}
+    if config.num_moe_experts is not None:
+        layers["moe_layer"] = layer_spec(config, is_moe=True)
+        layers["moe_layer"].module = MoETransformerLayer
+    for spec in layers.values():
+        spec.submodules.input_layernorm = spec.submodules.self_attention = IdentityOp
+        spec.submodules.self_attn_bda = IdentityFuncOp
+    mixer = ModuleSpec(
+        module=MambaMixer,
+        params={"chunk_size": config.mamba_chunk_size},
+        submodules=mixer_linears(norm_in_projection=True),
+    )
+    mamba = MambaLayerSubmodules(
+        norm=IdentityOp if use_transformer_engine else TorchNorm,
+        mixer=mixer,
+        mamba_bda=get_bias_dropout_add,
+        # With Transformer Engine, the norm is a part of the projection.
+        sharded_state_dict_keys_map={} if use_transformer_engine else {"norm.": "mixer.in_proj.layer_norm_"},
+    )
+    return ModuleSpec(
+        module=HybridStack,
+        params={"norm": transformer_engine.TENorm if use_transformer_engine else TorchNorm},
+        submodules=HybridStackSubmodules(
+            mamba_layer=ModuleSpec(module=MambaLayer, submodules=mamba),
+            attention_layer=attention,
+            mtp_block_spec=hybrid_mtp_block_spec(),
+            **layers,
+        ),
+    )
+
+
+@dataclass
+class HybridProvider(GPTModelProvider):
+    """A provider of megatron-core's HybridModel; it has the fields of `GPTModelProvider`, and:
+
+    Attributes:
+        hybrid_layer_pattern: a letter per layer: M (Mamba-2), * (attention), - (MLP), E (experts); pipeline stages get
+            equal numbers of layers, or are separated by |.
+        mtp_hybrid_override_pattern: the same letters, for each multi-token prediction layer (`mtp_num_layers`).
+        mamba_chunk_size: positions that a scan computes at once; changes rounding only.
+        mamba_dt_min: step sizes are at least this.
+    """
+
+    hybrid_layer_pattern: str = ""
+    mtp_hybrid_override_pattern: str | None = None
+    mamba_chunk_size: int = 128
+    mamba_dt_min: float = 0.0
+    is_hybrid_model: bool = True
+    position_embedding_type: str = "none"
+    has_kv_cache: ClassVar[bool] = False
+    transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=hybrid_stack_spec)
+
+    def finalize(self) -> None:
+        """As `GPTModelProvider.finalize`.
+
+        Raises:
+            UnsupportedConfigError: a pattern that does not describe `num_layers` layers, or sizes that tensor
+                parallelism does not divide.
+        """
+        pattern = self.hybrid_layer_pattern.replace("|", "")
+        predicted = self.mtp_hybrid_override_pattern or ""
+        if self.mtp_num_layers and (not predicted or set(predicted) - set(_LETTERS)):
+            raise UnsupportedConfigError(
+                "HybridProvider: mtp_hybrid_override_pattern: expected letters of M, *, -, E for mtp_num_layers "
+                f"{self.mtp_num_layers}, found {self.mtp_hybrid_override_pattern!r}; set it, or mtp_num_layers=None"
+            )
+        if len(pattern) != self.num_layers or set(pattern) - set(_LETTERS):
+            raise UnsupportedConfigError(
+                f"HybridProvider: hybrid_layer_pattern: expected {self.num_layers} letters of M, *, -, E, "
+                f"found {self.hybrid_layer_pattern!r}"
+            )
+        tp = self.tensor_model_parallel_size
+        for name in ("mamba_num_heads", "mamba_num_groups"):
+            if "M" in pattern and (getattr(self, name) or 0) % tp:
+                raise UnsupportedConfigError(
+                    f"HybridProvider: {name} is {getattr(self, name)}, which tensor_model_parallel_size {tp} does not "
+                    "divide; choose another"
+                )
+        super().finalize()
+
+    def provide(
+        self, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
+    ) -> "GPTModel":
+        """Builds this rank's part of the model, as `GPTModelProvider.provide`."""
+        pre_process, post_process = self._stage_ends(pre_process, post_process, vp_stage)
+        model: Any = HybridModel(
+            config=self,
+            hybrid_stack_spec=self._layer_spec(vp_stage),
+            hybrid_layer_pattern=self._whole_pattern(),
+            vocab_size=self.padded_vocab_size,
+            max_sequence_length=self.seq_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            fp16_lm_cross_entropy=self.fp16_lm_cross_entropy,
+            parallel_output=self.parallel_output,
+            share_embeddings_and_output_weights=self.share_embeddings_and_output_weights,
+            position_embedding_type=self.position_embedding_type,
+            rotary_percent=self.rotary_percent,
+            rotary_base=self.rotary_base,  # type: ignore[arg-type]
+            scatter_embedding_sequence_parallel=self.scatter_embedding_sequence_parallel,
+            seq_len_interpolation_factor=self.seq_len_interpolation_factor,
+            pg_collection=self._pg_collection,
+            vp_stage=vp_stage,
+        )
+        if self.position_embedding_type == "rope":
+            apply_rope_parameters(model, self.rope_parameters, self.window_rope_parameters, self.seq_length)
+        return model
+
+    def _pattern_by_stage(self) -> str:
+        """The pattern with the ends of pipeline stages, where they are equal."""
+        num_stages = self.pipeline_model_parallel_size * (self.virtual_pipeline_model_parallel_size or 1)
+        pattern = self.hybrid_layer_pattern
+        if "|" in pattern or self.num_layers % num_stages or self.num_layers_in_first_pipeline_stage is not None:
+            return pattern
+        if self.num_layers_in_last_pipeline_stage is not None:
+            return pattern
+        size = self.num_layers // num_stages
+        return "|".join(pattern[start : start + size] for start in range(0, self.num_layers, size))
+
+    def _whole_pattern(self) -> str:
+        """As megatron-core takes it, with a part for each prediction layer."""
+        return "/".join(
+            [self._pattern_by_stage(), *[self.mtp_hybrid_override_pattern or ""] * (self.mtp_num_layers or 0)]
+        )

@@ -1,0 +1,31 @@
+"""The names of Nemotron-H's multi-token prediction layers."""
+
+from typing import TYPE_CHECKING
+
+from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
+
+if TYPE_CHECKING:
+    from transformers import NemotronHConfig
+
+
+def prediction_layers(layer: blocks.Mappings, config: "NemotronHConfig") -> blocks.Mappings:
+    """A prediction layer is several layers of usual kinds, which the HF checkpoint counts through.
+
+    Args:
+        layer: the mappings of a decoder layer of any kind.
+    """
+    size, mappings = len(config.mtp_layers_block_type), []
+    for depth in range(config.num_nextn_predict_layers):
+        megatron, first, last = f"mtp.layers.{depth}", depth * size, (depth + 1) * size - 1
+        places = {"enorm": first, "hnorm": first, "eh_proj": first, "final_layernorm": last}
+        for name, number in places.items():
+            mappings.append(AutoMapping(f"{megatron}.{name}.weight", f"mtp.layers.{number}.{name}.weight"))
+        for number in range(first, last + 1):
+            names = (f"decoder.layers.{number}", f"{megatron}.mtp_model_layer.layers.{number - first}")
+            mappings += [
+                mapping.resolve([str(number)]).renamed(megatron=names, hf=("backbone.", "mtp."))
+                for mapping in layer
+                if not isinstance(mapping, Dropped)
+            ]
+    return mappings
