@@ -65,6 +65,8 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         moe_router_group_score: what groups of experts are chosen by, "top2_sum" or "max"; `None` is megatron-core's.
         moe_router_softmax_expert_bias: a bias on softmax scores for the choice of experts.
         lm_head_bias: bias of the output layer, one number per vocabulary entry.
+        linear_out_norm_zero_centered: whether the output norms of gated delta nets hold their weight less 1, as in
+            checkpoints of megatron-core's own spec. HF's are plain; weights below 0.5 are rounded by the subtraction.
         embedding_dropout: dropout of the embeddings alone; `None` follows `hidden_dropout`.
         embedding_multiplier, logits_multiplier: factors of the word embeddings and of the logits.
         residual_multiplier: factor of what attention and MLP add to the residual stream.
@@ -106,6 +108,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     moe_router_renormalize: bool | None = None
     moe_router_group_score: str | None = None
     moe_router_softmax_expert_bias: bool = False
+    linear_out_norm_zero_centered: bool = False
     lm_head_bias: bool = False
     embedding_dropout: float | None = None
     embedding_multiplier: float = 1.0

@@ -20,6 +20,7 @@ from megatron.bridge.models.conversion.param_mapping import (
     MegatronParamMapping,
     QKVMapping,
     ReplicatedMapping,
+    RMSNorm2ZeroCenteredRMSNormMapping,
     SectionMapping,
     SwappedColumnsMapping,
     Tied,
@@ -190,7 +191,9 @@ def gated_delta_net(config: Any, *, hf: str = "model.layers.*.linear_attn", fuse
         AutoMapping(f"{megatron}.in_proj.layer_norm_weight", f"{hf.rpartition('.')[0]}.input_layernorm.weight"),
         AutoMapping(f"{megatron}.A_log", f"{hf}.A_log"),
         AutoMapping(f"{megatron}.dt_bias", f"{hf}.dt_bias"),
-        AutoMapping(f"{megatron}.out_norm.weight", f"{hf}.norm.weight"),
+        RMSNorm2ZeroCenteredRMSNormMapping(
+            f"{megatron}.out_norm.weight", f"{hf}.norm.weight", if_field="linear_out_norm_zero_centered"
+        ),
         AutoMapping(f"{megatron}.out_proj.weight", f"{hf}.out_proj.weight"),
     ]
 
@@ -392,16 +395,17 @@ def multi_token_prediction(
     return _or_dropped(mappings)
 
 
-def prediction_module(layer: Mappings, *, hf: str = "mtp") -> Mappings:
+def prediction_module(layer: Mappings, *, hf: str = "mtp", decoder: str = "model") -> Mappings:
     """One prediction layer, stored in a module of its own with its norms and projection beside it.
 
     The HF tensors are dropped if the Megatron model has no such layer (`mtp_num_layers`).
 
     Args:
-        layer: the mappings of a layer of the module, `{hf}.layers.*`.
-        hf: HF name of the module.
+        layer: the mappings of a decoder layer, which the prediction layer has too.
+        hf, decoder: HF names of the module and of the decoder, each with a list of layers.
     """
-    return _or_dropped(_prediction_layer(layer, 0, 0, {ours: f"{hf}.{name}" for ours, name in _MODULE_NAMES.items()}))
+    own = {ours: f"{hf}.{name}" for ours, name in _MODULE_NAMES.items()}
+    return _or_dropped(_prediction_layer(layer, 0, 0, own, hf=(f"{decoder}.", f"{hf}.")))
 
 
 def no_multi_token_prediction(*, hf: str = "mtp") -> Mappings:
@@ -414,13 +418,20 @@ def no_multi_token_prediction(*, hf: str = "mtp") -> Mappings:
 
 
 def _prediction_layer(
-    layer: Mappings, index: int, number: int, own: Mapping[str, str], *, hidden_state_first: bool = False
+    layer: Mappings,
+    index: int,
+    number: int,
+    own: Mapping[str, str],
+    *,
+    hf: tuple[str, str] = ("", ""),
+    hidden_state_first: bool = False,
 ) -> Mappings:
     """Prediction layer `index` of a Megatron model.
 
     Args:
         number: of the HF layer.
         own: HF names of the norms and the projection by Megatron's.
+        hf: what the names of a decoder layer begin with, and those of this layer.
     """
     megatron = f"mtp.layers.{index}"
     mappings: Mappings = []
@@ -429,7 +440,9 @@ def _prediction_layer(
         mappings.append(kind(f"{megatron}.{ours}.weight", f"{name}.weight"))
     names = (f"decoder.layers.{number}.", f"{megatron}.transformer_layer.")
     mappings += [
-        mapping.resolve([str(number)]).renamed(megatron=names) for mapping in layer if not isinstance(mapping, Dropped)
+        mapping.resolve([str(number)]).renamed(megatron=names, hf=hf)
+        for mapping in layer
+        if not isinstance(mapping, Dropped)
     ]
     return mappings
 

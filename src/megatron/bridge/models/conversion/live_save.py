@@ -98,7 +98,7 @@ def _write_owned_boxes(task: WeightConversionTask, writer: RangeWriter, copies: 
             common = layouts.clip(piece, shard.box)
             if common is None or common.role is None:
                 continue
-            box = part[layouts.slices(layouts.shifted(common.megatron_box, shard.box))]
+            box = layouts.plus(part[layouts.slices(layouts.shifted(common.megatron_box, shard.box))], -common.offset)
             if common.permute:
                 box = box.permute([common.permute.index(axis) for axis in range(box.dim())])
             name = names[common.role]

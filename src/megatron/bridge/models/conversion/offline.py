@@ -144,7 +144,7 @@ def _produce(
 ) -> "Tensor":
     hf_tensors = read_hf_tensors(bridge, task, state)
     parts = [part for piece in task.layout.pieces if (part := layouts.clip(piece, box)) is not None]
-    if len(parts) == 1 and parts[0].role is not None:
+    if len(parts) == 1 and parts[0].role is not None and not parts[0].offset:
         data = layouts.take(hf_tensors[parts[0].role], parts[0]).to(dtype).contiguous()
     else:
         data = torch.empty([stop - start for start, stop in box], dtype=dtype)
@@ -308,7 +308,7 @@ class CheckpointWeights:
     ) -> "Tensor | None":
         """The tensor as a view of the checkpoint, if it is one contiguous piece of one chunk there."""
         task, piece = sources[0]
-        if len(sources) > 1 or piece.permute or piece.num_elements != prod(shape):
+        if len(sources) > 1 or piece.permute or piece.offset or piece.num_elements != prod(shape):
             return None
         parts = [part for shard in task.shards for part in self._read(shard, piece.megatron_box)]
         if len(parts) != 1 or parts[0][1].dtype != dtype or not parts[0][1].is_contiguous():
@@ -326,7 +326,8 @@ class CheckpointWeights:
                 for box, part in self._read(shard, wanted.megatron_box):
                     target = layouts.clip(wanted, box)
                     assert target is not None
-                    layouts.take(out, layouts.shift_hf_rows(target, start)).copy_(part)
+                    view = layouts.take(out, layouts.shift_hf_rows(target, start))
+                    view.copy_(layouts.plus(part, -target.offset))
         return out
 
     def _read(self, shard: Shard, box: Box) -> list[tuple[Box, "Tensor"]]:

@@ -296,7 +296,12 @@ def _views(task: WeightConversionTask, parts: Sequence[tuple[Box, "Tensor"]]) ->
         if piece.role is None:
             continue
         holders = [(box, part) for box, part in parts if layouts.clip(piece, box) is piece]
-        if not holders or piece.permute or piece.num_elements != prod(task.layout.hf_shapes[piece.role]):
+        if (
+            not holders
+            or piece.permute
+            or piece.offset
+            or piece.num_elements != prod(task.layout.hf_shapes[piece.role])
+        ):
             return None
         box, part = holders[0]
         view = part[layouts.slices(layouts.shifted(piece.megatron_box, box))]

@@ -46,25 +46,25 @@ class Qwen3_5Bridge(MegatronModelBridge):
             "mtp_num_hidden_layers": provider.mtp_num_layers or 0,
         }
 
-    def layer_mappings(self, hf: str) -> blocks.Mappings:
-        """The mappings of a layer with attention, by its HF name."""
+    def layer_mappings(self) -> blocks.Mappings:
+        """The mappings of a layer with attention."""
         bias = self.hf_config.attention_bias
         return [
-            *blocks.pre_norms(hf=hf),
-            *blocks.attention(hf=f"{hf}.self_attn", qkv_bias=bias, output_bias=bias, qk_norm=True, output_gate=True),
-            *blocks.gated_mlp(hf=f"{hf}.mlp"),
+            *blocks.pre_norms(),
+            *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True, output_gate=True),
+            *blocks.gated_mlp(),
         ]
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config
         # Qwen3-Next's published configs do not have the field, and the checkpoints have the layer.
         is_off = getattr(config, "mtp_num_hidden_layers", None) == 0
-        prediction = blocks.prediction_module(self.layer_mappings("mtp.layers.*"))
+        layer = self.layer_mappings()
         return MegatronMappingRegistry(
             *blocks.embeddings(tied=config.tie_word_embeddings),
-            *self.layer_mappings("model.layers.*"),
+            *layer,
             *blocks.gated_delta_net(config, fused_by_head=self.PROJECTIONS_BY_HEAD),
-            *(blocks.no_multi_token_prediction() if is_off else prediction),
+            *(blocks.no_multi_token_prediction() if is_off else blocks.prediction_module(layer)),
         )
 
 
@@ -88,6 +88,5 @@ class Qwen3_5MoeBridge(Qwen3_5Bridge):
         "moe_shared_expert_gate": True,
     }
 
-    def layer_mappings(self, hf: str) -> blocks.Mappings:
-        experts = blocks.moe(hf=f"{hf}.mlp", shared="shared_expert", shared_gate="shared_expert_gate")
-        return [*super().layer_mappings(hf), *experts]
+    def layer_mappings(self) -> blocks.Mappings:
+        return [*super().layer_mappings(), *blocks.moe(shared="shared_expert", shared_gate="shared_expert_gate")]
