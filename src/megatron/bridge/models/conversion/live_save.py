@@ -42,7 +42,7 @@ def save(
     """
     plan = Plan(weight_stream.build_global_tasks(bridge, hf_pretrained, model))
     infos = weight_stream.hf_tensor_infos(hf_pretrained)
-    registry = bridge.registry()
+    registry = bridge.registry(hf_pretrained)
     if infos is not None:
         plan.dropped = {name: reason for name in infos if (reason := registry.drop_reason(name))}
         plan.tied = {name: same_as for name, same_as in registry.tied().items() if name in infos}

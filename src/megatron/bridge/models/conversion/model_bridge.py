@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron.bridge.errors import UnsupportedConfigError, UnsupportedModelError
-from megatron.bridge.models.conversion import config_mapping
+from megatron.bridge.models.conversion import config_mapping, stacked_experts
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 
 if TYPE_CHECKING:
@@ -238,11 +238,17 @@ class MegatronModelBridge(ABC):
         """The largest power of two up to 128 that divides the vocabulary: no padding at tensor-parallel size 1."""
         return min(vocab_size & -vocab_size, 128)
 
-    def registry(self) -> MegatronMappingRegistry:
-        """The mappings; raises if `hf_config` was not set, which they depend on."""
+    def registry(self, hf_pretrained: Any = None) -> MegatronMappingRegistry:
+        """The mappings; raises if `hf_config` was not set, which they depend on.
+
+        Args:
+            hf_pretrained: if it has weights, experts are mapped as it stores them.
+        """
         if getattr(self, "hf_config", None) is None:
             raise UnsupportedConfigError(f"{type(self).__name__}: hf_config must be set before mapping_registry()")
-        return self.mapping_registry()
+        registry = self.mapping_registry()
+        has_weights = getattr(hf_pretrained, "has_weights", False)
+        return stacked_experts.as_stored(registry, hf_pretrained.state.infos) if has_weights else registry
 
     def _num_mtp_layers(self, hf_pretrained: Any, stated: int | None) -> int | None:
         """How many multi-token prediction layers a model has: by its checkpoint, or if there is none, its config.

@@ -71,7 +71,7 @@ def import_checkpoint(
     if infos is None:
         raise CheckpointError(f"{what}: there are no weights to import, only a config")
     parameters, config, objects = meta_placement(provider, what, len(infos))
-    plan = build_plan(parameters, bridge.registry(), config, infos, what=what)
+    plan = build_plan(parameters, bridge.registry(hf_pretrained), config, infos, what=what)
     check_tied(plan, hf_pretrained.state)
     state = hf_pretrained.state
     with Progress("importing", None, enabled=show_progress) as progress:
@@ -262,7 +262,7 @@ class CheckpointWeights:
         self.files = self._reader.files
         num_chunks = sum(len(tensor.chunks) for tensor in self._reader.tensors.values())
         parameters, config, _ = meta_placement(provider, str(folder), num_chunks)
-        registry = bridge.registry()
+        registry = bridge.registry(hf_pretrained)
         self.plan = build_plan(parameters, registry, config, None, what=str(folder))
         _check_tensors(self._reader, self.plan, folder)
         infos = hf_tensor_infos(hf_pretrained) or {}

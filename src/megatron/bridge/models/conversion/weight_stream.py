@@ -93,7 +93,7 @@ def load(
     parameters = _read_parameters(chunks)
     plan = build_plan(
         parameters,
-        bridge.registry(),
+        bridge.registry(hf_pretrained),
         chunks[0].config,
         infos,
         what=_name(hf_pretrained),
@@ -172,7 +172,9 @@ def build_global_tasks(bridge: "MegatronModelBridge", hf_pretrained: Any, model:
                 pp_ranks[name] = rank_pp
             for box in boxes:
                 owners.setdefault(name, {}).setdefault(box, rank)
-    plan = build_plan(merged.values(), bridge.registry(), chunks[0].config, None, what=_name(hf_pretrained))
+    plan = build_plan(
+        merged.values(), bridge.registry(hf_pretrained), chunks[0].config, None, what=_name(hf_pretrained)
+    )
     modules = [dict(chunk.named_modules()) for chunk in chunks]
     for task in plan:
         task.pp_rank = pp_ranks[task.global_param_name]
@@ -211,7 +213,7 @@ def export(
     """
     tasks = build_global_tasks(bridge, hf_pretrained, model) if conversion_tasks is None else conversion_tasks
     state = hf_pretrained.state if hf_tensor_infos(hf_pretrained) is not None else None
-    tied = bridge.registry().tied()
+    tied = bridge.registry(hf_pretrained).tied()
     stored = {name: same_as for name, same_as in tied.items() if state is not None and name in state}
     copies = copies_by_original(stored)
     assembler = _Assembler()
