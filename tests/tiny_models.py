@@ -95,7 +95,7 @@ class TinyModel:
 
 
 # Buffers that checkpoints carry.
-STORED_BUFFERS = ("e_score_correction_bias", "layer_scalar")
+STORED_BUFFERS = ("e_score_correction_bias", "expert_bias", "layer_scalar")
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:
@@ -291,6 +291,22 @@ _LLAMA4 = {
     **{"attention_chunk_size": 8, "no_rope_layers": [1, 0, 1, 0], "floor_scale": 4, "attn_scale": 0.5},
 }
 
+_LFM2 = {
+    "layer_types": ["conv", "full_attention", "conv", "conv"],
+    **{"block_ffn_dim_multiplier": 1.3, "block_multiple_of": 20},
+}
+_LFM2_VARIANT = {
+    **{"full_attn_idxs": [0, 2], "conv_bias": True, "conv_L_cache": 4, "norm_eps": 1e-3},
+    **{"block_auto_adjust_ff_dim": False, "tie_word_embeddings": True},
+}
+_LFM2_MOE = {
+    **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_dense_layers": 1},
+    **{"layer_types": ["conv", "conv", "full_attention", "conv"], "routed_scaling_factor": 1.5},
+}
+_LFM2_MOE_VARIANT = {
+    **{"num_dense_layers": 0, "use_expert_bias": False, "norm_topk_prob": False, "conv_bias": True},
+    **{"layer_types": ["full_attention", "conv"] * 2, "tie_word_embeddings": True},
+}
 _MAMBA2 = {"state_size": 16, "num_heads": 16, "head_dim": 8, "n_groups": 2, "chunk_size": 16}
 _MAMBA2_VARIANT = {"tie_word_embeddings": True, "time_step_limit": (0.5, float("inf"))}
 _BAMBA = {
@@ -339,6 +355,10 @@ TINY_MODELS = {
         TinyModel("mamba2", "Mamba2ForCausalLM", _MAMBA2),
         TinyModel("mamba2-tied-step-limit", "Mamba2ForCausalLM", {**_MAMBA2, **_MAMBA2_VARIANT}),
         TinyModel("bamba", "BambaForCausalLM", _BAMBA),
+        TinyModel("lfm2", "Lfm2ForCausalLM", _LFM2),
+        TinyModel("lfm2-tied-biases", "Lfm2ForCausalLM", _LFM2_VARIANT),
+        TinyModel("lfm2-moe", "Lfm2MoeForCausalLM", _LFM2_MOE),
+        TinyModel("lfm2-moe-tied-biases", "Lfm2MoeForCausalLM", {**_LFM2_MOE, **_LFM2_MOE_VARIANT}),
         TinyModel("falcon-h1", "FalconH1ForCausalLM", {**_FALCON_H1, "head_dim": 24}),
         TinyModel("falcon-h1-norm-before-gate", "FalconH1ForCausalLM", {**_FALCON_H1, **_FALCON_H1_NORM}),
         TinyModel(

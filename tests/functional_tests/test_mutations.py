@@ -217,7 +217,7 @@ def _take_gates_for_queries(patch: MonkeyPatch) -> None:
 
 
 def _mix_up_sections(block: str, one: str, other: str) -> Callable[[MonkeyPatch], None]:
-    """Two parts of the same size, of a gated delta net or a Mamba mixer, take each other's place."""
+    """Two parts of the same size, of a gated delta net and the like, take each other's place."""
 
     def mutate(patch: MonkeyPatch) -> None:
         right = getattr(blocks, block)
@@ -236,6 +236,15 @@ def _mix_up_sections(block: str, one: str, other: str) -> Callable[[MonkeyPatch]
 
     mutate.__name__ = f"_mix_up_{one}_and_{other}_of_{block}"
     return mutate
+
+
+def _turn_filters_around(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.transformer import short_conv
+
+    right = short_conv.causal_conv1d
+    patch.setattr(
+        short_conv, "causal_conv1d", lambda x, weight, *args, **kwargs: right(x, weight.flip(1), *args, **kwargs)
+    )
 
 
 def _do_not_group_sections(patch: MonkeyPatch) -> None:
@@ -448,6 +457,11 @@ MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_mix_up_sections("mamba", "B", "C"), "nemotron-h", {}),
     (_with("mamba_dt_min", 0.0), "nemotron-h", {}),
     (_with("layernorm_epsilon", 1e-2), "nemotron-3", {}),
+    (_mix_up_sections("short_convolution", "B", "C"), "lfm2", {}),
+    (_mix_up_sections("short_convolution", "C", "x"), "lfm2-moe", {"tp": 2}),
+    (_turn_filters_around, "lfm2", {}),
+    (_with("moe_router_renormalize", True), "lfm2-moe-tied-biases", {}),
+    (_forget("router_bias"), "lfm2-moe", {}),
     (_with("softmax_scale", None), "falcon-h1", {}),
     (_with("ssm_multipliers", (1.0,) * 5), "falcon-h1", {"tp": 2}),
     (_with("mamba_norm_before_gate", False), "falcon-h1-norm-before-gate", {}),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.errors import CheckpointError
 from tests.parity import TOLERANCE, changed_tensors
 from tests.ranks import run_ranks
 from tests.tiny_models import TINY_MODELS
@@ -83,8 +84,8 @@ def test_import_is_loaded_by_megatron_core(name: str, tp: int, tmp_path: Path) -
     "name",
     [
         "llama-all-biases", "llama-odd-vocabulary-tied", "qwen3-yarn-rope", "mistral-window", "phi3", "phi", "apertus",
-        "olmo2", "gemma3", "gemma4-keys-are-values", "stablelm-head-norms", "ministral3",
-        "mimo-v2-flash",
+        "olmo2", "gemma3", "gemma4-keys-are-values", "stablelm-head-norms", "ministral3", "mimo-v2-flash",
+        "lfm2-tied-biases",
     ],
 )  # fmt: skip
 def test_import_and_export_give_the_source_back(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def _save_live(folder: Path, layout: dict[str, int], out: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", [{"tp": 2}, {"pp": 2}, {"tp": 2, "pp": 2}], ids=str)
-@pytest.mark.parametrize("name", ["llama-odd-vocabulary-tied", "qwen2", "qwen3.5"])
+@pytest.mark.parametrize("name", ["llama-odd-vocabulary-tied", "qwen2", "qwen3.5", "lfm2-tied-biases"])
 def test_export_of_a_checkpoint_that_megatron_core_saved(name: str, layout: dict[str, int], tmp_path: Path) -> None:
     TINY_MODELS[name].save(tmp_path / "hf")
     num_ranks = layout.get("tp", 1) * layout.get("pp", 1)
@@ -124,8 +125,9 @@ def _load_live(folder: Path, checkpoint: Path, overrides: dict[str, Any], out: P
 
 
 @pytest.mark.parametrize("layout", [{"tp": 2}, {"pp": 2}, {"pp": 2, "vpp": 2}], ids=str)
-def test_import_is_loaded_on_any_layout(layout: dict[str, int], tmp_path: Path) -> None:
-    TINY_MODELS["llama-odd-vocabulary"].save(tmp_path / "hf")
+@pytest.mark.parametrize("name", ["llama-odd-vocabulary", "lfm2"])
+def test_import_is_loaded_on_any_layout(name: str, layout: dict[str, int], tmp_path: Path) -> None:
+    TINY_MODELS[name].save(tmp_path / "hf")
     AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
     overrides = {
         "tensor_model_parallel_size": layout.get("tp", 1),
@@ -134,6 +136,15 @@ def test_import_is_loaded_on_any_layout(layout: dict[str, int], tmp_path: Path) 
     }
     run_ranks(_load_live, 2, tmp_path / "hf", tmp_path / "megatron", overrides, tmp_path / "out", **layout)
     assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []
+
+
+def test_lost_weights_are_named(tmp_path: Path) -> None:
+    """Also where one parameter is several entries of the checkpoint."""
+    TINY_MODELS["lfm2"].save(tmp_path / "hf")
+    AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
+    bridge = AutoBridge.from_hf_pretrained(tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=r"lacks weights .*layers\.0\.self_attention\.in_proj\.bias\.C"):
+        bridge.load_megatron_model(tmp_path / "megatron", mp_overrides={"conv_bias": True})
 
 
 def test_conversion_to_another_dtype(tmp_path: Path) -> None:

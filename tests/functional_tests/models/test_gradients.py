@@ -17,7 +17,7 @@ from tests.tiny_models import TINY_MODELS
 
 NAMES = [
     "apertus-tied-bias", "cohere2", "gemma2", "gemma3",
-    "gemma4-keys-are-values", "granite", "hunyuan-dense", "ministral3", "nemotron", "olmo2",
+    "gemma4-keys-are-values", "granite", "hunyuan-dense", "lfm2-tied-biases", "ministral3", "nemotron", "olmo2",
     "phi-tied-qk-norm", "stablelm-head-norms",
 ]  # fmt: skip
 LAYOUTS: dict[str, dict[str, Any]] = {"tp2": {}, "tp2-sp": {"sequence_parallel": True}}

@@ -10,7 +10,7 @@ from tests.parity import TOLERANCE
 from tests.tiny_models import TINY_MODELS
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma2", "gemma3", "cohere2", "mimo-v2-flash"])
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma2", "gemma3", "cohere2", "mimo-v2-flash", "lfm2"])
 def test_left_padding(name: str, tmp_path: Path) -> None:
     hf_model = TINY_MODELS[name].save(tmp_path)
     tokens = torch.randint(0, hf_model.config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(1))

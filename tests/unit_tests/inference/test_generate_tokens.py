@@ -69,6 +69,9 @@ LENGTHS = {
     "bamba": (6, 8),
     "falcon-h1": (6, 8),
     "hunyuan-moe": (10, 8),
+    "lfm2": (10, 8),
+    "lfm2-tied-biases": (2, 8),  # shorter than the convolution
+    "lfm2-moe": (10, 8),
 }
 # transformers with a cache leaves old keys at the frequencies of their time.
 LENGTH_DEPENDENT = ("llama-dynamic-rope", "llama-longrope-long", "phi3-partial-longrope-long")
@@ -129,6 +132,8 @@ CASES = [
     ("mistral-window", "tp2-sequence-parallel"),
     ("llama-dynamic-rope", "tp2-sequence-parallel"),
     ("llama-longrope-long", "tp2-pp2"),
+    ("lfm2", "tp2-sequence-parallel"),
+    ("lfm2-tied-biases", "pp2"),
 ]
 
 

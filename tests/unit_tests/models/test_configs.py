@@ -29,6 +29,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mimo-v2-flash", {"hybrid_layer_pattern": [1, 0, 0, 1]}, "hybrid_layer_pattern"),
     ("mimo-v2-flash", {"add_full_attention_sink_bias": True}, "add_full_attention_sink_bias"),
     ("mimo-v2-flash", {"rope_parameters": _TWO_ROPES}, "must state partial_rotary_factor"),
+    ("lfm2", {"layer_types": ["conv", "sliding_attention"] * 2}, r"\['sliding_attention'\] are not supported"),
+    ("lfm2", {"block_use_swiglu": False}, "block_use_swiglu: expected True, found False"),
     ("stablelm", {"hidden_dropout": 0.1}, "hidden_dropout: expected 0, found 0.1"),
     ("starcoder2", {"some_new_switch": True}, "some_new_switch = True: unknown to this family"),
 ]
@@ -119,6 +121,20 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "rope_scaling": {"alpha": 1000.0, "factor": 1.0, "type": "dynamic"},
         },
         {"qk_layernorm_scope": "head_after_rope"},
+    ),
+    "lfm2": (
+        {
+            "architectures": ["Lfm2ForCausalLM"], "model_type": "lfm2", "num_hidden_layers": 3, "num_heads": 4,
+            "num_key_value_heads": 2, "block_auto_adjust_ff_dim": True, "block_dim": 64, "block_ff_dim": 120,
+            "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0, "block_multiple_of": 16, "rope_theta": 1e6,
+            "block_norm_eps": 1e-05, "block_out_init_scale": 1.0, "block_use_swiglu": True, "conv_L_cache": 3,
+            "block_use_xavier_init": True, "conv_bias": False, "conv_dim": 64, "conv_dim_out": 64, "norm_eps": 1e-05,
+            "conv_use_xavier_init": True, "full_attn_idxs": [2], "use_pos_enc": True, "tie_embedding": False,
+        },
+        {
+            "linear_attention_freq": [1, 1, 0], "ffn_hidden_size": 80, "rotary_base": 1e6, "layernorm_epsilon": 1e-5,
+            "share_embeddings_and_output_weights": False,
+        },
     ),
     "phi": (
         {

@@ -14,8 +14,11 @@ from tests.transformer_engine_names import describe
 # One variant of each architecture, and those whose modules differ from that one's.
 _FIRST = list({tiny.architecture: tiny.name for tiny in reversed(TINY_MODELS.values())}.values())
 NAMES = sorted(
-    {*_FIRST, "llama-all-biases", "moonlight", "phi-tied-qk-norm", "stablelm-head-norms", "seed-oss-mlp-bias"}
-)
+    {
+        *_FIRST, "llama-all-biases", "moonlight", "phi-tied-qk-norm", "stablelm-head-norms", "seed-oss-mlp-bias",
+        "lfm2-tied-biases",
+    }
+)  # fmt: skip
 
 Rows = dict[str, list[dict[str, Any]]]
 
@@ -64,6 +67,9 @@ LAYER = "decoder.layers.1."
         ("deepseek-v3", "self_attention.linear_kv_up_proj.layer_norm_weight", "self_attn.kv_a_layernorm.weight"),
         ("deepseek-v3", "mlp.experts.linear_fc1.weight15", "mlp.experts.15.up_proj.weight"),
         ("deepseek-v3", "mlp.router.expert_bias", "mlp.gate.e_score_correction_bias"),
+        ("lfm2-moe", "self_attention.in_proj.layer_norm_weight", "operator_norm.weight"),
+        ("lfm2-moe", "self_attention.in_proj.weight", "conv.in_proj.weight"),
+        ("lfm2-moe", "self_attention.conv1d.weight", "conv.conv.weight"),
     ],
 )
 def test_parameter_names(name: str, fused: str, hf: str, with_transformer_engine: Rows) -> None:

@@ -78,6 +78,7 @@ def load_megatron_weights(model: list[Any], path: str | Path) -> None:
     """
     from megatron.core import dist_checkpointing
 
+    from megatron.bridge.models.conversion.placement import read_entries
     from megatron.bridge.models.model_building import unwrap_model
     from megatron.bridge.transport.torch_dist import TorchDistReader
 
@@ -93,7 +94,9 @@ def load_megatron_weights(model: list[Any], path: str | Path) -> None:
         for name in objects:
             if state[name].unique_key not in reader.objects:
                 del state[name]
-        lost += [entry.key for entry in state.values() if hasattr(entry, "key") and not _stored(entry, reader)]
+        # One parameter may be several entries of a checkpoint: the projection of a gated delta net is.
+        wanted_keys = {shard.key for parameter in read_entries(state) for shard in parameter.shards}
+        lost += wanted_keys - reader.tensors.keys()
         request[key] = state
     if lost:
         raise CheckpointError(f"{folder}: lacks weights of the model: {', '.join(sorted(set(lost)))}")
@@ -109,10 +112,6 @@ def _is_object(entry: Any) -> bool:
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
     return isinstance(entry, ShardedObject)
-
-
-def _stored(entry: Any, reader: Any) -> bool:
-    return entry.key in reader.tensors or getattr(entry, "unique_key", None) in reader.objects
 
 
 def load_model_config(path: str | Path) -> tuple[Any, None]:

@@ -32,9 +32,13 @@ LAYER = "decoder.layers.*"
 
 # HF names of the norms of q and k in some families.
 LONG_QK_NORM_NAMES = ("query_layernorm", "key_layernorm")
+QK_LAYERNORM_NAMES = ("q_layernorm", "k_layernorm")
 # HF names that several families have in common, to be passed to blocks.
 DEEPSEEK_ROUTER_BIAS = "gate.e_score_correction_bias"
 BLOCK_SPARSE_MOE = "model.layers.*.block_sparse_moe"
+BACKBONE_NORM = "backbone.layers.*.norm.weight"
+BACKBONE_MIXER = "backbone.layers.*.mixer"
+FEED_FORWARD = "model.layers.*.feed_forward"
 NUMBERED_EXPERT = ("w1", "w3", "w2")
 
 
@@ -70,6 +74,11 @@ def embeddings(
     else:
         mappings.append(AutoMapping("output_layer.weight", f"{lm_head}.weight"))
     return mappings
+
+
+def backbone_embeddings(*, tied: bool) -> Mappings:
+    """`embeddings` of a HybridModel, as models name them whose every layer is one mixer (Mamba-2, Nemotron-H)."""
+    return embeddings(tied=tied, hf="backbone", embedding="embeddings", norm="norm_f", megatron_norm="final_norm")
 
 
 def pre_norms(
@@ -212,6 +221,26 @@ def gated_delta_net(config: Any, *, hf: str = "model.layers.*.linear_attn", fuse
         sections("in_proj.weight", "in_proj_qkv", ("query", "key", "value"), qkv, 1)
         for name, theirs in (("z", "in_proj_z"), ("beta", "in_proj_b"), ("alpha", "in_proj_a")):
             mappings.append(AutoMapping(f"{megatron}.in_proj.weight.{name}", f"{hf}.{theirs}.weight"))
+    return mappings
+
+
+def short_convolution(
+    hidden_size: int, *, hf: str = "model.layers.*.conv", norm: str = "model.layers.*.operator_norm", bias: bool = False
+) -> Mappings:
+    """A gated short convolution and the norm in front of it.
+
+    Args:
+        norm: HF name of the norm.
+        bias: whether the convolution and the projections around it have biases.
+    """
+    megatron = f"{LAYER}.self_attention"
+    mappings: Mappings = [AutoMapping(f"{megatron}.in_proj.layer_norm_weight", f"{norm}.weight")]
+    for kind in _kinds(bias):
+        for index, part in enumerate(("B", "C", "x")):
+            ours = f"{megatron}.in_proj.{kind}.{part}"
+            mappings.append(SectionMapping(ours, f"{hf}.in_proj.{kind}", (hidden_size,) * 3, index))
+        for ours, theirs in (("conv1d", "conv"), ("out_proj", "out_proj")):
+            mappings.append(AutoMapping(f"{megatron}.{ours}.{kind}", f"{hf}.{theirs}.{kind}"))
     return mappings
 
 
@@ -453,22 +482,29 @@ def _or_dropped(mappings: Mappings) -> Mappings:
     return [*mappings, *(Dropped(name, _NO_PREDICTION) for mapping in read for name in mapping.hf_names.values())]
 
 
-def gated_mlp(*, hf: str = "model.layers.*.mlp", bias: bool = False, fused_gate_up: str | None = None) -> Mappings:
+def gated_mlp(
+    *,
+    hf: str = "model.layers.*.mlp",
+    bias: bool = False,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    fused_gate_up: str | None = None,
+) -> Mappings:
     """MLP with gate, up and down projections.
 
     Args:
         bias: whether they have biases.
+        names: their HF names.
         fused_gate_up: HF name of one projection that holds the gate, then up; default: two projections.
     """
     megatron = f"{LAYER}.mlp"
     mappings: Mappings = []
     for kind in _kinds(bias):
+        gate, up, down = (f"{hf}.{name}.{kind}" for name in names)
         if fused_gate_up is not None:
             mappings.append(AutoMapping(f"{megatron}.linear_fc1.{kind}", f"{hf}.{fused_gate_up}.{kind}"))
         else:
-            gate, up = (f"{hf}.{name}_proj.{kind}" for name in ("gate", "up"))
             mappings.append(GatedMLPMapping(f"{megatron}.linear_fc1.{kind}", gate=gate, up=up))
-        mappings.append(AutoMapping(f"{megatron}.linear_fc2.{kind}", f"{hf}.down_proj.{kind}"))
+        mappings.append(AutoMapping(f"{megatron}.linear_fc2.{kind}", down))
     return mappings
 
 

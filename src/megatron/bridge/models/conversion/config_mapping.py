@@ -55,23 +55,28 @@ GATED_DELTA_NET_DEFAULTS = {
 }
 
 
-def linear_attention_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
+def linear_attention_fields(
+    hf_config: "PretrainedConfig", where: str, linear: str = "linear_attention"
+) -> dict[str, Any]:
     """The provider field for which layers have linear attention.
+
+    Args:
+        linear: the name of that kind of layer in `layer_types`, or of what the model has in its place.
 
     Raises:
         UnsupportedConfigError: a kind of layer that is neither linear nor full attention.
     """
-    unknown = sorted(set(hf_config.layer_types) - {"linear_attention", "full_attention"})
+    unknown = sorted(set(hf_config.layer_types) - {linear, "full_attention"})
     if unknown:
         raise UnsupportedConfigError(
-            f"{where}: layer_types {unknown} are not supported; supported: full_attention, linear_attention"
+            f"{where}: layer_types {unknown} are not supported; supported: full_attention, {linear}"
         )
-    return {"linear_attention_freq": [int(kind == "linear_attention") for kind in hf_config.layer_types]}
+    return {"linear_attention_freq": [int(kind == linear) for kind in hf_config.layer_types]}
 
 
-def linear_attention_values(provider: Any) -> dict[str, Any]:
+def linear_attention_values(provider: Any, linear: str = "linear_attention") -> dict[str, Any]:
     """The inverse of `linear_attention_fields`."""
-    kinds = ("full_attention", "linear_attention")
+    kinds = ("full_attention", linear)
     return {"layer_types": [kinds[is_linear] for is_linear in provider.linear_attention_freq]}
 
 

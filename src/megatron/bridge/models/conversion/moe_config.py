@@ -91,11 +91,13 @@ BIASED_ROUTER_DEFAULTS = {**MOE_DEFAULTS, "moe_router_load_balancing_type": "seq
 def expert_layer_fields(hf_config: "PretrainedConfig") -> dict[str, Any]:
     """The provider fields for which layers have experts, and for the width of the shared expert.
 
-    Reads `mlp_layer_types`, or `first_k_dense_replace`, and `n_shared_experts` or `num_shared_experts`.
+    Reads `mlp_layer_types`, or `first_k_dense_replace` or `num_dense_layers`, and `n_shared_experts` or
+    `num_shared_experts`.
     """
     kinds = getattr(hf_config, "mlp_layer_types", None)
     if kinds is None:
-        num_dense = hf_config.first_k_dense_replace
+        num_dense = getattr(hf_config, "num_dense_layers", None)
+        num_dense = hf_config.first_k_dense_replace if num_dense is None else num_dense
         is_moe = [layer >= num_dense for layer in range(hf_config.num_hidden_layers)]
     else:
         is_moe = [kind == "sparse" for kind in kinds]
@@ -120,6 +122,7 @@ def expert_layer_values(provider: Any, known: "Container[str]") -> dict[str, Any
     num_shared = (provider.moe_shared_expert_intermediate_size or 0) // provider.moe_ffn_hidden_size
     values = {
         "first_k_dense_replace": num_dense,
+        "num_dense_layers": num_dense,
         "mlp_layer_types": ["sparse" if moe else "dense" for moe in freq],
         "n_shared_experts": num_shared,
         "num_shared_experts": num_shared,

@@ -6,7 +6,6 @@ from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-from megatron.bridge.models.conversion.param_mapping import Dropped
 
 if TYPE_CHECKING:
     from transformers import ExaoneMoeConfig
@@ -65,5 +64,5 @@ class ExaoneMoeBridge(MegatronModelBridge):
             *blocks.attention(qk_norm=True),
             *blocks.gated_mlp(),
             *blocks.moe(router_bias="e_score_correction_bias", shared="shared_experts"),
-            Dropped("mtp.**", "transformers has no module for it"),
+            *blocks.no_multi_token_prediction(),
         )

@@ -57,16 +57,10 @@ class Mamba2Bridge(MegatronModelBridge):
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config
         return MegatronMappingRegistry(
-            *blocks.embeddings(
-                tied=config.tie_word_embeddings,
-                hf="backbone",
-                embedding="embeddings",
-                norm="norm_f",
-                megatron_norm="final_norm",
-            ),
-            AutoMapping(f"{blocks.LAYER}.mixer.in_proj.layer_norm_weight", "backbone.layers.*.norm.weight"),
+            *blocks.backbone_embeddings(tied=config.tie_word_embeddings),
+            AutoMapping(f"{blocks.LAYER}.mixer.in_proj.layer_norm_weight", blocks.BACKBONE_NORM),
             *blocks.mamba(
-                hf="backbone.layers.*.mixer",
+                hf=blocks.BACKBONE_MIXER,
                 num_heads=config.num_heads,
                 head_dim=config.head_dim,
                 num_groups=config.n_groups,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from megatron.bridge.models.conversion import blocks, config_mapping, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
+from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.models.nemotron.prediction_layers import prediction_layers
 
 if TYPE_CHECKING:
@@ -103,25 +103,19 @@ class NemotronHBridge(MegatronModelBridge):
         config = self.hf_config
         layer = self._layer()
         return MegatronMappingRegistry(
-            *blocks.embeddings(
-                tied=config.tie_word_embeddings,
-                hf="backbone",
-                embedding="embeddings",
-                norm="norm_f",
-                megatron_norm="final_norm",
-            ),
+            *blocks.backbone_embeddings(tied=config.tie_word_embeddings),
             *layer,
             *prediction_layers(layer, config),
-            Dropped("mtp.**", "the Megatron model has no multi-token prediction layers (mtp_num_layers)"),
+            *blocks.no_multi_token_prediction(),
         )
 
     def _layer(self) -> blocks.Mappings:
         """A layer of any kind."""
-        config, layer, mixer = self.hf_config, "backbone.layers.*", "backbone.layers.*.mixer"
+        config, mixer = self.hf_config, blocks.BACKBONE_MIXER
         names = (None, "up_proj", "down_proj")
         latent = ("fc1_latent_proj.weight", "fc2_latent_proj.weight")
         return [
-            *(AutoMapping(f"{blocks.LAYER}.{norm}", f"{layer}.norm.weight") for norm in _NORMS),
+            *(AutoMapping(f"{blocks.LAYER}.{norm}", blocks.BACKBONE_NORM) for norm in _NORMS),
             *blocks.mamba(
                 hf=mixer,
                 num_heads=config.mamba_num_heads,

@@ -36,7 +36,7 @@ class PhiBridge(MegatronModelBridge):
                 output="dense",
                 qk_norm=config.qk_layernorm,
                 qk_norm_bias=True,
-                qk_norm_names=("q_layernorm", "k_layernorm"),
+                qk_norm_names=blocks.QK_LAYERNORM_NAMES,
             ),
             *blocks.mlp(up="fc1", down="fc2", bias=True),
         )

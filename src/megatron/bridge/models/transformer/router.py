@@ -25,7 +25,7 @@ class GeneralTopKRouter(TopKRouter):
     """megatron-core's top-k router with free choice of what it fixes.
 
     - `moe_router_renormalize`: whether the K scores are divided by their sum (megatron-core: always for sigmoid,
-      never for softmax over all experts);
+      never for softmax over all experts), to which `moe_router_epsilon` is added;
     - `moe_router_group_score`: what a group of experts is chosen by: "top2_sum", the sum of its two best scores
       (DeepSeek-V3), or "max", its best score (DeepSeek-V2); megatron-core sums the best K / (number of chosen groups);
     - `moe_router_softmax_expert_bias`: a bias on softmax scores for the choice alone (Ernie 4.5).
@@ -89,7 +89,7 @@ class GeneralTopKRouter(TopKRouter):
         weights = scores.gather(1, indices)
         renormalize = is_sigmoid if config.moe_router_renormalize is None else config.moe_router_renormalize
         if renormalize:
-            weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-20)
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + config.moe_router_epsilon)
         weights = weights * (config.moe_router_topk_scaling_factor or 1.0)
         probs = torch.zeros_like(logits).scatter(1, indices, weights.type_as(logits))
         return probs, torch.zeros_like(logits, dtype=torch.bool).scatter(1, indices, True)

@@ -1,0 +1,160 @@
+"""A gated short convolution, which stands in the place of self-attention.
+
+Letters in shapes: S positions, B sequences, H hidden size, W width of the convolution; a rank of T has H / T channels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.ssm.utils import _split_tensor_factory
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+from megatron.bridge.errors import BridgeError
+from megatron.bridge.runtime.gated_delta import causal_conv1d
+
+
+@dataclass
+class ShortConvSubmodules:
+    """The classes of a short convolution's two linear layers."""
+
+    in_proj: Any
+    out_proj: Any
+
+
+class ShortConv(MegatronModule):
+    """`out_proj(C * conv1d(B * x))`, where `in_proj` gives `[B; C; x]` and each channel has a causal filter of its own.
+
+    A rank has the same channels of B, C and x, so that only the projections communicate. Source: arXiv 2511.23404,
+    section 2; transformers 5.23, `Lfm2ShortConv`.
+
+    Args:
+        config: also with `conv_kernel_size` (W) and `conv_bias`, for the convolution and both projections.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        submodules: ShortConvSubmodules,
+        layer_number: int,
+        pg_collection: Any,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(config)
+        self.layer_number = layer_number
+        self.tp_group = pg_collection.tp
+        self.num_channels = config.hidden_size // self.tp_group.size()
+        options = {"config": config, "bias": config.conv_bias, "is_expert": False, "tp_group": self.tp_group}
+        self.in_proj = submodules.in_proj(
+            config.hidden_size,
+            3 * config.hidden_size,
+            init_method=config.init_method,
+            gather_output=False,
+            skip_bias_add=False,
+            tp_comm_buffer_name="qkv",
+            name=name and f"{name}.in_proj",
+            **options,
+        )
+        self.conv1d = _DepthwiseConv1d(config, self.num_channels)
+        self.out_proj = submodules.out_proj(
+            config.hidden_size,
+            config.hidden_size,
+            init_method=config.output_layer_init_method,
+            input_is_parallel=True,
+            skip_bias_add=True,
+            tp_comm_buffer_name="proj",
+            name=name and f"{name}.out_proj",
+            **options,
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        inference_context: Any = None,
+        packed_seq_params: Any = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Output and bias of the layer, both as attention's.
+
+        Args:
+            hidden_states: `[S, B, H]`, or a part of the positions with sequence parallelism.
+            attention_mask: true where nothing is seen. A position that does not see itself is padding, where the
+                convolution reads zeros. transformers puts zeros in front of `in_proj`: the same without biases.
+        """
+        mixed, _ = self.in_proj(hidden_states)
+        before, after, x = mixed.transpose(0, 1).chunk(3, dim=-1)
+        x = before * x
+        if inference_context is not None:
+            x = self._convolve_next(x, inference_context)
+        else:
+            if attention_mask is not None and attention_mask.shape[-2] == attention_mask.shape[-1]:
+                x = x.masked_fill(attention_mask.diagonal(dim1=-2, dim2=-1)[:, 0, :, None], 0)
+            x = self.conv1d(x, None if packed_seq_params is None else _boundaries(packed_seq_params))
+        return self.out_proj((after * x).transpose(0, 1).contiguous())
+
+    def _convolve_next(self, x: torch.Tensor, context: Any) -> torch.Tensor:
+        """The convolution of the positions that follow those of earlier calls, whose last W - 1 are remembered."""
+        if not context.is_static_batching() or context.batch_size_offset:
+            raise BridgeError("ShortConv: its state is kept for one static batch; expected a StaticInferenceContext")
+        memory, num_before = context.key_value_memory_dict, self.config.conv_kernel_size - 1
+        if context.sequence_len_offset:
+            x = torch.cat([memory[self.layer_number], x], dim=1)
+        else:
+            x = F.pad(x, (0, 0, num_before, 0))
+        memory[self.layer_number] = x[:, x.shape[1] - num_before :].clone()
+        return self.conv1d(x)[:, num_before:]
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> Any:
+        """`in_proj`'s three parts are entries of their own, so that a checkpoint does not depend on the layout."""
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        for key in (f"{prefix}in_proj.weight", f"{prefix}in_proj.bias"):
+            if key in state:
+                state[key] = _split_tensor_factory(state[key], [self.num_channels] * 3, ["B", "C", "x"], 0)
+        return state
+
+
+class _DepthwiseConv1d(torch.nn.Conv1d):
+    """A causal filter for each of this rank's channels: `weight` `[H / T, 1, W]`, `bias` `[H / T]`."""
+
+    def __init__(self, config: Any, num_channels: int) -> None:
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        super().__init__(
+            num_channels,
+            num_channels,
+            config.conv_kernel_size,
+            groups=num_channels,
+            bias=config.conv_bias,
+            device=device,
+            dtype=config.params_dtype,
+        )
+        for parameter in self.parameters():
+            set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
+        if config.perform_initialization:
+            with get_cuda_rng_tracker().fork():
+                config.init_method(self.weight)
+            if self.bias is not None:
+                torch.nn.init.zeros_(self.bias)
+
+    def forward(self, x: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
+        """`[B, S, H / T]` to the same; `cu_seqlens` says where packed sequences begin and end."""
+        return causal_conv1d(x, self.weight.squeeze(1), self.bias, cu_seqlens=cu_seqlens)[0]
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> Any:
+        """Both parameters, cut along their channels."""
+        axes = {"weight": 0, "bias": 0}
+        return make_sharded_tensors_for_checkpoint(self.state_dict(keep_vars=True), prefix, axes, sharded_offsets)
+
+
+def _boundaries(packed: Any) -> torch.Tensor:
+    """Where packed sequences begin and end, padding between them included."""
+    return packed.cu_seqlens_q if packed.cu_seqlens_q_padded is None else packed.cu_seqlens_q_padded
