@@ -248,7 +248,7 @@ class MegatronModelBridge(ABC):
             raise UnsupportedConfigError(f"{type(self).__name__}: hf_config must be set before mapping_registry()")
         registry = self.mapping_registry()
         has_weights = getattr(hf_pretrained, "has_weights", False)
-        return stacked_experts.as_stored(registry, hf_pretrained.state.infos) if has_weights else registry
+        return stacked_experts.as_stored(registry, hf_pretrained.tensor_names) if has_weights else registry
 
     def _num_mtp_layers(self, hf_pretrained: Any, stated: int | None) -> int | None:
         """How many multi-token prediction layers a model has: by its checkpoint, or if there is none, its config.
@@ -259,7 +259,7 @@ class MegatronModelBridge(ABC):
             return stated
         self.hf_config = hf_pretrained.config
         projections = self.registry().get_mappings_by_pattern("mtp.layers.*.eh_proj.weight")
-        return sum(mapping.hf_param in hf_pretrained.state.infos for mapping in projections) or None
+        return sum(mapping.hf_param in hf_pretrained.tensor_names for mapping in projections) or None
 
     def _where(self, hf_config: "PretrainedConfig") -> str:
         name = getattr(hf_config, "name_or_path", "") or ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -10,7 +11,7 @@ from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained import hub
 from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts
 from megatron.bridge.models.hf_pretrained.config import load_config
-from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, has_weights
+from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, has_weights, indexed_names
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +96,16 @@ class PreTrainedCausalLM:
             HubError: the download failed.
         """
         return SafetensorsSource(self._resolve_weights())
+
+    @cached_property
+    def tensor_names(self) -> Collection[str]:
+        """Names of the stored tensors. For a hub id the weights are only downloaded for it if there is no index.
+
+        Raises:
+            CheckpointError, HubError: as `state`.
+        """
+        names = indexed_names(self.path)
+        return self.state.infos if names is None else names
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
