@@ -186,6 +186,16 @@ _GEMMA4 = {
     "final_logit_softcapping": 3.0,
     "hidden_size_per_layer_input": 0,
 }
+# Scores are not scaled, so that the softmax is steep: transformers in float32 is up to 5.7e-5 from itself in float64.
+_GEMMA4_TOLERANCE = 5e-5
+_GEMMA4_MOE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
+_GEMMA4_PER_LAYER = {"hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 130}
+# Of six layers the last three use the keys and values of the third and the second.
+_GEMMA4_SHARED = {
+    **{"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3, "num_kv_shared_layers": 3},
+    "output_hidden_states": True,  # without this, transformers 5.23 fails where layers have no inputs of their own
+}
+_GEMMA4_WIDE = {**_GEMMA4_SHARED, "use_double_wide_mlp": True}
 _K_EQ_V = {"attention_k_eq_v": True, "num_key_value_heads": 4, "num_global_key_value_heads": 2}
 
 _MOE = {
@@ -563,9 +573,36 @@ TINY_MODELS = {
         TinyModel("gemma2-no-caps", "Gemma2ForCausalLM", {**_GEMMA2, **_NO_CAPS}),
         TinyModel("gemma3", "Gemma3ForCausalLM", _GEMMA3),
         TinyModel("gemma3-tied-linear-rope", "Gemma3ForCausalLM", {**_GEMMA3, **_GEMMA3_LINEAR}),
-        # Scores are not scaled, so that the softmax is steep: transformers in float32 is 3.4e-5 from itself in float64.
-        TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4, tolerance=5e-5),
+        TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4, tolerance=_GEMMA4_TOLERANCE),
         TinyModel("gemma4-keys-are-values", "Gemma4ForCausalLM", {**_GEMMA4, **_BIAS, **_TIED, **_K_EQ_V}),
+        TinyModel(
+            "gemma4-moe",
+            "Gemma4ForCausalLM",
+            {**_GEMMA4, **_TIED, **_K_EQ_V, **_GEMMA4_MOE},
+            tolerance=_GEMMA4_TOLERANCE,
+        ),
+        TinyModel(
+            "gemma4-per-layer", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_PER_LAYER}, tolerance=_GEMMA4_TOLERANCE
+        ),
+        TinyModel("gemma4-shared", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_SHARED}, tolerance=_GEMMA4_TOLERANCE),
+        TinyModel(
+            "gemma4-shared-wide",
+            "Gemma4ForCausalLM",
+            {**_GEMMA4, **_GEMMA4_WIDE, **_TIED},
+            tolerance=_GEMMA4_TOLERANCE,
+        ),
+        TinyModel(
+            "gemma4-e2b",
+            "Gemma4ForCausalLM",
+            {**_GEMMA4, **_TIED, **_GEMMA4_WIDE, **_GEMMA4_PER_LAYER},
+            tolerance=_GEMMA4_TOLERANCE,
+        ),
+        TinyModel(
+            "gemma4-everything",
+            "Gemma4ForCausalLM",
+            {**_GEMMA4, **_BIAS, **_K_EQ_V, **_GEMMA4_MOE, "top_k_experts": 1, **_GEMMA4_WIDE, **_GEMMA4_PER_LAYER},
+            tolerance=_GEMMA4_TOLERANCE,
+        ),
         TinyModel("glm4", "Glm4ForCausalLM", {"head_dim": 16}),
         TinyModel("glm4-tied-no-bias", "Glm4ForCausalLM", {"tie_word_embeddings": True, "attention_bias": False}),
         TinyModel("olmo2", "Olmo2ForCausalLM"),

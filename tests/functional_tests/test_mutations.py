@@ -204,6 +204,36 @@ def _leave_values_as_they_are(patch: MonkeyPatch) -> None:
     patch.setattr(Gemma4SelfAttention, "_normalise", lambda self, value: value)
 
 
+def _share_with_the_first_layer_of_a_kind(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.gemma.modeling_gemma4 import Gemma4Provider
+
+    right = Gemma4Provider.kv_source
+    patch.setattr(Gemma4Provider, "kv_source", lambda self, layer: 1 if right(self, layer) == 3 else right(self, layer))
+
+
+def _give_layers_the_inputs_of_others(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.gemma.modeling_gemma4_per_layer import PerLayerEmbedding
+
+    right = PerLayerEmbedding.forward
+    patch.setattr(
+        PerLayerEmbedding,
+        "forward",
+        lambda self, *args: right(self, *args).roll(self.config.hidden_size_per_layer_input, -1),
+    )
+
+
+def _forget_factors_of_experts(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.gemma.modeling_gemma4_moe import Gemma4Router, GeneralTopKRouter
+
+    patch.setattr(Gemma4Router, "routing", GeneralTopKRouter.routing)
+
+
+def _route_by_what_is_not_normed(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.gemma.modeling_gemma4_moe import Gemma4Router, GeneralTopKRouter
+
+    patch.setattr(Gemma4Router, "gating", GeneralTopKRouter.gating)
+
+
 def _take_gates_for_queries(patch: MonkeyPatch) -> None:
     def gates_first(shape: Shape, num_groups: int, heads: int, head_dim: int) -> Layout:
         layout = right(shape, num_groups, heads, head_dim)
@@ -419,6 +449,11 @@ MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_with("softmax_scale", None), "gemma4-keys-are-values", {}),
     (_forget_layer_scalar, "gemma4-keys-are-values", {}),
     (_leave_values_as_they_are, "gemma4-keys-are-values", {}),
+    (_share_with_the_first_layer_of_a_kind, "gemma4-shared-wide", {}),
+    (_give_layers_the_inputs_of_others, "gemma4-per-layer", {}),
+    (_with("use_double_wide_mlp", False), "gemma4-e2b", {}),
+    (_forget_factors_of_experts, "gemma4-moe", {}),
+    (_route_by_what_is_not_normed, "gemma4-moe", {}),
     (_with("residual_multiplier", 1.0), "granite", {}),
     (_with("logits_multiplier", 1.0), "cohere2", {}),
     (_with("qk_layernorm_scope", "head"), "hunyuan-dense", {}),

@@ -25,5 +25,9 @@ class CheckpointError(BridgeError):
     """A checkpoint (Hugging Face folder or torch_dist) is missing, incomplete or malformed."""
 
 
+class QuantizationError(CheckpointError):
+    """Stored numbers that are not weights: quantised ones without what they are to be read with, or the reverse."""
+
+
 class HubError(BridgeError):
     """A model id could not be resolved or downloaded."""

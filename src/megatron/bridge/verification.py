@@ -364,9 +364,9 @@ def roundtrip(
 
 def compare_folders(source: str | Path, exported: str | Path) -> RoundTrip:
     """Compares the weights of two HF folders, tensor by tensor, bit for bit."""
-    from megatron.bridge.models.hf_pretrained.source import SafetensorsSource
+    from megatron.bridge.models.hf_pretrained.quantization.source import open_weights
 
-    return compare_tensors(SafetensorsSource(source), _tensors(exported))
+    return compare_tensors(open_weights(source), _tensors(exported))
 
 
 def compare_tensors(
@@ -424,6 +424,6 @@ def _common_dtype(source: Any) -> "torch.dtype":
 
 
 def _tensors(folder: str | Path) -> "Iterable[tuple[str, Tensor]]":
-    from megatron.bridge.models.hf_pretrained.source import SafetensorsSource
+    from megatron.bridge.models.hf_pretrained.quantization.source import open_weights
 
-    return SafetensorsSource(folder).items()
+    return open_weights(folder).items()

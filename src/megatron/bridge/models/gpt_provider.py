@@ -51,6 +51,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     Beyond megatron-core's fields:
 
     Attributes:
+        model_class: what is built; not a field.
         vocab_size: rows of the HF embedding, without padding.
         seq_length: positions the model is made for (HF `max_position_embeddings`).
         rope_parameters: the HF config's rope parameters; `None` for plain rope with `rotary_base`.
@@ -83,6 +84,8 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         seed: for `provide_distributed_model` where model parallelism is not initialised yet.
         has_kv_cache: whether megatron-core's KV cache keeps all that the layers need of earlier positions.
     """
+
+    model_class: ClassVar[Any] = GPTModel
 
     num_layers: int = 0
     hidden_size: int = 0
@@ -221,7 +224,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         """
         pre_process, post_process = self._stage_ends(pre_process, post_process, vp_stage)
         layer_spec = self._layer_spec(vp_stage)
-        model = GPTModel(
+        model = self.model_class(
             config=self,
             transformer_layer_spec=layer_spec,
             mtp_block_spec=mtp_block_spec(self, layer_spec, vp_stage),

@@ -220,6 +220,11 @@ class MegatronModelBridge(ABC):
     # Helpers
 
     @property
+    def changes_loaded_weights(self) -> bool:
+        """Whether the family overrides `maybe_modify_loaded_hf_weight`, so that loads need whole tensors."""
+        return type(self).maybe_modify_loaded_hf_weight is not MegatronModelBridge.maybe_modify_loaded_hf_weight
+
+    @property
     def changes_exported_weights(self) -> bool:
         """Whether the family overrides `maybe_modify_converted_hf_weight`, so that exports need whole tensors."""
         hook = type(self).maybe_modify_converted_hf_weight

@@ -105,10 +105,11 @@ def _entries(
     progress: Progress,
 ) -> Iterator[torch_dist.Entry]:
     for task in plan:
-        source_dtype = state.infos[next(iter(task.hf_shapes))].dtype
-        target = _target_dtype(source_dtype, dtype)
+        name = next(iter(task.hf_shapes))
+        target = _target_dtype(state.infos[name].dtype, dtype)
+        is_stored = state.infos[name].dtype == target and state.is_stored(name)
         for shard in task.shards:
-            for box in _blocks(task.layout, shard.box, target.itemsize, block_bytes, source_dtype == target):
+            for box in _blocks(task.layout, shard.box, target.itemsize, block_bytes, is_stored):
                 num_stacked = len(shard.global_shape) - len(box)
                 yield torch_dist.Entry(
                     key=shard.key,
@@ -120,10 +121,10 @@ def _entries(
                 )
 
 
-def _blocks(layout: Layout, box: Box, itemsize: int, block_bytes: int, same_dtype: bool) -> Iterator[Box]:
+def _blocks(layout: Layout, box: Box, itemsize: int, block_bytes: int, is_stored: bool) -> Iterator[Box]:
     """A shard's box, cut into blocks of rows if its data has to be put together and is larger than a block."""
     pieces = [piece for piece in layout.pieces if layouts.common_box(piece.megatron_box, box)]
-    is_view = same_dtype and len(pieces) == 1 and pieces[0].role is not None and not pieces[0].permute
+    is_view = is_stored and len(pieces) == 1 and pieces[0].role is not None and not pieces[0].permute
     if not box:
         yield box
         return

@@ -19,7 +19,8 @@ from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained import hub
 from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, load_config
-from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, has_weights
+from megatron.bridge.models.hf_pretrained.quantization.source import open_weights
+from megatron.bridge.models.hf_pretrained.source import WeightSource, has_weights
 
 if TYPE_CHECKING:
     import torch
@@ -93,9 +94,9 @@ def verify_checkpoints(
 
     sides = [_open(a), _open(b)]
     with Progress("verifying", None, enabled=show_progress) as progress:
-        if all(isinstance(side, SafetensorsSource) for side in sides):
+        if all(isinstance(side, WeightSource) for side in sides):
             found = _compare_named(sides[0], sides[1], progress)
-        elif any(isinstance(side, SafetensorsSource) for side in sides):
+        elif any(isinstance(side, WeightSource) for side in sides):
             found = _compare_forms(sides, bridge, progress)
         else:
             found = _compare_stored(sides[0], sides[1], progress)
@@ -120,7 +121,7 @@ def _open(path: str | Path) -> Any:
             "Give the folder that holds one of them."
         )
     if is_hf:
-        return SafetensorsSource(folder)
+        return open_weights(folder)
     from megatron.bridge.transport.torch_dist import TorchDistReader
 
     return TorchDistReader(iteration_folder(folder))
@@ -129,7 +130,7 @@ def _open(path: str | Path) -> Any:
 # Two Hugging Face folders
 
 
-def _compare_named(a: SafetensorsSource, b: SafetensorsSource, progress: Any) -> Verification:
+def _compare_named(a: WeightSource, b: WeightSource, progress: Any) -> Verification:
     found = Verification()
     for name in _common(a.infos, b.infos, found):
         if _same_form(name, a.infos[name], b.infos[name], found):
@@ -217,7 +218,7 @@ class _Values:
 def _compare_forms(sides: list[Any], bridge: "AutoBridge | None", progress: Any) -> Verification:
     from megatron.bridge.models.conversion.plan import Plan
 
-    hf_is_a = isinstance(sides[0], SafetensorsSource)
+    hf_is_a = isinstance(sides[0], WeightSource)
     source, reader = sides if hf_is_a else reversed(sides)
     weights = _as_hf(source, reader, bridge)
     plan: Plan = weights.plan
@@ -239,7 +240,7 @@ class _Form(NamedTuple):
     dtype: "torch.dtype"
 
 
-def _as_hf(source: SafetensorsSource, reader: "TorchDistReader", bridge: "AutoBridge | None") -> "CheckpointWeights":
+def _as_hf(source: WeightSource, reader: "TorchDistReader", bridge: "AutoBridge | None") -> "CheckpointWeights":
     from megatron.bridge import runtime
 
     runtime.enter()

@@ -120,12 +120,16 @@ def _bytes_read(layout: Layout, hf_tensors: Mapping[str, "Tensor"], box: Box) ->
     return sum(part.num_elements * hf_tensors[part.role].itemsize for part in parts if part.role is not None)
 
 
-def read_hf_tensors(bridge: "MegatronModelBridge", task: WeightConversionTask, state: Any) -> dict[str, "Tensor"]:
-    """A task's HF tensors by role, read through the family's hook; views of the file unless the hook computes.
+def read_hf_tensors(bridge: "MegatronModelBridge", task: WeightConversionTask, state: Any) -> dict[str, Any]:
+    """A task's HF tensors by role, to be sliced: views of the file, or what computes slices of quantised tensors.
+
+    With a hook of the family, what that gives.
 
     Raises:
         PlanError: the hook gave a tensor of another shape than the layout has.
     """
+    if not bridge.changes_loaded_weights:
+        return {role: state.view(name) for role, name in task.mapping.hf_names.items()}
     found = bridge.maybe_modify_loaded_hf_weight(task.mapping.hf_param, state)
     hf_tensors = {"weight": found} if isinstance(found, torch.Tensor) else found
     for role, shape in task.layout.hf_shapes.items():

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME
+from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, QUANTIZATION_FIELDS, read_config_json
 from megatron.bridge.models.hf_pretrained.source import check_inside
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Weights in any format, indexes of weights, and what a repository holds for its web page or for git.
+# Weights in any format, indexes of weights, how weights are quantised (here they are written as numbers), and what a
+# repository holds for its web page or for git.
 _LEFT_OUT = (
     "*.safetensors",
     "*.bin",
@@ -28,6 +30,9 @@ _LEFT_OUT = (
     "*.onnx_data",
     "*.npz",
     "*.index.json",
+    "hf_quant_config.json",
+    "quantize_config.json",
+    "quant_config.json",
     "*.partial",
     "README*",
     "LICENSE*",
@@ -90,6 +95,15 @@ def copy_artifacts(
         save_config(config, out)
         written.append(CONFIG_NAME)
     return sorted(written)
+
+
+def write_without_quantization(folder: Path) -> None:
+    """Rewrites the folder's `config.json` without what says that its weights are quantised."""
+    values = read_config_json(folder)
+    for level in (values, *(value for value in values.values() if isinstance(value, dict))):
+        for name in QUANTIZATION_FIELDS:
+            level.pop(name, None)
+    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_config(config: PretrainedConfig, out_folder: str | Path) -> None:

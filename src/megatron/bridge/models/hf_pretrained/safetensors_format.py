@@ -56,6 +56,21 @@ _HEADER_ALIGNMENT = 8
 _MAX_HEADER_NBYTES = 100_000_000  # the library's limit
 
 
+class StoredTensor(NamedTuple):
+    """One tensor as a file's header describes it.
+
+    Attributes:
+        code: of the dtype, such as "BF16".
+        start, end: the bytes of its data, counted from the end of the header.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    code: str
+    start: int
+    end: int
+
+
 class TensorInfo(NamedTuple):
     """One tensor of a checkpoint: its name, shape, dtype, and the file of the folder that holds it."""
 
@@ -74,6 +89,11 @@ class TensorInfo(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.num_elements * self.dtype.itemsize
+
+    @property
+    def code(self) -> str:
+        """The safetensors code of the dtype."""
+        return dtype_code(self.dtype)
 
 
 class Header(NamedTuple):
@@ -110,6 +130,49 @@ def library_order(infos: Iterable[TensorInfo]) -> list[TensorInfo]:
     return sorted(infos, key=lambda info: (-_CODE_RANK[dtype_code(info.dtype)], info.name))
 
 
+def parse_header(text: bytes, what: str | Path) -> tuple[list[StoredTensor], dict[str, str]]:
+    """The tensors of a header in file order, and its `__metadata__`. Needs no torch, and no more than the header.
+
+    Args:
+        text: the header's JSON.
+        what: the file, named in errors.
+
+    Raises:
+        CheckpointError: malformed.
+    """
+    try:
+        entries = json.loads(text, object_pairs_hook=unique_keys)
+        metadata = entries.pop("__metadata__", {})
+        order = sorted(entries, key=lambda name: (entries[name]["data_offsets"], name))
+        return [_stored_tensor(name, entries[name]) for name in order], metadata
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        raise CheckpointError(
+            f"{what}: malformed safetensors header ({error!r:.300}). Fetch the file again."
+        ) from error
+
+
+def header_size(prefix: bytes, file_size: int, what: str | Path) -> int:
+    """The number of bytes of a header, from the first 8 bytes of its file.
+
+    Raises:
+        CheckpointError: not a safetensors file, or cut short.
+    """
+    if prefix == b"version ":
+        raise CheckpointError(f"{what}: a git-lfs pointer, not the weights. Run `git lfs pull` in its folder.")
+    nbytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if len(prefix) < 8 or 8 + nbytes > file_size:
+        raise CheckpointError(
+            f"{what}: truncated, or not a safetensors file: it has {file_size} bytes, and its header "
+            f"alone should end at byte {8 + nbytes}. Fetch the file again."
+        )
+    if nbytes > _MAX_HEADER_NBYTES:
+        raise CheckpointError(
+            f"{what}: its header has {nbytes} bytes; no more than {_MAX_HEADER_NBYTES} are allowed. "
+            "Fetch the file again."
+        )
+    return nbytes
+
+
 def read_header(path: Path, filename: str) -> Header:
     """Reads a file's header, and nothing else of it.
 
@@ -122,40 +185,15 @@ def read_header(path: Path, filename: str) -> Header:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        prefix = file.read(8)
-        if prefix == b"version ":
-            raise CheckpointError(f"{path}: a git-lfs pointer, not the weights. Run `git lfs pull` in its folder.")
-        header_nbytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        data_begin = 8 + header_nbytes
-        if len(prefix) < 8 or data_begin > size:
-            raise CheckpointError(
-                f"{path}: truncated, or not a safetensors file: it has {size} bytes, and its header "
-                f"alone should end at byte {data_begin}. Fetch the file again."
-            )
-        if header_nbytes > _MAX_HEADER_NBYTES:
-            raise CheckpointError(
-                f"{path}: its header has {header_nbytes} bytes; no more than {_MAX_HEADER_NBYTES} are allowed. "
-                "Fetch the file again."
-            )
-        text = file.read(header_nbytes)
-    try:
-        entries = json.loads(text, object_pairs_hook=unique_keys)
-        metadata = entries.pop("__metadata__", {})
-        order = sorted(entries, key=lambda name: (entries[name]["data_offsets"], name))
-        data_nbytes = max((entries[name]["data_offsets"][1] for name in order), default=0)
-        infos = [_tensor_info(path, filename, name, entries[name]) for name in order]
-    except CheckpointError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        nbytes = header_size(file.read(8), size, path)
+        stored, metadata = parse_header(file.read(nbytes), path)
+    end = 8 + nbytes + max((tensor.end for tensor in stored), default=0)
+    if end > size:
         raise CheckpointError(
-            f"{path}: malformed safetensors header ({error!r:.300}). Fetch the file again."
-        ) from error
-    if data_begin + data_nbytes > size:
-        raise CheckpointError(
-            f"{path}: truncated: its header describes {data_begin + data_nbytes} bytes, "
-            f"it has {size}. Fetch the file again."
+            f"{path}: truncated: its header describes {end} bytes, it has {size}. Fetch the file again."
         )
-    return Header(infos, metadata, {name: data_begin + entries[name]["data_offsets"][0] for name in order})
+    infos = [_tensor_info(path, filename, tensor) for tensor in stored]
+    return Header(infos, metadata, {tensor.name: 8 + nbytes + tensor.start for tensor in stored})
 
 
 def encode_header(infos: Iterable[TensorInfo], metadata: dict[str, str] | None) -> tuple[bytes, dict[str, int]]:
@@ -209,21 +247,28 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _tensor_info(path: Path, filename: str, name: str, entry: dict[str, Any]) -> TensorInfo:
-    import torch
-
-    dtype = getattr(torch, _TORCH_NAMES.get(entry["dtype"], ""), None)
-    if dtype is None:
-        raise CheckpointError(
-            f"{path}: tensor {name} has dtype {entry['dtype']!r}, which torch {torch.__version__} "
-            f"does not have. Known dtypes: {', '.join(_TORCH_NAMES)}."
-        )
-    shape = tuple(entry["shape"])
+def _stored_tensor(name: str, entry: dict[str, Any]) -> StoredTensor:
+    shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
     if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"tensor {name:.200}: its shape is not a list of whole numbers from 0 up")
-    if entry["dtype"] == "F4":  # the header counts 4-bit elements; torch's dtype holds two of them
+    if not all(type(offset) is int for offset in (start, end)) or type(entry["dtype"]) is not str:
+        raise ValueError(f"tensor {name:.200}: its dtype is not a code, or its data_offsets are not whole numbers")
+    return StoredTensor(name, shape, entry["dtype"], start, end)
+
+
+def _tensor_info(path: Path, filename: str, tensor: StoredTensor) -> TensorInfo:
+    import torch
+
+    dtype = getattr(torch, _TORCH_NAMES.get(tensor.code, ""), None)
+    if dtype is None:
+        raise CheckpointError(
+            f"{path}: tensor {tensor.name} has dtype {tensor.code!r}, which torch {torch.__version__} "
+            f"does not have. Known dtypes: {', '.join(_TORCH_NAMES)}."
+        )
+    shape = tensor.shape
+    if tensor.code == "F4":  # the header counts 4-bit elements; torch's dtype holds two of them
         shape = (*shape[:-1], shape[-1] // 2)
-    return TensorInfo(name, shape, dtype, filename)
+    return TensorInfo(tensor.name, shape, dtype, filename)
 
 
 def _header_shape(info: TensorInfo) -> list[int]:

@@ -1,0 +1,94 @@
+"""A quantised checkpoint, read as the tensors that it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, quantization_config, read_config_json
+from megatron.bridge.models.hf_pretrained.quantization.detection import Detection, detect
+from megatron.bridge.models.hf_pretrained.quantization.tensor import QuantizedView
+from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo
+from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, WeightSource
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DequantizedSource(WeightSource):
+    """The weights of a quantised checkpoint: the stored ones, with each quantised one in place of its parts.
+
+    Nothing is computed before it is read; `view` gives what computes the slices that are asked for.
+
+    Args:
+        stored: the checkpoint as it is.
+        found: what is quantised in it, without problems.
+        dtype: of the quantised tensors once they are read; others keep theirs.
+
+    Attributes:
+        stored, found: as given.
+        infos, shards: of the tensors that are meant; a quantised one is in the file of its weight.
+    """
+
+    def __init__(self, stored: SafetensorsSource, found: Detection, dtype: torch.dtype) -> None:
+        self.stored, self.found = stored, found
+        self.folder, self.files = stored.folder, stored.files
+        self.file_metadata, self.index_metadata = stored.file_metadata, stored.index_metadata
+        meant = {tensor.parts["weight"]: tensor for tensor in found.tensors.values()}
+        hidden = {part for tensor in found.tensors.values() for part in tensor.parts.values()} | found.dropped.keys()
+        self.infos, self.shards = {}, {}
+        for filename, names in stored.shards.items():
+            self.shards[filename] = []
+            for name in names:
+                if name in meant:
+                    info = TensorInfo(meant[name].name, meant[name].shape, dtype, filename)
+                elif name in hidden:
+                    continue
+                else:
+                    info = stored.infos[name]
+                self.infos[info.name] = info
+                self.shards[filename].append(info.name)
+
+    def is_stored(self, name: str) -> bool:
+        """See `WeightSource`: a quantised tensor is computed."""
+        return name not in self.found.tensors
+
+    def view(self, name: str) -> Any:
+        """The tensor, or what computes the slices of it that are asked for (`QuantizedView`)."""
+        if self.is_stored(name):
+            return self.stored.read(name)
+        tensor = self.found.tensors[name]
+        parts = {role: self.stored.read(part) for role, part in tensor.parts.items()}
+        return QuantizedView(tensor, parts, self.infos[name].dtype)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor, whole: computed now if it is quantised."""
+        view = self.view(name)
+        return view.whole() if isinstance(view, QuantizedView) else view
+
+
+def open_weights(folder: str | Path) -> WeightSource:
+    """The weights of a model's folder as numbers, whatever they are stored as.
+
+    What is quantised is found in the tensors themselves; `config.json` says no more than block sizes, and the dtype in
+    which quantised tensors are read (bfloat16 where it says none).
+
+    Raises:
+        CheckpointError: as `SafetensorsSource`.
+        QuantizationError: quantised numbers that cannot be read.
+    """
+    stored = SafetensorsSource(folder)
+    values = read_config_json(folder) if (Path(folder) / CONFIG_NAME).is_file() else {}
+    found = detect(stored.infos, quantization_config(values))
+    found.check(str(folder))
+    return DequantizedSource(stored, found, _dtype(values)) if found.tensors or found.dropped else stored
+
+
+def _dtype(values: Mapping[str, Any]) -> torch.dtype:
+    import torch
+
+    levels = (values, *(value for value in values.values() if isinstance(value, dict)))
+    names = (level.get(name) for level in levels for name in ("dtype", "torch_dtype"))
+    dtype = getattr(torch, next((name for name in names if isinstance(name, str)), "bfloat16"), None)
+    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.bfloat16

@@ -1,0 +1,158 @@
+"""What every quantisation has in common: several stored tensors that stand for one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from megatron.bridge.errors import QuantizationError
+
+if TYPE_CHECKING:
+    import torch
+
+    Index = tuple[slice | int, ...]
+    Box = tuple[tuple[int, int], ...]
+
+
+class Stored(Protocol):
+    """A stored tensor without its data; `code` is its safetensors dtype, such as "F8_E4M3"."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def code(self) -> str: ...
+
+
+class Problem(NamedTuple):
+    """What is wrong with some stored tensors, which are named in the text."""
+
+    names: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class QuantizedTensor(ABC):
+    """One tensor of a model, stored in a quantised form.
+
+    Attributes:
+        name: HF name of the tensor, as a checkpoint that is not quantised has it.
+        shape: of the tensor that is meant.
+        parts: names of the stored tensors, by their role: "weight", "scale", ...
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: Mapping[str, str]
+
+    # Endings of the stored tensors' names that belong to this kind of quantisation, longest first where one ends
+    # another.
+    ENDINGS: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    @abstractmethod
+    def format(self) -> str:
+        """The kind of quantisation and its granularity, in a few words."""
+
+    @classmethod
+    @abstractmethod
+    def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
+        """The tensors of this kind among the stored ones, and what is wrong with those that look like it.
+
+        Args:
+            stored: by name.
+            config: the model's `quantization_config`, or nothing.
+        """
+
+    @abstractmethod
+    def dequantize(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
+        """Writes a box of the tensor into `out`, in blocks of bounded size.
+
+        Args:
+            parts: the stored tensors by role; only the slices that the box needs are touched.
+            box: start and stop for each axis of `shape`.
+            out: of the shape of the box, contiguous, of a floating-point dtype.
+        """
+
+
+class QuantizedView:
+    """A tensor that is computed when it is sliced: it has a tensor's shape and dtype, and `view[index]` is a tensor.
+
+    Args:
+        tensor: what is stored.
+        parts: the stored tensors by role.
+        dtype: of what slicing gives.
+    """
+
+    def __init__(self, tensor: QuantizedTensor, parts: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
+        self._tensor, self._parts, self.dtype = tensor, parts, dtype
+        self.shape = tensor.shape
+
+    @property
+    def itemsize(self) -> float:
+        """Stored bytes per element."""
+        num_elements = 1
+        for size in self.shape:
+            num_elements *= size
+        return sum(part.nbytes for part in self._parts.values()) / max(num_elements, 1)
+
+    def __getitem__(self, index: Index) -> torch.Tensor:
+        """The part of the tensor at an index of slices with steps from 1 up, and of whole numbers."""
+        import torch
+
+        box = tuple(_bounds(position, size) for position, size in zip(index, self.shape, strict=True))
+        out = torch.empty([stop - start for start, stop in box], dtype=self.dtype)
+        if out.numel():
+            self._tensor.dequantize(self._parts, box, out)
+        return out[tuple(0 if isinstance(p, int) else slice(None, None, p.step) for p in index)]
+
+    def whole(self) -> torch.Tensor:
+        """All of it."""
+        return self[tuple(slice(0, size, 1) for size in self.shape)]
+
+
+def _bounds(position: slice | int, size: int) -> tuple[int, int]:
+    if isinstance(position, int):
+        return position, position + 1
+    start, stop, step = position.indices(size)
+    assert step > 0, "a negative step is no part of any layout"
+    return start, max(start, stop)
+
+
+def block_shape(
+    name: str, shape: Sequence[int], scale_name: str, scale_shape: Sequence[int], stated: Sequence[int] | None
+) -> tuple[int, ...]:
+    """The block of a tensor, for each axis, that one number of its scale serves.
+
+    A scale of one number, in any number of axes, serves the whole tensor; one with fewer axes than the tensor the first
+    of them (a number for each output channel). Otherwise each axis has a number for each block, the last of which may
+    be cut. The block size is the stated one if that gives the scale's shape, forwards or (for a weight that is stored
+    transposed) backwards; else the one that divides the axis evenly.
+
+    Args:
+        stated: block size of the last axes in the config, if there is one.
+
+    Raises:
+        QuantizationError: no block size fits.
+    """
+    shape, grid = tuple(shape), tuple(scale_shape)
+    count = 1
+    for size in grid:
+        count *= size
+    if count == 1:
+        return shape
+    grid = (*grid, *(1,) * (len(shape) - len(grid)))
+    if len(grid) == len(shape):
+        for sizes in (tuple(stated), tuple(reversed(stated))) if stated else ():
+            block = (*(1,) * (len(shape) - len(sizes)), *sizes)
+            if tuple(-(-size // step) for size, step in zip(shape, block, strict=True)) == grid:
+                return block
+        if all(size % steps == 0 for size, steps in zip(shape, grid, strict=True) if steps):
+            return tuple(size // steps for size, steps in zip(shape, grid, strict=True))
+    hint = f"with the stated block size {list(stated)}" if stated else "with any block size; none is stated"
+    raise QuantizationError(
+        f"{scale_name}: a scale of shape {list(scale_shape)} does not fit {name} of shape {list(shape)} {hint} in "
+        "quantization_config (weight_block_size)"
+    )
