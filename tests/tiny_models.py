@@ -220,6 +220,7 @@ _DELTA_NET = {
     "linear_value_head_dim": 12,
     "layer_types": ["linear_attention", "full_attention"] * 2,
 }
+_QWEN_MTP = {"mtp_num_hidden_layers": 1}
 # transformers' own logits in fp32 and fp64 differ by up to 3.3e-5: the delta rule amplifies rounding.
 _DELTA_NET_TOLERANCE = 5e-5
 _MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
@@ -262,6 +263,7 @@ _DEEPSEEK_V2 = {
 _DEEPSEEK_V32 = {
     **_DEEPSEEK_V3,
     **{"index_topk": 12, "index_head_dim": 24, "index_n_heads": 3, "rope_parameters": {"rope_theta": 10000.0}},
+    "num_nextn_predict_layers": 1,
 }
 _GLM4_MOE = {**_GROUPED_SIGMOID, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "head_dim": 24}
 _GLM4_MOE_LITE = {
@@ -416,9 +418,20 @@ TINY_MODELS = {
             {**_QWEN2_MOE, **_DELTA_NET, "mlp_only_layers": [0], "attention_bias": True},
             tolerance=_DELTA_NET_TOLERANCE,
         ),
-        TinyModel("qwen3.5", "Qwen3_5ForCausalLM", _DELTA_NET, tolerance=_DELTA_NET_TOLERANCE),
+        TinyModel("qwen3.5", "Qwen3_5ForCausalLM", {**_DELTA_NET, **_QWEN_MTP}, tolerance=_DELTA_NET_TOLERANCE),
         TinyModel("qwen3.5-tied", "Qwen3_5ForCausalLM", {**_DELTA_NET, **_TIED}, tolerance=_DELTA_NET_TOLERANCE),
-        TinyModel("qwen3.5-moe", "Qwen3_5MoeForCausalLM", {**_QWEN2_MOE, **_DELTA_NET}, tolerance=_DELTA_NET_TOLERANCE),
+        TinyModel(
+            "qwen3.5-linear-last",
+            "Qwen3_5ForCausalLM",
+            {**_DELTA_NET, "layer_types": ["full_attention", "linear_attention"] * 2},
+            tolerance=_DELTA_NET_TOLERANCE,
+        ),
+        TinyModel(
+            "qwen3.5-moe",
+            "Qwen3_5MoeForCausalLM",
+            {**_QWEN2_MOE, **_DELTA_NET, **_QWEN_MTP},
+            tolerance=_DELTA_NET_TOLERANCE,
+        ),
         TinyModel("qwen2-moe", "Qwen2MoeForCausalLM", _QWEN2_MOE),
         TinyModel(
             "qwen2-moe-no-bias", "Qwen2MoeForCausalLM", {**_QWEN2_MOE, "norm_topk_prob": True, "qkv_bias": False}
@@ -472,6 +485,7 @@ TINY_MODELS = {
             "glm-moe-dsa-shared-indices",
             "GlmMoeDsaForCausalLM",
             {**_DEEPSEEK_V32, "indexer_types": ["full", "shared"] * 2, "rms_norm_eps": 1e-5},
+            config_json={"index_share_for_mtp_iteration": True, "moe_router_dtype": "float32"},
         ),
         TinyModel("glm4-moe", "Glm4MoeForCausalLM", {**_GLM4_MOE, "use_qk_norm": True}),
         TinyModel("glm4-moe-attention-bias", "Glm4MoeForCausalLM", {**_GLM4_MOE, "attention_bias": True}),

@@ -374,6 +374,23 @@ def _swap_prediction_norms(patch: MonkeyPatch) -> None:
     patch.setattr(blocks, "multi_token_prediction", swapped)
 
 
+def _swap_inputs_of_the_projection(patch: MonkeyPatch) -> None:
+    """The mistake of a family whose projection reads the hidden state first, or does not."""
+    right = blocks._prediction_layer
+
+    def swapped(*args: Any, hidden_state_first: bool = False, **kwargs: Any) -> blocks.Mappings:
+        return right(*args, hidden_state_first=not hidden_state_first, **kwargs)
+
+    patch.setattr(blocks, "_prediction_layer", swapped)
+
+
+def _read_the_last_norm_in_front(patch: MonkeyPatch) -> None:
+    names = blocks._MODULE_NAMES
+    patch.setattr(
+        blocks, "_MODULE_NAMES", {**names, "hnorm": names["final_layernorm"], "final_layernorm": names["hnorm"]}
+    )
+
+
 def _with(name: str, value: Any) -> Callable[[MonkeyPatch], None]:
     """The mistake of a family that gives one provider field another value."""
 
@@ -497,7 +514,17 @@ MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_LATENT_Q, "deepseek-v3", {}),
     (_swap_latent_norms, "deepseek-v3", {}),
 ]
-PREDICTION_MUTATIONS = (_shift_prediction_layer, _swap_prediction_norms)
+PREDICTION_MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str]] = [
+    (_shift_prediction_layer, "deepseek-v3"),
+    (_shift_prediction_layer, "glm4-moe"),
+    (_swap_prediction_norms, "deepseek-v3"),
+    (_swap_prediction_norms, "glm4-moe"),
+    (_swap_inputs_of_the_projection, "deepseek-v3.2"),
+    (_swap_inputs_of_the_projection, "qwen3.5"),
+    (_read_the_last_norm_in_front, "qwen3.5"),
+    (_with("dsa_indexer_topk", 13), "glm-moe-dsa"),
+    (_with("layernorm_zero_centered_gamma", False), "qwen3.5"),
+]
 
 
 @pytest.mark.parametrize(("mutate", "name", "layout"), MUTATIONS, ids=[f"{m.__name__}-{n}" for m, n, _ in MUTATIONS])
@@ -518,8 +545,9 @@ def test_mutation_is_caught(
         assert found.max_diff > 1e-3
 
 
-@pytest.mark.parametrize("mutate", PREDICTION_MUTATIONS, ids=lambda mutate: mutate.__name__)
-@pytest.mark.parametrize("name", ["deepseek-v3", "glm4-moe"])
+@pytest.mark.parametrize(
+    ("mutate", "name"), PREDICTION_MUTATIONS, ids=[f"{m.__name__}-{n}" for m, n in PREDICTION_MUTATIONS]
+)
 def test_mutation_of_prediction_layers_is_caught(
     mutate: Callable[[MonkeyPatch], None], name: str, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:

@@ -352,7 +352,7 @@ def roundtrip(
     else:
         bridge.save_hf_pretrained(model, out, show_progress=show_progress)
         exported = _tensors(out)
-    registry = bridge._model_bridge.registry()
+    registry = bridge._model_bridge.registry(bridge.hf_pretrained)
     dropped = {name for name in source if registry.drop_reason(name) is not None}
     if process_groups.rank() == 0:
         result = compare_tensors(source, exported, dropped)

@@ -67,6 +67,8 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         moe_router_softmax_expert_bias: a bias on softmax scores for the choice of experts.
         moe_router_epsilon: what `GeneralTopKRouter` adds to the sum of scores that it divides by.
         lm_head_bias: bias of the output layer, one number per vocabulary entry.
+        linear_out_norm_zero_centered: whether the output norms of gated delta nets hold their weight less 1, as in
+            checkpoints of megatron-core's own spec. HF's are plain; weights below 0.5 are rounded by the subtraction.
         embedding_dropout: dropout of the embeddings alone; `None` follows `hidden_dropout`.
         embedding_multiplier, logits_multiplier: factors of the word embeddings and of the logits.
         residual_multiplier: factor of what attention and MLP add to the residual stream.
@@ -110,6 +112,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     moe_router_renormalize: bool | None = None
     moe_router_group_score: str | None = None
     moe_router_softmax_expert_bias: bool = False
+    linear_out_norm_zero_centered: bool = False
     moe_router_epsilon: float = 1e-20
     lm_head_bias: bool = False
     embedding_dropout: float | None = None

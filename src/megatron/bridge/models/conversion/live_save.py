@@ -54,7 +54,7 @@ def save(
     """
     plan = Plan(weight_stream.build_global_tasks(bridge, hf_pretrained, model))
     infos = weight_stream.hf_tensor_infos(hf_pretrained)
-    registry = bridge.registry()
+    registry = bridge.registry(hf_pretrained)
     if infos is not None:
         plan.dropped = {name: reason for name in infos if (reason := registry.drop_reason(name))}
         plan.tied = {name: same_as for name, same_as in registry.tied().items() if name in infos}
@@ -121,7 +121,7 @@ def _write_owned_boxes(task: WeightConversionTask, writer: RangeWriter, copies: 
             common = layouts.clip(piece, shard.box)
             if common is None or common.role is None:
                 continue
-            box = part[layouts.slices(layouts.shifted(common.megatron_box, shard.box))]
+            box = layouts.plus(part[layouts.slices(layouts.shifted(common.megatron_box, shard.box))], -common.offset)
             if common.permute:
                 box = box.permute([common.permute.index(axis) for axis in range(box.dim())])
             name = names[common.role]

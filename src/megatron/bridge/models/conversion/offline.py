@@ -83,7 +83,7 @@ def import_checkpoint(
     if infos is None:
         raise CheckpointError(f"{what}: there are no weights to import, only a config")
     parameters, config, objects = meta_placement(provider, what, len(infos))
-    plan = build_plan(parameters, bridge.registry(), config, infos, what=what)
+    plan = build_plan(parameters, bridge.registry(hf_pretrained), config, infos, what=what)
     check_tied(plan, hf_pretrained.state)
     state = hf_pretrained.state
     if not force:
@@ -159,7 +159,7 @@ def _produce(
 ) -> "Tensor":
     hf_tensors = read_hf_tensors(bridge, task, state)
     parts = [part for piece in task.layout.pieces if (part := layouts.clip(piece, box)) is not None]
-    if len(parts) == 1 and parts[0].role is not None:
+    if len(parts) == 1 and parts[0].role is not None and not parts[0].offset:
         data = layouts.take(hf_tensors[parts[0].role], parts[0]).to(dtype).contiguous()
     else:
         data = torch.empty([stop - start for start, stop in box], dtype=dtype)
@@ -258,7 +258,7 @@ class CheckpointWeights:
         self.files = self._reader.files
         num_chunks = sum(len(tensor.chunks) for tensor in self._reader.tensors.values())
         parameters, config, _ = meta_placement(provider, str(folder), num_chunks)
-        registry = bridge.registry()
+        registry = bridge.registry(hf_pretrained)
         self.plan = build_plan(parameters, registry, config, None, what=str(folder))
         _check_tensors(self._reader, self.plan, folder)
         infos = hf_tensor_infos(hf_pretrained) or {}
@@ -304,7 +304,7 @@ class CheckpointWeights:
     ) -> "Tensor | None":
         """The tensor as a view of the checkpoint, if it is one contiguous piece of one chunk there."""
         task, piece = sources[0]
-        if len(sources) > 1 or piece.permute or piece.num_elements != prod(shape):
+        if len(sources) > 1 or piece.permute or piece.offset or piece.num_elements != prod(shape):
             return None
         parts = [part for shard in task.shards for part in self._read(shard, piece.megatron_box)]
         if len(parts) != 1 or parts[0][1].dtype != dtype or not parts[0][1].is_contiguous():
@@ -322,7 +322,8 @@ class CheckpointWeights:
                 for box, part in self._read(shard, wanted.megatron_box):
                     target = layouts.clip(wanted, box)
                     assert target is not None
-                    layouts.take(out, layouts.shift_hf_rows(target, start)).copy_(part)
+                    view = layouts.take(out, layouts.shift_hf_rows(target, start))
+                    view.copy_(layouts.plus(part, -target.offset))
         return out
 
     def _read(self, shard: Shard, box: Box) -> list[tuple[Box, "Tensor"]]:

@@ -98,7 +98,7 @@ def load(
     parameters = _read_parameters(chunks)
     plan = build_plan(
         parameters,
-        bridge.registry(),
+        bridge.registry(hf_pretrained),
         chunks[0].config,
         infos,
         what=_name(hf_pretrained),
@@ -183,7 +183,9 @@ def build_global_tasks(bridge: "MegatronModelBridge", hf_pretrained: Any, model:
                 pp_ranks[name] = rank_pp
             for box in boxes:
                 owners.setdefault(name, {}).setdefault(box, rank)
-    plan = build_plan(merged.values(), bridge.registry(), chunks[0].config, None, what=_name(hf_pretrained))
+    plan = build_plan(
+        merged.values(), bridge.registry(hf_pretrained), chunks[0].config, None, what=_name(hf_pretrained)
+    )
     modules = [dict(chunk.named_modules()) for chunk in chunks]
     for task in plan:
         task.pp_rank = pp_ranks[task.global_param_name]
@@ -225,7 +227,7 @@ def export(
     tasks = build_global_tasks(bridge, hf_pretrained, model) if conversion_tasks is None else conversion_tasks
     form = None if quantization is None else quantizer_of(quantization, hf_pretrained)
     state = hf_pretrained.state if hf_tensor_infos(hf_pretrained) is not None else None
-    tied = bridge.registry().tied()
+    tied = bridge.registry(hf_pretrained).tied()
     stored = {name: same_as for name, same_as in tied.items() if state is not None and name in state}
     copies = copies_by_original(stored)
     assembler = _Assembler()
@@ -313,7 +315,12 @@ def _views(task: WeightConversionTask, parts: Sequence[tuple[Box, "Tensor"]]) ->
         if piece.role is None:
             continue
         holders = [(box, part) for box, part in parts if layouts.clip(piece, box) is piece]
-        if not holders or piece.permute or piece.num_elements != prod(task.layout.hf_shapes[piece.role]):
+        if (
+            not holders
+            or piece.permute
+            or piece.offset
+            or piece.num_elements != prod(task.layout.hf_shapes[piece.role])
+        ):
             return None
         box, part = holders[0]
         view = part[layouts.slices(layouts.shifted(piece.megatron_box, box))]

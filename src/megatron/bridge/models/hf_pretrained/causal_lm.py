@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,7 +12,7 @@ from megatron.bridge.models.hf_pretrained import hub
 from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts, state_quantization
 from megatron.bridge.models.hf_pretrained.config import load_config, remove_quantization
 from megatron.bridge.models.hf_pretrained.quantization.source import DequantizedSource, open_weights
-from megatron.bridge.models.hf_pretrained.source import WeightSource, has_weights
+from megatron.bridge.models.hf_pretrained.source import WeightSource, has_weights, indexed_names
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +103,18 @@ class PreTrainedCausalLM:
             HubError: the download failed.
         """
         return open_weights(self._resolve_weights())
+
+    @cached_property
+    def tensor_names(self) -> Collection[str]:
+        """Names of the tensors in `state`, which is not opened for it if an index gives them.
+
+        An index of quantised weights names what they are stored as.
+
+        Raises:
+            CheckpointError, QuantizationError, HubError: as `state`.
+        """
+        names = None if self.quantization_config else indexed_names(self.path)
+        return self.state.infos if names is None else names
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +150,16 @@ def has_weights(folder: str | Path) -> bool:
     return (folder / INDEX_NAME).is_file() or any(path.is_file() for path in folder.glob("*.safetensors"))
 
 
+def indexed_names(folder: str | Path) -> Collection[str] | None:
+    """Names of the tensors by the folder's index, whether its weight files are there or not; `None` without an index.
+
+    Raises:
+        CheckpointError: the index is malformed.
+    """
+    path = Path(folder) / INDEX_NAME
+    return _parse_index(path)[0] if path.is_file() else None
+
+
 def check_inside(folder: Path, path: Path) -> None:
     """Makes sure that a file of a model folder is not a link to something else.
 
@@ -188,20 +198,25 @@ def _validate(path: Path) -> None:
         raise CheckpointError(f"{path}: not a valid safetensors file: {error!s:.300}. Fetch the file again.") from error
 
 
-def _read_index(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    path = folder / INDEX_NAME
+def _parse_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     try:
         index = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
         weight_map = {name: PurePosixPath(file).as_posix() for name, file in index["weight_map"].items()}
         metadata = {**(index.get("metadata") or {})}
-        filenames = sorted(set(weight_map.values()))
-        if not filenames:
+        if not weight_map:
             raise ValueError("its weight_map is empty")
+        return weight_map, metadata
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: malformed index ({error!r:.300}): it should be a JSON object with a `weight_map` "
             "from tensor names to file names. Fetch the file again."
         ) from error
+
+
+def _read_index(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    path = folder / INDEX_NAME
+    weight_map, metadata = _parse_index(path)
+    filenames = sorted(set(weight_map.values()))
     outside = [name for name in filenames if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if outside:
         raise CheckpointError(
