@@ -19,6 +19,7 @@ from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained import hub
 from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, load_config
+from megatron.bridge.models.hf_pretrained.quantization.detection import detect
 from megatron.bridge.models.hf_pretrained.quantization.source import open_weights
 from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, WeightSource, has_weights
 
@@ -93,10 +94,7 @@ def verify_checkpoints(
     from megatron.bridge.transport.progress import Progress
 
     sides = [_open(a), _open(b)]
-    stored = [side.infos.keys() for side in sides if isinstance(side, SafetensorsSource)]
-    # Two folders that are quantised alike are compared as they are stored.
-    if len(stored) == 1 or (len(stored) == 2 and stored[0] != stored[1]):
-        sides = [open_weights(side.folder) if isinstance(side, SafetensorsSource) else side for side in sides]
+    sides = _as_numbers(sides)
     with Progress("verifying", None, enabled=show_progress) as progress:
         if all(isinstance(side, WeightSource) for side in sides):
             found = _compare_named(sides[0], sides[1], progress)
@@ -107,6 +105,14 @@ def verify_checkpoints(
     for side in sides:
         side.files.check()
     return found
+
+
+def _as_numbers(sides: list[Any]) -> list[Any]:
+    """The two sides, with quantised weights read as numbers if only one has any."""
+    quantized = [isinstance(side, SafetensorsSource) and bool(detect(side.infos).tensors) for side in sides]
+    if sum(quantized) != 1:
+        return sides
+    return [open_weights(side.folder) if found else side for side, found in zip(sides, quantized, strict=True)]
 
 
 def _open(path: str | Path) -> Any:
