@@ -4,7 +4,7 @@ A block is a function of a few choices (read from the HF config by the family) t
 HF name of the module, with `*` for the layer number; Megatron names are those of the Transformer Engine spec.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -29,6 +29,8 @@ from megatron.bridge.models.conversion.param_mapping import (
 Mappings = list[MegatronParamMapping | Dropped]
 
 LAYER = "decoder.layers.*"
+MLP = f"{LAYER}.mlp"
+HF_LAYER = "model.layers.*"
 
 # HF names of the norms of q and k in some families.
 LONG_QK_NORM_NAMES = ("query_layernorm", "key_layernorm")
@@ -44,6 +46,17 @@ NUMBERED_EXPERT = ("w1", "w3", "w2")
 
 def _kinds(bias: bool) -> tuple[str, ...]:
     return ("weight", "bias") if bias else ("weight",)
+
+
+def parts(megatron: str, hf: str, names: Mapping[str, str] | Iterable[str]) -> Mappings:
+    """Weights below a module of Megatron's that are HF tensors as they are.
+
+    Args:
+        megatron, hf: what the names begin with.
+        names: how they go on in HF, by how they go on in Megatron; or how they go on in both.
+    """
+    pairs = names.items() if isinstance(names, Mapping) else ((name, name) for name in names)
+    return [AutoMapping(f"{megatron}.{ours}", f"{hf}.{theirs}") for ours, theirs in pairs]
 
 
 def embeddings(
@@ -277,7 +290,7 @@ def moe(
         shared: HF name of the shared expert, if there is one.
         shared_gate: HF name of the projection that gates the shared expert.
     """
-    megatron = f"{LAYER}.mlp"
+    megatron = MLP
     mappings: Mappings = [
         AutoMapping(f"{megatron}.router.weight", f"{hf}.{router}.weight"),
         *_two_layers(f"{megatron}.experts", f"{hf}.{experts}.*", names, expert="*"),
@@ -361,7 +374,7 @@ def fused_moe(
         interleaved: whether the outputs of gate and up alternate.
         shared: HF name of the shared expert, if there is one.
     """
-    megatron = f"{LAYER}.mlp"
+    megatron = MLP
     mappings: Mappings = [] if shared is None else _shared_expert(f"{hf}.{shared}")
     for kind, suffix in (("weight", ""), ("bias", "_bias")) if bias else (("weight", ""),):
         layout = {"transposed": transposed and kind == "weight"}
@@ -496,7 +509,7 @@ def gated_mlp(
         names: their HF names.
         fused_gate_up: HF name of one projection that holds the gate, then up; default: two projections.
     """
-    megatron = f"{LAYER}.mlp"
+    megatron = MLP
     mappings: Mappings = []
     for kind in _kinds(bias):
         gate, up, down = (f"{hf}.{name}.{kind}" for name in names)

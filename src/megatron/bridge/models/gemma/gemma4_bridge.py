@@ -8,7 +8,7 @@ from megatron.bridge.models.conversion import blocks, config_mapping, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
-from megatron.bridge.models.gemma.gemma4_mappings import HF_LAYER, attention_of_other_kinds, experts, inputs_per_layer
+from megatron.bridge.models.gemma.gemma4_mappings import attention_of_other_kinds, experts, inputs_per_layer
 
 if TYPE_CHECKING:
     from transformers import Gemma4TextConfig
@@ -127,5 +127,5 @@ class Gemma4Bridge(MegatronModelBridge):
             *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True),
             *(experts() if config.enable_moe_block else blocks.gated_mlp()),
             *(inputs_per_layer() if config.hidden_size_per_layer_input else []),
-            AutoMapping(f"{blocks.LAYER}.layer_scalar", f"{HF_LAYER}.layer_scalar"),
+            AutoMapping(f"{blocks.LAYER}.layer_scalar", f"{blocks.HF_LAYER}.layer_scalar"),
         )

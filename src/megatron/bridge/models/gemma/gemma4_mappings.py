@@ -4,9 +4,7 @@ from typing import Any
 
 from megatron.bridge.models.conversion import blocks
 from megatron.bridge.models.conversion import layout as layouts
-from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped, MegatronParamMapping
-
-HF_LAYER = "model.layers.*"
+from megatron.bridge.models.conversion.param_mapping import Dropped, MegatronParamMapping
 
 
 def experts() -> blocks.Mappings:
@@ -20,8 +18,8 @@ def experts() -> blocks.Mappings:
         "router.per_expert_scale": "router.per_expert_scale",
     }
     return [
-        *(AutoMapping(f"{blocks.LAYER}.mlp.{ours}", f"{HF_LAYER}.{theirs}") for ours, theirs in names.items()),
-        *blocks.fused_moe(hf=HF_LAYER, router="router.proj", shared="mlp"),
+        *blocks.parts(blocks.MLP, blocks.HF_LAYER, names),
+        *blocks.fused_moe(hf=blocks.HF_LAYER, router="router.proj", shared="mlp"),
     ]
 
 
@@ -47,17 +45,19 @@ def attention_of_other_kinds(config: Any) -> blocks.Mappings:
 
 def inputs_per_layer() -> blocks.Mappings:
     """The embeddings that layers read besides hidden states, and what they do with them."""
-    model = {"projection": "per_layer_model_projection", "layernorm": "per_layer_projection_norm"}
-    layer = {
-        "gate": "per_layer_input_gate",
-        "projection": "per_layer_projection",
-        "post_layernorm": "post_per_layer_input_norm",
+    model = {
+        "projection.weight": "per_layer_model_projection.weight",
+        "layernorm.weight": "per_layer_projection_norm.weight",
     }
-    ours = f"{blocks.LAYER}.per_layer_input"
+    layer = {
+        "gate.weight": "per_layer_input_gate.weight",
+        "projection.weight": "per_layer_projection.weight",
+        "post_layernorm.weight": "post_per_layer_input_norm.weight",
+    }
     return [
         PerLayerTableMapping("per_layer_embedding.word_embeddings.weight", "model.embed_tokens_per_layer.weight"),
-        *(AutoMapping(f"per_layer_embedding.{a}.weight", f"model.{b}.weight") for a, b in model.items()),
-        *(AutoMapping(f"{ours}.{a}.weight", f"{HF_LAYER}.{b}.weight") for a, b in layer.items()),
+        *blocks.parts("per_layer_embedding", "model", model),
+        *blocks.parts(f"{blocks.LAYER}.per_layer_input", blocks.HF_LAYER, layer),
     ]
 
 
