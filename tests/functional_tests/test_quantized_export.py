@@ -1,4 +1,4 @@
-"""Exports in a quantised form: the source's bytes where nothing changed, new scales elsewhere; transformers loads them."""
+"""Exports in a quantised form: the source's bytes where nothing changed, new scales elsewhere, read by transformers."""
 
 import json
 from pathlib import Path

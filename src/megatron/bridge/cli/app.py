@@ -139,6 +139,13 @@ def export(
     memory: options.Memory = None,
     threads: options.Threads = 2,
     part: options.Part = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM",
+            help="Quantise linear layers: fp8 (128 x 128 blocks), mxfp4 (fused experts), or source, as the source is.",
+        ),
+    ] = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -148,7 +155,8 @@ def export(
     """
     from megatron.bridge.cli import commands
 
-    commands.export(checkpoint, out, hf, dtype, trust_remote_code, commands.resources(memory, threads, part), json)
+    form = commands.OutputForm(dtype, quantization)
+    commands.export(checkpoint, out, hf, form, trust_remote_code, commands.resources(memory, threads, part), json)
 
 
 @app.command(rich_help_panel="Convert")

@@ -27,6 +27,13 @@ class ModelChoice:
     tokenizer_from: str | None = None
 
 
+class OutputForm(NamedTuple):
+    """What exported weights are stored as."""
+
+    dtype: str | None
+    quantization: str | None
+
+
 class Opened(NamedTuple):
     """A model for generation: its Megatron chunks, tokenizer and end tokens."""
 
@@ -102,7 +109,7 @@ def export(
     checkpoint: Path,
     out: Path,
     hf: str | None,
-    dtype: str | None,
+    form: OutputForm,
     trust_remote_code: bool,
     resources: Any,
     json: bool,
@@ -117,8 +124,9 @@ def export(
             checkpoint,
             out,
             show_progress=output.show_progress(json),
-            torch_dtype=torch_dtype(dtype),
+            torch_dtype=torch_dtype(form.dtype),
             resources=resources,
+            quantization=form.quantization,
         )
     source = str(bridge.hf_pretrained.model_name_or_path)
     seconds = time.monotonic() - start
