@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from megatron.bridge.models.hf_pretrained.quantization.detection import complete
 from megatron.bridge.models.hf_pretrained.quantization.tensor import QuantizedView
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo
 
@@ -22,16 +23,24 @@ class DequantizedSource(Mapping[str, "torch.Tensor"]):
 
     Args:
         stored: the checkpoint as it is.
-        found: what is quantised in it, without problems.
+        found: what is quantised in it, from the headers.
         dtype: of the quantised tensors once they are read; others keep theirs.
 
     Attributes:
-        stored, found: as given.
+        stored: as given.
+        found: as given, with the shapes that are not in headers.
         folder, file_metadata, index_metadata, files: those of the stored checkpoint.
         infos, shards: of the tensors that are meant; a quantised one is in the file of its weight.
+
+    Raises:
+        QuantizationError: stored tensors that cannot be read, all of them named.
     """
 
     def __init__(self, stored: SafetensorsSource, found: Detection, dtype: torch.dtype) -> None:
+        import torch
+
+        found = complete(found, lambda name: bytes(stored.read(name).flatten().view(torch.uint8).numpy()))
+        found.check(str(stored.folder))
         self.stored, self.found = stored, found
         self.folder, self.files = stored.folder, stored.files
         self.file_metadata, self.index_metadata = stored.file_metadata, stored.index_metadata

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from megatron.bridge.errors import QuantizationError
 
@@ -47,14 +48,29 @@ class QuantizedTensor(ABC):
     shape: tuple[int, ...]
     parts: Mapping[str, str]
 
-    # Endings of the stored tensors' names that belong to this kind of quantisation, longest first where one ends
-    # another.
-    ENDINGS: ClassVar[tuple[str, ...]] = ()
-
     @property
     @abstractmethod
     def format(self) -> str:
         """The kind of quantisation and its granularity, in a few words."""
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Roles of small stored tensors whose contents say more than their headers; none are left after `read`.
+
+        Until then `shape` has as many elements as the headers tell, or some more.
+        """
+        return ()
+
+    def read(self, contents: Mapping[str, bytes]) -> QuantizedTensor:
+        """The same with what these tensors say.
+
+        Args:
+            contents: the bytes of the tensors of `unread`, by role.
+
+        Raises:
+            QuantizationError: they do not fit the other tensors, or cannot be read.
+        """
+        return self
 
     @classmethod
     @abstractmethod
@@ -121,6 +137,13 @@ def _bounds(position: slice | int, size: int) -> tuple[int, int]:
     return start, max(start, stop)
 
 
+def places(box: Box, out: torch.Tensor) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+    """Each matrix that a box touches: its place along the leading axes, and its part of `out`."""
+    leading = box[:-2]
+    for place in product(*(range(start, stop) for start, stop in leading)):
+        yield place, out[tuple(index - start for index, (start, _) in zip(place, leading, strict=True))]
+
+
 def block_shape(
     name: str, shape: Sequence[int], scale_name: str, scale_shape: Sequence[int], stated: Sequence[int] | None
 ) -> tuple[int, ...]:
@@ -129,7 +152,8 @@ def block_shape(
     A scale of one number, in any number of axes, serves the whole tensor; one with fewer axes than the tensor the first
     of them (a number for each output channel). Otherwise each axis has a number for each block, the last of which may
     be cut. The block size is the stated one if that gives the scale's shape, forwards or (for a weight that is stored
-    transposed) backwards; else the one that divides the axis evenly.
+    transposed) backwards. Else each axis has one number or one for each element; where no block size is stated also
+    one for each block of a size that divides the axis evenly.
 
     Args:
         stated: block size of the last axes in the config, if there is one.
@@ -149,7 +173,8 @@ def block_shape(
             block = (*(1,) * (len(shape) - len(sizes)), *sizes)
             if tuple(-(-size // step) for size, step in zip(shape, block, strict=True)) == grid:
                 return block
-        if all(size % steps == 0 for size, steps in zip(shape, grid, strict=True) if steps):
+        is_whole = not any(steps == 0 or size % steps for size, steps in zip(shape, grid, strict=True))
+        if is_whole and (not stated or all(steps in (1, size) for size, steps in zip(shape, grid, strict=True))):
             return tuple(size // steps for size, steps in zip(shape, grid, strict=True))
     hint = f"with the stated block size {list(stated)}" if stated else "with any block size; none is stated"
     raise QuantizationError(
