@@ -70,17 +70,18 @@ class Scales:
             numbers *= self.last
 
 
-def dequantize_matrix(codes: Codes, scales: Scales, box: Box, out: torch.Tensor) -> None:
+def dequantize_matrix(codes: Codes, scales: Scales, box: Box, out: torch.Tensor, is_narrow: bool = True) -> None:
     """Writes a box of a matrix of scaled codes, in blocks of bounded size.
 
     Args:
-        codes: gives the numbers before they are scaled, which bfloat16 holds exactly.
+        codes: gives the numbers before they are scaled.
         scales: of the whole matrix.
         box: rows and columns.
         out: of the shape of the box, of a floating-point dtype and any strides.
+        is_narrow: whether bfloat16 holds the codes, and the codes less zero points, exactly.
     """
     (top, bottom), (left, right) = box
-    exact = out.dtype if out.dtype == torch.bfloat16 and scales.last is None else torch.float32
+    exact = out.dtype if out.dtype == torch.bfloat16 and is_narrow and scales.last is None else torch.float32
     pieces = [(left, right)] if scales.groups is not None else _pieces(left, right, scales.block[1])
     for columns in pieces:
         target = out[:, columns[0] - left : columns[1] - left]

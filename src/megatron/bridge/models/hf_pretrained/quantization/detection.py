@@ -123,7 +123,8 @@ def complete(found: Detection, read: Callable[[str], bytes]) -> Detection:
     whole = Detection({}, found.dropped, [*found.problems])
     for name, tensor in found.tensors.items():
         try:
-            whole.tensors[name] = tensor.read({role: read(tensor.parts[role]) for role in tensor.unread})
+            contents = {role: read(tensor.parts[role]) for role in tensor.unread}
+            whole.tensors[name] = tensor.read(contents) if contents else tensor
         except QuantizationError as error:
             whole.problems.append(str(error))
     return whole

@@ -73,10 +73,8 @@ class PackedIntTensor(QuantizedTensor):
     @classmethod
     def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
         for name, tensor in stored.items():
-            is_compressed = (
-                name.endswith("_packed")
-                and tensor.code == "I32"
-                or (name.endswith(".weight_packed") and tensor.code != "U8")
+            is_compressed = (name.endswith("_packed") and tensor.code == "I32") or (
+                name.endswith(".weight_packed") and tensor.code != "U8"
             )
             if not is_compressed and not name.endswith(".qweight"):
                 continue
@@ -357,8 +355,8 @@ def _columns_of_words(matrix: torch.Tensor, bits: int) -> Codes:
 
     def codes(rows: tuple[int, int], columns: tuple[int, int], out: torch.Tensor) -> None:
         first, last = columns[0] // room, -(-columns[1] // room)
-        packed = matrix[first:last, slice(*rows)].mT.contiguous().view(torch.uint8)
+        words = matrix[first:last, slice(*rows)].mT.clone(memory_format=torch.contiguous_format)
         shifted = (columns[0] - room * first, columns[1] - room * first)
-        decode.decode_packed(packed, tuple(range(1 << bits)), shifted, out)
+        decode.decode_packed(words.view(torch.uint8), tuple(range(1 << bits)), shifted, out)
 
     return codes
