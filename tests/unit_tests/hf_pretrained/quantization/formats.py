@@ -1,6 +1,7 @@
 """One small checkpoint for each form of each format, with the numbers that its own library makes of it."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -39,7 +40,8 @@ SAMPLES: dict[str, Callable[[], Sample]] = {}
 def sample(name: str) -> Sample:
     """A sample, made anew: what its tensors hold may be changed."""
     made = _made(name)
-    return Sample({key: value.clone() for key, value in made.stored.items()}, made.expected, made.name, made.config)
+    stored = {key: value.clone() for key, value in made.stored.items()}
+    return Sample(stored, made.expected, made.name, deepcopy(made.config))
 
 
 @cache
@@ -82,7 +84,9 @@ def _transformers_fp8(shape: tuple[int, ...], grid: tuple[int, ...], scale_dtype
         scale = torch.randint(118, 124, grid)
     scale = scale.to(scale_dtype)
     expected = Fp8Dequantize(None)._dequantize_one(weight, scale.reshape(grid or (1, 1)), torch.float32)
-    return Sample({name: weight, f"{name}_scale_inv": scale}, expected, name)
+    blocks = [size // step for size, step in zip(shape, grid, strict=bool(grid))][-2:]
+    config = {"quant_method": "fp8", "weight_block_size": blocks or None}
+    return Sample({name: weight, f"{name}_scale_inv": scale}, expected, name, config)
 
 
 _register("fp8-block", _transformers_fp8, (256, 384), (2, 3), torch.float32, "layer.weight")
@@ -164,7 +168,10 @@ def _parameters(weight: torch.Tensor, form: str, args: Any) -> Tensors:
             return {"weight_scale": scale.log2().ceil().exp2().to(weight.dtype)}
         if form.startswith("nvfp4"):
             whole = 448 * 6 / weight.float().abs().max().reshape(1)
-            return {"weight_scale": (scale * whole).to(torch.float8_e4m3fn).to(weight.dtype), "weight_global_scale": whole}
+            return {
+                "weight_scale": (scale * whole).to(torch.float8_e4m3fn).to(weight.dtype),
+                "weight_global_scale": whole,
+            }
         return {"weight_scale": scale.to(weight.dtype)}
     steps, half = (1 << args.num_bits) - 1, 1 << (args.num_bits - 1)
     if args.symmetric:
@@ -196,7 +203,8 @@ for _name, _form, _dtype, _weights in (
     ("int-quantized-asymmetric-group", "naive-quantized", torch.bfloat16,
      {"num_bits": 8, "type": "int", "strategy": "group", "group_size": 32, "symmetric": False}),
     ("float-quantized", "float-quantized", torch.float32, {"num_bits": 8, "type": "float", "strategy": "channel"}),
-    ("float-quantized-tensor", "float-quantized", torch.bfloat16, {"num_bits": 8, "type": "float", "strategy": "tensor"}),
+    ("float-quantized-tensor", "float-quantized", torch.bfloat16,
+     {"num_bits": 8, "type": "float", "strategy": "tensor"}),
     ("float-quantized-group", "naive-quantized", torch.float32,
      {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32}),
     ("float-quantized-block", "naive-quantized", torch.float32,
@@ -208,12 +216,16 @@ for _name, _form, _dtype, _weights in (
     ("mxfp4-pack-quantized", "mxfp4-pack-quantized", torch.bfloat16,
      {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}),
 ):  # fmt: skip
-    _register(_name, lambda form, dtype, weights: _compressed(form, dtype, (48, 96), **weights), _form, _dtype, _weights)
+    _register(
+        _name, lambda form, dtype, weights: _compressed(form, dtype, (48, 96), **weights), _form, _dtype, _weights
+    )
 
 
 def _pack_quantized_with_order() -> Sample:
     """`weight_g_idx`: the columns as they are, each with the scale of its group (compressed-tensors below 0.13)."""
-    made = _compressed("pack-quantized", torch.float32, (12, 96), num_bits=4, type="int", strategy="group", group_size=32)
+    made = _compressed(
+        "pack-quantized", torch.float32, (12, 96), num_bits=4, type="int", strategy="group", group_size=32
+    )
     order = torch.randperm(96)
     codes = made.expected / made.stored["layer.weight_scale"].repeat_interleave(32, 1)
     expected = codes.round() * made.stored["layer.weight_scale"][:, order // 32]
@@ -237,10 +249,11 @@ def _gpt_oss() -> Sample:
 
 
 def _float4(packed: torch.Tensor) -> torch.Tensor:
-    """What torch makes of E2M1: through a float8 of the same exponents, of which these are the largest bits."""
-    codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
-    small = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])[(codes & 7).int()]
-    return torch.where(codes > 7, -small, small)
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+
+    rows = packed.reshape(-1, packed.shape[-1])
+    numbers = unpack_fp4_from_uint8(rows, len(rows), 2 * packed.shape[-1], torch.float32)
+    return numbers.unflatten(0, packed.shape[:-1])
 
 
 def _mxfp4_in_bytes(dtype: torch.dtype, scale_dtype: torch.dtype, scale_name: str) -> Sample:

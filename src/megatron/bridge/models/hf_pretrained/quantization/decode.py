@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 # Elements that are computed at once: they stay in a core's cache from one step to the next.
 CHUNK = 2**18
+TILE = 512
 
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 # E2M1, the 4-bit float of OCP's Microscaling Formats 1.0, section 5.3.3.
@@ -61,8 +61,8 @@ class Scales:
             place = slice(columns[0] // self.block[1], columns[1] // self.block[1])
             grouped, tail = numbers.unflatten(1, (-1, self.block[1])), (..., None)
         if self.zeros is not None:
-            torch.sub(grouped, self.zeros[some][:, place][tail], out=grouped)
-        scale = as_numbers(self.grid[some][:, place])
+            torch.sub(grouped, _at(self.zeros, some, place).to(numbers.dtype)[tail], out=grouped)
+        scale = _at(self.grid, some, place)
         if self.overall is not None:
             scale = scale / self.overall if self.divides else scale * self.overall
         torch.mul(grouped, scale[tail], out=grouped)
@@ -82,8 +82,9 @@ def dequantize_matrix(codes: Codes, scales: Scales, box: Box, out: torch.Tensor,
     """
     (top, bottom), (left, right) = box
     exact = out.dtype if out.dtype == torch.bfloat16 and is_narrow and scales.last is None else torch.float32
-    pieces = [(left, right)] if scales.groups is not None else _pieces(left, right, scales.block[1])
-    for columns in pieces:
+    # What is written transposed is written in tiles, of which a column is a few lines of a cache.
+    width = TILE if out.stride(0) < out.stride(1) else right - left
+    for columns in _pieces(left, right, scales.block[1] if scales.groups is None else 1, width):
         target = out[:, columns[0] - left : columns[1] - left]
         for rows in row_chunks(top, bottom, columns[1] - columns[0], scales.block[0]):
             wanted = target[rows[0] - top : rows[1] - top]
@@ -164,11 +165,25 @@ def row_chunks(top: int, bottom: int, num_columns: int, multiple: int = 1) -> It
         yield start, min(start + step, bottom)
 
 
-def _pieces(left: int, right: int, size: int) -> list[tuple[int, int]]:
-    """A range of columns cut into one of whole blocks, and what is before and after, inside a block each."""
-    cuts = {left, right, *(cut for cut in (-(-left // size) * size, right // size * size) if left < cut < right)}
-    ordered = sorted(cuts)
-    return list(pairwise(ordered))
+def _at(grid: torch.Tensor, rows: Any, columns: Any) -> torch.Tensor:
+    if isinstance(columns, torch.Tensor):
+        return as_numbers(grid[rows]).contiguous().index_select(1, columns)  # faster than an index of two axes
+    return as_numbers(grid[rows][:, columns])
+
+
+def _pieces(left: int, right: int, size: int, width: int) -> Iterator[tuple[int, int]]:
+    """A range of columns cut into ones of whole blocks, and what is before and after, inside a block each.
+
+    Args:
+        size: columns of a block.
+        width: of a piece about, if blocks are not wider.
+    """
+    whole, step = right // size * size, max(width // size, 1) * size
+    while left < right:
+        is_cut = left % size or left >= whole
+        stop = min((left // size + 1) * size, right) if is_cut else min(left + step, whole)
+        yield left, stop
+        left = stop
 
 
 @cache

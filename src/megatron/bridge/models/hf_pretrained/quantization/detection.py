@@ -93,6 +93,8 @@ def detect(stored: Mapping[str, Stored], config: Mapping[str, Any] | None = None
             used.update(names)
             if isinstance(one, Problem):
                 found.problems.append(one.text)
+            elif one.name in found.tensors or (one.name in stored and one.name != one.parts["weight"]):
+                found.problems.append(f"{one.name}: stored twice, in {one.parts['weight']} too")
             else:
                 found.tensors[one.name] = one
     for name, tensor in stored.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatron.bridge.errors import QuantizationError
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 
 _NAMES = {"compressed-tensors": "pack-quantized", "gptq": "GPTQ", "awq": "AWQ"}
 _SCALE_CODES = ("F32", "F16", "BF16")
-# What the fields of an AWQ word hold, from the lowest bits on: these of 8 numbers that follow each other.
-_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 # Words with a one in each field, by the bits of a field.
 _ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 
@@ -56,6 +56,7 @@ class PackedIntTensor(QuantizedTensor):
         bits: of a number.
         num_groups, group_size: of inputs that share a scale; those of a group are side by side, or `g_idx` tells.
         is_offset: whether zero points are stored less one.
+        num_ordered: inputs that `weight_g_idx` tells the group of, if it is there.
         schemes: what the tensor can be, before `weight_shape` is read.
     """
 
@@ -64,6 +65,7 @@ class PackedIntTensor(QuantizedTensor):
     num_groups: int = 1
     group_size: int = 0
     is_offset: bool = False
+    num_ordered: int | None = None
     schemes: tuple[_Scheme, ...] = ()
 
     @property
@@ -102,14 +104,16 @@ class PackedIntTensor(QuantizedTensor):
             for scheme in self.schemes
             if shape[:-1] == self.shape[:-1]
             and -(-shape[-1] * scheme.bits // 32) == num_words
+            and self.num_ordered in (None, shape[-1])
             and shape[-1] % self.num_groups == 0
             and (scheme.group_size is None or (scheme.group_size or shape[-1]) * self.num_groups == shape[-1])
         ]
         if len({scheme.bits for scheme in fits}) != 1:
             kinds = ", ".join(f"{scheme.bits} bits in groups of {scheme.group_size or 'K'}" for scheme in self.schemes)
+            order = f", and an order of {self.num_ordered} inputs" if self.num_ordered is not None else ""
             raise QuantizationError(
                 f"{self.parts['shape']}: says {list(shape)}, but {self.parts['weight']} has {num_words} words for each "
-                f"of {list(self.shape[:-1])} and {self.num_groups} scales, which does not fit one of: {kinds}"
+                f"of {list(self.shape[:-1])} and {self.num_groups} scales{order}, which does not fit one of: {kinds}"
             )
         return replace(self, shape=shape, bits=fits[0].bits, group_size=shape[-1] // self.num_groups, schemes=())
 
@@ -160,10 +164,10 @@ class PackedIntTensor(QuantizedTensor):
         groups = parts.get("g_idx")
         if groups is None or (self.layout == "compressed-tensors" and bool((groups == -1).any())):
             return None
-        if len(groups) != self.shape[-1] or int(groups.min()) < 0 or int(groups.max()) >= self.num_groups:
+        if int(groups.min()) < 0 or int(groups.max()) >= self.num_groups:
             raise QuantizationError(
-                f"{self.parts['g_idx']}: expected groups 0 to {self.num_groups - 1} for {self.shape[-1]} inputs, found "
-                f"{int(groups.min())} to {int(groups.max())} for {len(groups)}"
+                f"{self.parts['g_idx']}: expected groups 0 to {self.num_groups - 1}, found {int(groups.min())} to "
+                f"{int(groups.max())}"
             )
         is_plain = torch.equal(groups.long(), torch.arange(len(groups)) // self.group_size)
         return None if is_plain else groups.long()
@@ -221,23 +225,26 @@ def _compressed_tensors(stem: str, found: Found, config: Mapping[str, Any]) -> P
         packed = [(*leading[:-1], -(-num_rows * scheme.bits // 32), num_groups) for scheme in schemes]
         is_whole = scale.shape == (1,)
         _expect(found, "zero_point", ("I8",) if is_whole else ("I32",), *([(1,)] if is_whole else packed))
+    num_ordered = None
     if "g_idx" in found:
-        g_idx_name, g_idx = found["g_idx"]
-        room = words.shape[-1] * 32
-        if (
-            len(leading) > 1
-            or len(g_idx.shape) != 1
-            or g_idx.code not in ("I32", "I64")
-            or g_idx.shape[0] * bits > room
-        ):
+        g_idx = found["g_idx"][1]
+        num_ordered = prod(g_idx.shape)
+        if len(leading) > 1 or len(g_idx.shape) != 1 or g_idx.code not in ("I32", "I64"):
             raise QuantizationError(
-                f"{g_idx_name}: expected the group of each input of {name} {list(words.shape)} as I32, found "
+                f"{found['g_idx'][0]}: expected the group of each input of {name} {list(words.shape)} as I32, found "
                 f"{g_idx.code} {list(g_idx.shape)}"
             )
     parts = {role: part for role, (part, _) in found.items()}
     shape = (*leading, words.shape[-1] * 32 // bits)
     return PackedIntTensor(
-        stem.removesuffix("_"), shape, parts, "compressed-tensors", bits, num_groups, schemes=tuple(schemes)
+        stem.removesuffix("_"),
+        shape,
+        parts,
+        "compressed-tensors",
+        bits,
+        num_groups,
+        num_ordered=num_ordered,
+        schemes=tuple(schemes),
     )
 
 
@@ -275,11 +282,10 @@ def _gptq_or_awq(stem: str, found: Found, config: Mapping[str, Any]) -> PackedIn
     if words.shape[1] == num_outputs:
         layout, num_inputs = "gptq", words.shape[0] * 32 // _bits(name, bits, (2, 4, 8))
         is_offset = _is_offset(name, config)
+        if "g_idx" not in found and config.get("desc_act"):
+            raise QuantizationError(f"{name}: desc_act of quantization_config needs {stem}g_idx, which is absent")
         if "g_idx" in found:
-            g_idx = found["g_idx"][1]
-            num_inputs = g_idx.shape[0] if len(g_idx.shape) == 1 else -1
-            exact = num_inputs if -(-num_inputs * bits // 32) == words.shape[0] else words.shape[0] * 32 // bits
-            _expect(found, "g_idx", ("I32", "I64"), (exact,))
+            _expect(found, "g_idx", ("I32", "I64"), (num_inputs,))
     elif words.shape[1] == num_words:
         layout, is_offset, num_inputs = "awq", False, words.shape[0]
         version = str(config.get("version") or config.get("format") or "gemm").lower()
@@ -322,13 +328,24 @@ def _fields(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _in_order(words: torch.Tensor) -> torch.Tensor:
-    """AWQ's words with their 8 numbers in order, lowest bits first."""
+    """AWQ's words with their 8 numbers in order, lowest bits first: in each half are the even ones, or the odd ones."""
+    import numpy as np
     import torch
 
-    ordered = torch.zeros(words.shape, dtype=torch.int32)
-    for field, number in enumerate(_AWQ_ORDER):
-        ordered |= (words >> 4 * field & 15) << 4 * number
-    return ordered
+    halves = words.contiguous().view(torch.uint16).numpy().reshape(*words.shape, 2)
+    ordered = np.take(_spread(), halves[..., 1], mode="clip")
+    ordered <<= 4
+    ordered |= np.take(_spread(), halves[..., 0], mode="clip")
+    return torch.from_numpy(ordered.view(np.int32))
+
+
+@cache
+def _spread() -> Any:
+    """For 4 fields of 4 bits the same with room between them."""
+    import numpy as np
+
+    half = np.arange(1 << 16, dtype=np.uint32)
+    return sum(((half >> 4 * field & 15) << 8 * field for field in range(4)), start=np.zeros_like(half))
 
 
 def _words_in_order(matrix: torch.Tensor) -> Codes:

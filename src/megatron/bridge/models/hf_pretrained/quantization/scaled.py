@@ -129,6 +129,8 @@ def _block(parts: Mapping[str, str], stored: Mapping[str, Stored], config: Mappi
         raise QuantizationError(
             f"{scale_name}: a scale of {name} ({tensor.code}) must be {', '.join(allowed)}, found {scale.code}"
         )
+    if "zero_point" not in parts and tensor.code == "I8" and _is_asymmetric(config):
+        raise QuantizationError(f"{name}: quantization_config says zero points, but {name}_zero_point is absent")
     if "zero_point" in parts:
         zero_name = parts["zero_point"]
         zero = stored[zero_name]
@@ -137,10 +139,40 @@ def _block(parts: Mapping[str, str], stored: Mapping[str, Stored], config: Mappi
                 f"{zero_name}: expected I8 {list(scale.shape)}, for INT8 numbers and as {scale_name}, "
                 f"found {zero.code} {list(zero.shape)} for {tensor.code}"
             )
+    if "order" in parts and (stored[parts["order"]].code, stored[parts["order"]].shape) not in (
+        ("U8", ()),
+        ("U8", (1,)),
+    ):
+        raise QuantizationError(f"{parts['order']}: expected one number as U8, found {stored[parts['order']].code}")
     if scale_name.endswith("SCB") and (len(tensor.shape) != 2 or scale.shape != tensor.shape[:1]):
         raise QuantizationError(
             f"{scale_name}: expected a number for each row of {name} {list(tensor.shape)}, found {list(scale.shape)}"
         )
-    # Scales that are exponents have blocks of their own (MXFP8: 1 x 32), whatever the other tensors have.
-    stated = None if scale.code in EXPONENT_CODES else config.get("weight_block_size")
-    return block_shape(name, tensor.shape, scale_name, scale.shape, stated)
+    return block_shape(name, tensor.shape, scale_name, scale.shape, _stated_blocks(scale.code, config))
+
+
+def _stated_blocks(scale_code: str, config: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """The blocks that a scale can have; a weight that is stored transposed has them turned."""
+    blocks: list[tuple[int, ...]] = []
+    if size := config.get("weight_block_size"):
+        blocks += [tuple(size), tuple(reversed(size))]
+    for weights in _weights(config):
+        if size := weights.get("block_structure"):
+            blocks.append(tuple(size))
+        if size := weights.get("group_size"):
+            blocks.append((1, size))
+    # Exponents: those of MXFP8 (bytes) have groups of 32, whatever other tensors have.
+    if scale_code == "U8" or (scale_code == "F8_E8M0" and blocks):
+        blocks.append((1, 32))
+    return blocks
+
+
+def _weights(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What compressed-tensors' config says of the weights of each group of layers."""
+    return [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
+
+
+def _is_asymmetric(config: Mapping[str, Any]) -> bool:
+    """Whether compressed-tensors' config has integer weights, and all of them with zero points."""
+    integers = [weights for weights in _weights(config) if weights.get("type") == "int"]
+    return bool(integers) and not any(weights.get("symmetric", True) for weights in integers)
