@@ -113,6 +113,15 @@ def _fp8_transposed() -> Sample:
     return Sample({"layer.weight": weight, "layer.weight_scale_inv": scale}, weight.float() * whole, config=config)
 
 
+def _fp8_of_other_names() -> Sample:
+    """As Mistral names scales, which transformers renames."""
+    made = _transformers_fp8((24, 40), (), torch.float32, "layer.weight")
+    return Sample(
+        {"layer.weight": made.stored["layer.weight"], "layer.qscale_weight": made.stored["layer.weight_scale_inv"]},
+        made.expected,
+    )
+
+
 def _fp8_of_each_expert() -> Sample:
     weight, scale = torch.randn(3, 16, 24).to(torch.float8_e4m3fn), torch.rand(3)
     stored = {"experts.down_proj": weight, "experts.down_proj_weight_scale": scale}
@@ -121,6 +130,7 @@ def _fp8_of_each_expert() -> Sample:
 
 _register("fp8-block-edges", _fp8_with_edges)
 _register("fp8-block-transposed", _fp8_transposed)
+_register("fp8-qscale", _fp8_of_other_names)
 _register("fp8-experts-a-scale-each", _fp8_of_each_expert)
 
 
@@ -134,19 +144,24 @@ def scheme(**weights: Any) -> Any:
     return QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weights))
 
 
-def _compressed(form: str, dtype: torch.dtype, shape: tuple[int, int], **weights: Any) -> Sample:
+def compressed(form: str, weight: torch.Tensor, **weights: Any) -> tuple[Tensors, torch.Tensor, dict[str, Any]]:
+    """What compressed-tensors stores for a weight, what it makes of that again, and how its config describes it."""
     from compressed_tensors.compressors import BaseCompressor
 
     described, compressor = scheme(**weights), BaseCompressor.get_value_from_registry(form)
-    weight = torch.randn(shape).to(dtype)
     stored = compressor.compress({"weight": weight, **_parameters(weight, form, described.weights)}, described)
     expected = compressor.decompress(dict(stored), described)["weight"].detach()
+    return {key: value.detach() for key, value in stored.items()}, expected, described.weights.model_dump(mode="json")
+
+
+def _compressed(form: str, dtype: torch.dtype, shape: tuple[int, int], **weights: Any) -> Sample:
+    stored, expected, described = compressed(form, torch.randn(shape).to(dtype), **weights)
     config = {
         "quant_method": "compressed-tensors",
         "format": form,
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": described.weights.model_dump(mode="json")}},
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": described}},
     }
-    return Sample({f"layer.{key}": value.detach() for key, value in stored.items()}, expected, config=config)
+    return Sample({f"layer.{key}": value for key, value in stored.items()}, expected, config=config)
 
 
 def _parameters(weight: torch.Tensor, form: str, args: Any) -> Tensors:
@@ -232,7 +247,20 @@ def _pack_quantized_with_order() -> Sample:
     return Sample(made.stored | {"layer.weight_g_idx": (order // 32).int()}, expected, config=made.config)
 
 
+def _pack_quantized_stack() -> Sample:
+    """Experts together: a stack of what one has."""
+    weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 32}
+    each = [_compressed("pack-quantized", torch.float32, (20, 64), **weights) for _ in range(3)]
+    stored = {
+        f"experts.down_proj_{key[len('layer.weight_') :]}": torch.stack([one.stored[key] for one in each])
+        for key in each[0].stored
+    }
+    stored["experts.down_proj_shape"] = torch.tensor([3, 20, 64])
+    return Sample(stored, torch.stack([one.expected for one in each]), "experts.down_proj", each[0].config)
+
+
 _register("pack-quantized-order", _pack_quantized_with_order)
+_register("pack-quantized-stack", _pack_quantized_stack)
 
 
 # 4-bit floats of others.
@@ -279,6 +307,7 @@ def _modelopt(shape: tuple[int, ...], axis: int, name: str, prefix: str, num_ove
 
 _register("gpt-oss-mxfp4", _gpt_oss)
 _register("mxfp4-in-int8", _mxfp4_in_bytes, torch.int8, torch.float8_e8m0fnu, "weight_scale_inv")
+_register("mxfp4-deepseek", _mxfp4_in_bytes, torch.int8, torch.float8_e8m0fnu, "scale")
 _register("mxfp4-in-uint8", _mxfp4_in_bytes, torch.uint8, torch.uint8, "weight_scale")
 _register("modelopt-nvfp4", _modelopt, (24, 48), -1, "layer.weight", "layer.weight", None)
 _experts = ("experts.down_proj", "experts.down_proj_weight")

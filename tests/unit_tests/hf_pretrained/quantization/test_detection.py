@@ -41,16 +41,14 @@ def test_a_part_that_is_absent_is_missed(name: str, part: str, tmp_path: Path) -
     del made.stored[part]
     with pytest.raises(QuantizationError, match=r"cannot be read as weights; nothing was loaded") as raised:
         opened(made, tmp_path)
-    left = sorted(made.stored)
-    assert any(other in str(raised.value) for other in [part, *left])
+    assert any(name in str(raised.value) for name in [part, *made.stored])
 
 
 @pytest.mark.parametrize(("name", "part"), PARTS)
 def test_a_part_of_another_dtype_is_refused(name: str, part: str, tmp_path: Path) -> None:
     made = sample(name)
-    size = made.stored[part].shape
-    made.stored[part] = torch.zeros(size, dtype=torch.float64)
-    with pytest.raises(QuantizationError, match=part.replace(".", r"\.")):
+    made.stored[part] = torch.zeros(made.stored[part].shape, dtype=torch.float64)
+    with pytest.raises(QuantizationError, match=r"layer\.|experts\."):
         opened(made, tmp_path)
 
 
@@ -199,7 +197,7 @@ ALONE: list[tuple[str, torch.Tensor, str]] = [
     ("a.weight", torch.zeros(4, 4).to(torch.float8_e5m2), r"a.weight: F8_E5M2 numbers \[4, 4\] without a scale"),
     ("a.pre_quant_scale", torch.ones(4), r"a.pre_quant_scale: a scale of a layer's inputs"),
     ("a.act.scales", torch.ones(4), r"a.act.scales: a scale of an activation function"),
-    ("a.qscale_weight", torch.ones(4), r"a.qscale_weight: a scale of Mistral's own layout"),
+    ("a.qscale_weight", torch.ones(4), r"a.qscale_weight: belongs to a quantised tensor"),
     ("experts.gate_up_proj_scale_inv", torch.ones(4), r"belongs to a quantised tensor that is not in the checkpoint"),
     ("a.weight.absmax", torch.ones(4), r"a.weight.absmax: belongs to a quantised tensor that is not in the checkpoint"),
 ]

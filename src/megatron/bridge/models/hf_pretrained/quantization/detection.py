@@ -32,12 +32,21 @@ _UNUSED = {
 _UNREADABLE = {
     ".pre_quant_scale": "a scale of a layer's inputs, which its weights were divided by (ModelOpt's AWQ)",
     ".act.scales": "a scale of an activation function, which the next layer's weights were divided by (AWQ)",
-    ".qscale_weight": "a scale of Mistral's own layout; take the model in transformers' layout",
 }
 # Endings of names that only parts of quantised tensors have.
 _COMPANION_ENDINGS = (
     *("weight_scale_inv", "weight_scale", "weight_scale_2", "weight_zero_point", "weight_global_scale"),
-    *("weight_packed", "weight_shape", "weight_g_idx", ".qweight", ".qzeros", ".scales", ".g_idx", ".SCB"),
+    *(
+        "weight_packed",
+        "weight_shape",
+        "weight_g_idx",
+        ".qweight",
+        ".qzeros",
+        ".scales",
+        ".g_idx",
+        ".SCB",
+        ".qscale_weight",
+    ),
     *("proj_scale_inv", "proj_scale", "_blocks", "_scales", ".absmax", ".quant_map", ".weight_format"),
     *("quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4"),
 )

@@ -6,8 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from megatron.bridge.models.hf_pretrained.quantization.scaled import EXPONENT_CODES
-from megatron.bridge.models.hf_pretrained.quantization.tensor import Problem, QuantizedTensor, Stored, places
+from megatron.bridge.models.hf_pretrained.quantization.tensor import (
+    Problem,
+    QuantizedTensor,
+    Stored,
+    places,
+    scale_names,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -116,13 +121,10 @@ def _names(name: str, stored: Mapping[str, Stored]) -> _Names | None:
     if name.endswith("_packed"):
         meant = name.removesuffix("_packed")
         return _Names(meant, f"{meant}_scale", f"{meant}_global_scale")
-    for form in ("{}", "{}_weight"):
-        stem = form.format(name)
-        if f"{stem}_scale_2" in stored:
-            return _Names(name, f"{stem}_scale", f"{stem}_scale_2")
-        for scale in (f"{stem}_scale", f"{stem}_scale_inv"):
-            if scale in stored and stored[scale].code in (*EXPONENT_CODES, "F8_E4M3"):
-                return _Names(name, scale, f"{stem}_scale_2")
+    for scale in scale_names(name):
+        is_fine = scale in stored and stored[scale].code in _GROUPS
+        if is_fine or f"{scale}_2" in stored:
+            return _Names(name, scale, f"{scale}_2")
     return None
 
 

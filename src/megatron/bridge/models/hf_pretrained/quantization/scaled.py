@@ -13,6 +13,7 @@ from megatron.bridge.models.hf_pretrained.quantization.tensor import (
     Stored,
     block_shape,
     places,
+    scale_names,
 )
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 FLOAT8_CODES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 EXPONENT_CODES = ("F8_E8M0", "U8")
 _NAMES = {"F8_E4M3": "FP8 (E4M3)", "F8_E5M2": "FP8 (E5M2)", "I8": "INT8"}
-# Names of the scale, of "...weight" or of a parameter without that ending, in the order in which they are tried.
-_SCALES = ("{}_scale_inv", "{}_scale", "{}_weight_scale_inv", "{}_weight_scale")
 _COMPANIONS = ("_scale_inv", "_scale", "_zero_point")
 _SCALE_CODES = ("F32", "F16", "BF16", *EXPONENT_CODES)
 # bitsandbytes' reciprocal of 127.
@@ -68,7 +67,7 @@ class ScaledTensor(QuantizedTensor):
                 continue
             stem = name.removesuffix("weight")
             parts = {"weight": name}
-            scale = next((found for form in _SCALES if (found := form.format(name)) in stored), None)
+            scale = next((found for found in scale_names(name) if found in stored), None)
             is_bitsandbytes = scale is None and tensor.code == "I8" and f"{stem}SCB" in stored
             if is_bitsandbytes:
                 scale = f"{stem}SCB"

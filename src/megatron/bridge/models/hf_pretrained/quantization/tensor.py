@@ -138,6 +138,17 @@ def _bounds(position: slice | int, size: int) -> tuple[int, int]:
     return start, max(start, stop)
 
 
+def scale_names(name: str) -> tuple[str, ...]:
+    """What the scale of a tensor can be called, in the order in which it is looked for.
+
+    The forms of transformers 5.23 (`weight_scale_inv`; and `scale`, `qscale_weight`, which it renames), of
+    compressed-tensors (`weight_scale`) and of ModelOpt, for parameters that do not end in `.weight` too.
+    """
+    stem = name.removesuffix(".weight")
+    names = (f"{name}_scale_inv", f"{name}_scale", f"{name}_weight_scale_inv", f"{name}_weight_scale")
+    return names if stem == name else (*names, f"{stem}.scale", f"{stem}.qscale_weight")
+
+
 def places(box: Box, out: torch.Tensor) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
     """Each matrix that a box touches: its place along the leading axes, and its part of `out`."""
     leading = box[:-2]
