@@ -221,7 +221,8 @@ def test_scales_of_activations_are_dropped_with_the_reason(tmp_path: Path) -> No
     unused: Tensors = {
         name: torch.ones(())
         for name in (
-            "layer.input_scale", "layer.activation_scale", "layer.qscale_act", "layer.input_global_scale",
+            "layer.input_scale", "layer.input_scale_ub", "layer.activation_scale", "layer.qscale_act",
+            "layer.input_global_scale",
             "experts.down_proj_activation_scale", "experts.gate_up_proj_input_scale", "attn.k_proj.k_scale",
             "attn.v_proj.v_scale", "attn.k_scale", "attn.q_scale", "layer.output_scale",
         )
@@ -236,6 +237,7 @@ def test_other_tensors_are_left_as_they_are(tmp_path: Path) -> None:
     plain = {
         "norm.weight": torch.ones(4),
         "router.scale": torch.ones(4),
+        "attention.q_scale": torch.ones(4),
         "layer_scalar": torch.ones(1, dtype=torch.bfloat16),
         "position_ids": torch.arange(4),
         "mask": torch.ones(4, dtype=torch.bool),

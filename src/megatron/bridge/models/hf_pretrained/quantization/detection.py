@@ -21,9 +21,9 @@ KINDS: tuple[type[QuantizedTensor], ...] = (CodebookTensor, PackedIntTensor, Flo
 _RAW_CODES = (*FLOAT8_CODES, "F8_E8M0", "F4", "I8", "U8", "I16", "U16", "I32", "U32")
 # Numbers that belong to the arithmetic of a quantised model, not to its weights.
 _UNUSED = {
-    re.compile(
-        r".*[._](input_scale|input_global_scale|input_zero_point|activation_scale|qscale_act)"
-    ): "of activations",
+    re.compile(r".*[._](input_scale(_ub)?|input_global_scale|input_zero_point|activation_scale|qscale_act)"): (
+        "of activations"
+    ),
     re.compile(r".*\.([kvq]_scale|output_scale|[kvq]_zero_point|output_zero_point)(_inv)?"): (
         "of the key-value cache or of outputs"
     ),
@@ -31,24 +31,14 @@ _UNUSED = {
 # Numbers that weights are not right without, and that cannot be applied to them here.
 _UNREADABLE = {
     ".pre_quant_scale": "a scale of a layer's inputs, which its weights were divided by (ModelOpt's AWQ)",
-    ".act.scales": "a scale of an activation function, which the next layer's weights were divided by (AWQ)",
+    ".act.scales": "a scale of an activation function, which the next layer's weights were multiplied by (AWQ)",
 }
 # Endings of names that only parts of quantised tensors have.
 _COMPANION_ENDINGS = (
     *("weight_scale_inv", "weight_scale", "weight_scale_2", "weight_zero_point", "weight_global_scale"),
-    *(
-        "weight_packed",
-        "weight_shape",
-        "weight_g_idx",
-        ".qweight",
-        ".qzeros",
-        ".scales",
-        ".g_idx",
-        ".SCB",
-        ".qscale_weight",
-    ),
-    *("proj_scale_inv", "proj_scale", "_blocks", "_scales", ".absmax", ".quant_map", ".weight_format"),
-    *("quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4"),
+    *("weight_packed", "weight_shape", "weight_g_idx", ".qweight", ".qzeros", ".scales", ".g_idx", ".SCB"),
+    *("proj_scale_inv", "proj_scale", "_blocks", "_scales", ".qscale_weight", ".absmax", ".quant_map"),
+    *(".weight_format", "quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4"),
 )
 _MAX_PROBLEMS = 20
 
@@ -109,7 +99,8 @@ def detect(stored: Mapping[str, Stored], config: Mapping[str, Any] | None = None
     for name, tensor in stored.items():
         if name in used:
             continue
-        reason = next((reason for pattern, reason in _UNUSED.items() if pattern.fullmatch(name)), None)
+        reasons = _UNUSED.items() if config or found.tensors or found.problems else ()
+        reason = next((reason for pattern, reason in reasons if pattern.fullmatch(name)), None)
         unreadable = next((reason for ending, reason in _UNREADABLE.items() if name.endswith(ending)), None)
         if reason is not None:
             found.dropped[name] = f"a scale {reason}; weights are not made of it"
