@@ -26,8 +26,6 @@ EXPONENT_CODES = ("F8_E8M0", "U8")
 _NAMES = {"F8_E4M3": "FP8 (E4M3)", "F8_E5M2": "FP8 (E5M2)", "I8": "INT8"}
 _COMPANIONS = ("_scale_inv", "_scale", "_zero_point")
 _SCALE_CODES = ("F32", "F16", "BF16", *EXPONENT_CODES)
-# bitsandbytes' reciprocal of 127.
-_RECIPROCAL = 7.874015718698502e-3
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class ScaledTensor(QuantizedTensor):
             except QuantizationError as error:
                 yield Problem(tuple(parts.values()), str(error))
                 continue
-            yield cls(name, tensor.shape, parts, tensor.code, block, _RECIPROCAL if is_bitsandbytes else None)
+            yield cls(name, tensor.shape, parts, tensor.code, block, 1 / 127 if is_bitsandbytes else None)
 
     @property
     def unread(self) -> tuple[str, ...]:
