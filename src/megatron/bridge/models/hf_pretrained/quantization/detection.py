@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from megatron.bridge.errors import QuantizationError
+from megatron.bridge.models.hf_pretrained.quantization.codebook import CodebookTensor
 from megatron.bridge.models.hf_pretrained.quantization.float4 import Float4Tensor
+from megatron.bridge.models.hf_pretrained.quantization.packed_int import PackedIntTensor
 from megatron.bridge.models.hf_pretrained.quantization.scaled import FLOAT8_CODES, ScaledTensor
 from megatron.bridge.models.hf_pretrained.quantization.tensor import Problem, QuantizedTensor, Stored
 
-KINDS: tuple[type[QuantizedTensor], ...] = (Float4Tensor, ScaledTensor)
+KINDS: tuple[type[QuantizedTensor], ...] = (CodebookTensor, PackedIntTensor, Float4Tensor, ScaledTensor)
 
 # Dtypes that no weight has: what is stored in them stands for other numbers. (64-bit integers and booleans are tables.)
 _RAW_CODES = (*FLOAT8_CODES, "F8_E8M0", "F4", "I8", "U8", "I16", "U16", "I32", "U32")
 # Numbers that belong to the arithmetic of a quantised model, not to its weights.
 _UNUSED = {
-    re.compile(r".*\.(input_scale|input_global_scale|input_zero_point|activation_scale)"): "of activations",
-    re.compile(r".*\.(k_scale|v_scale|q_scale|output_scale)(_inv)?"): "of the key-value cache or of outputs",
+    re.compile(r".*[._](input_scale(_ub)?|input_global_scale|input_zero_point|activation_scale|qscale_act)"): (
+        "of activations"
+    ),
+    re.compile(r".*\.([kvq]_scale|output_scale|[kvq]_zero_point|output_zero_point)(_inv)?"): (
+        "of the key-value cache or of outputs"
+    ),
+}
+# Numbers that weights are not right without, and that cannot be applied to them here.
+_UNREADABLE = {
+    ".pre_quant_scale": "a scale of a layer's inputs, which its weights were divided by (ModelOpt's AWQ)",
+    ".act.scales": "a scale of an activation function, which the next layer's weights were multiplied by (AWQ)",
 }
 # Endings of names that only parts of quantised tensors have.
 _COMPANION_ENDINGS = (
     *("weight_scale_inv", "weight_scale", "weight_scale_2", "weight_zero_point", "weight_global_scale"),
     *("weight_packed", "weight_shape", "weight_g_idx", ".qweight", ".qzeros", ".scales", ".g_idx", ".SCB"),
-    *("proj_scale_inv", "proj_scale", "_blocks", "_scales", ".weight.absmax", ".weight.quant_map"),
+    *("proj_scale_inv", "proj_scale", "_blocks", "_scales", ".qscale_weight", ".absmax", ".quant_map"),
+    *(".weight_format", "quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4"),
 )
 _MAX_PROBLEMS = 20
 
@@ -73,19 +85,27 @@ def detect(stored: Mapping[str, Stored], config: Mapping[str, Any] | None = None
     found = Detection()
     used: set[str] = set()
     for kind in KINDS:
-        for tensor in kind.find(stored, config or {}):
-            if isinstance(tensor, Problem):
-                found.problems.append(tensor.text)
-                used.update(tensor.names)
-            elif not used.intersection(tensor.parts.values()):
-                found.tensors[tensor.name] = tensor
-                used.update(tensor.parts.values())
+        for one in kind.find(stored, config or {}):
+            names = one.names if isinstance(one, Problem) else one.parts.values()
+            if used.intersection(names):
+                continue
+            used.update(names)
+            if isinstance(one, Problem):
+                found.problems.append(one.text)
+            elif one.name in found.tensors or (one.name in stored and one.name != one.parts["weight"]):
+                found.problems.append(f"{one.name}: stored twice, in {one.parts['weight']} too")
+            else:
+                found.tensors[one.name] = one
     for name, tensor in stored.items():
         if name in used:
             continue
-        reason = next((reason for pattern, reason in _UNUSED.items() if pattern.fullmatch(name)), None)
+        reasons = _UNUSED.items() if config or found.tensors or found.problems else ()
+        reason = next((reason for pattern, reason in reasons if pattern.fullmatch(name)), None)
+        unreadable = next((reason for ending, reason in _UNREADABLE.items() if name.endswith(ending)), None)
         if reason is not None:
             found.dropped[name] = f"a scale {reason}; weights are not made of it"
+        elif unreadable is not None:
+            found.problems.append(f"{name}: {unreadable}")
         elif name.endswith(_COMPANION_ENDINGS):
             found.problems.append(f"{name}: belongs to a quantised tensor that is not in the checkpoint")
         elif tensor.code in _RAW_CODES:
@@ -93,3 +113,20 @@ def detect(stored: Mapping[str, Stored], config: Mapping[str, Any] | None = None
                 f"{name}: {tensor.code} numbers {list(tensor.shape)} without a scale, which are no weights as they are"
             )
     return found
+
+
+def complete(found: Detection, read: Callable[[str], bytes]) -> Detection:
+    """What is quantised, with what some small stored tensors say, such as the shape of packed numbers.
+
+    Args:
+        found: from `detect`, from headers alone.
+        read: gives the bytes of a stored tensor by its name.
+    """
+    whole = Detection({}, found.dropped, [*found.problems])
+    for name, tensor in found.tensors.items():
+        try:
+            contents = {role: read(tensor.parts[role]) for role in tensor.unread}
+            whole.tensors[name] = tensor.read(contents) if contents else tensor
+        except QuantizationError as error:
+            whole.problems.append(str(error))
+    return whole

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from megatron.bridge.models.hf_pretrained.quantization.tensor import Problem, QuantizedTensor, Stored
+from megatron.bridge.models.hf_pretrained.quantization.tensor import (
+    Problem,
+    QuantizedTensor,
+    Stored,
+    places,
+    scale_names,
+)
 
 if TYPE_CHECKING:
     import torch
 
     from megatron.bridge.models.hf_pretrained.quantization.tensor import Box
 
-_SCALE_CODES = {"F8_E4M3": 16, "U8": 32, "F8_E8M0": 32}
+_GROUPS = {"F8_E4M3": 16, "U8": 32, "F8_E8M0": 32}
 
 
 @dataclass(frozen=True)
 class Float4Tensor(QuantizedTensor):
-    """Numbers of 4 bits, each group of the last stored axis with a scale; NVFP4 has one for the whole tensor besides.
+    """Numbers of 4 bits, each group of an axis with a scale; NVFP4 has one for the whole matrix besides.
 
     The forms:
 
@@ -27,19 +32,23 @@ class Float4Tensor(QuantizedTensor):
       meant is `[E, K, N]` (transformers 5.23, `integrations/mxfp4.py`);
     - compressed-tensors 0.20, "nvfp4-pack-quantized" and "mxfp4-pack-quantized": `weight_packed` `[N, K / 2]`,
       `weight_scale`, and `weight_global_scale`, which divides;
-    - ModelOpt NVFP4: `weight` `[N, K / 2]`, `weight_scale`, and `weight_scale_2`, which multiplies.
+    - ModelOpt NVFP4: `weight` `[N, K / 2]`, `weight_scale`, and `weight_scale_2`, which multiplies; or experts
+      together, `*_proj` `[E, N, K / 2]` with `*_proj_weight_scale` and `*_proj_weight_scale_2` (one number, or one for
+      each expert), or packed along the other axis, `[E, K / 2, N]`;
+    - MXFP4 in int8 or uint8: `weight` `[N, K / 2]`, and `weight_scale_inv` or `weight_scale`, exponents (transformers
+      5.23, `Fp8Dequantize`).
 
     Attributes:
         group: numbers that share a scale.
+        axis: of what is stored, along which numbers are packed and grouped: -1 or -2.
         is_transposed: whether the last two axes of what is stored are exchanged.
         divides: whether the global scale is divided by.
     """
 
     group: int = 32
+    axis: int = -1
     is_transposed: bool = False
     divides: bool = False
-
-    ENDINGS = ("_blocks", "_scales", "_packed", "_global_scale", "_scale_2", "_scale")
 
     @property
     def format(self) -> str:
@@ -49,90 +58,107 @@ class Float4Tensor(QuantizedTensor):
     @classmethod
     def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
         for name, tensor in stored.items():
-            if tensor.code != "U8":
+            names = _names(name, stored) if tensor.code in ("U8", "I8") and len(tensor.shape) > 1 else None
+            if names is None:
                 continue
-            parts, meant, shape = {"weight": name}, name, tensor.shape
-            if name.endswith("_blocks") and len(shape) > 2:
-                meant = name.removesuffix("_blocks")
-                scale, other = f"{meant}_scales", None
-                shape = (*shape[:-2], 2 * shape[-2] * shape[-1])
-            elif name.endswith(".weight_packed"):
-                meant = name.removesuffix("_packed")
-                scale, other = f"{meant}_scale", f"{meant}_global_scale"
-                shape = (*shape[:-1], 2 * shape[-1])
-            elif f"{name}_scale_2" in stored:
-                scale, other = f"{name}_scale", f"{name}_scale_2"
-                shape = (*shape[:-1], 2 * shape[-1])
-            else:
+            if names.scale not in stored:
+                yield Problem((name,), f"{name}: 4-bit numbers without their scale: expected {names.scale} beside it")
                 continue
-            if scale not in stored:
-                yield Problem((name,), f"{name}: 4-bit numbers without their scale: expected {scale} beside it")
-                continue
-            group = _SCALE_CODES.get(stored[scale].code)
-            grid = (*shape[:-1], shape[-1] // group) if group else ()
-            if group is None or stored[scale].shape != grid or shape[-1] % group:
+            parts = {"weight": name, "scale": names.scale}
+            scale, is_blocks = stored[names.scale], name.endswith("_blocks")
+            packed = (*tensor.shape[:-2], tensor.shape[-2] * tensor.shape[-1]) if is_blocks else tensor.shape
+            group = _GROUPS.get(scale.code, 0)
+            axis = next((axis for axis in (-1, -2) if group and scale.shape == _grid(packed, axis, group)), 0)
+            if axis == 0 or (axis == -2 and is_blocks):
                 yield Problem(
-                    (name, scale),
-                    f"{scale}: expected a scale of {' or '.join(_SCALE_CODES)} for each group of 16 or 32 numbers of "
-                    f"{name} {list(tensor.shape)}, found {stored[scale].code} {list(stored[scale].shape)}",
+                    (name, names.scale),
+                    f"{names.scale}: expected a scale of {' or '.join(_GROUPS)} for each group of 16 or 32 numbers of "
+                    f"{name} {list(tensor.shape)}, found {scale.code} {list(scale.shape)}",
                 )
                 continue
-            parts["scale"] = scale
-            if other is not None and other in stored:
-                parts["global_scale"] = other
-            elif group == 16:
-                yield Problem(
-                    (name, scale), f"{name}: NVFP4 without the scale of the whole tensor: expected {other} beside it"
-                )
+            if names.overall in stored:
+                parts["global_scale"] = names.overall
+            problem = _global_problem(parts, stored, group, names.overall)
+            if problem:
+                yield Problem(tuple(parts.values()), problem)
                 continue
-            is_transposed = name.endswith("_blocks")
-            if is_transposed:
+            shape = _spread(packed, axis, 2)
+            if is_blocks:
                 shape = (*shape[:-2], shape[-1], shape[-2])
-            yield cls(meant, shape, parts, group, is_transposed, name.endswith(".weight_packed"))
+            yield cls(names.meant, shape, parts, group, axis, is_blocks, name.endswith("_packed"))
 
     def dequantize(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
         """See `QuantizedTensor`; the arithmetic is float32's, rounded once."""
-        packed, scales = parts["weight"], parts["scale"]
-        packed = packed.flatten(-2) if packed.dim() > scales.dim() else packed
-        factor = parts["global_scale"].float().reshape(()) if "global_scale" in parts else None
-        leading, rows, columns = box[:-2], *(reversed(box[-2:]) if self.is_transposed else box[-2:])
-        for place in product(*(range(start, stop) for start, stop in leading)):
-            target = out[tuple(index - start for index, (start, _) in zip(place, leading, strict=True))]
-            self._matrix(
-                packed[place], scales[place], factor, rows, columns, target.mT if self.is_transposed else target
-            )
-
-    def _matrix(
-        self,
-        packed: torch.Tensor,
-        scales: torch.Tensor,
-        factor: torch.Tensor | None,
-        rows: tuple[int, int],
-        columns: tuple[int, int],
-        out: torch.Tensor,
-    ) -> None:
         import torch
 
         from megatron.bridge.models.hf_pretrained.quantization import decode
 
-        exact = out.dtype if out.dtype in (torch.float32, torch.bfloat16) else torch.float32
-        # Whole groups, of which the box may want a part.
-        left, right = columns[0] // self.group, -(-columns[1] // self.group)
-        wanted = slice(columns[0] - left * self.group, columns[1] - left * self.group)
-        for start, stop in decode.row_chunks(rows[1] - rows[0], (right - left) * self.group):
-            numbers = torch.empty(stop - start, (right - left) * self.group, dtype=exact)
-            some = slice(rows[0] + start, rows[0] + stop)
-            half = self.group // 2
-            decode.decode_nibbles(packed[some, left * half : right * half], decode.FLOAT4, numbers)
-            scale = _numbers(scales[some, left:right])
-            if factor is not None:
-                scale = scale / factor if self.divides else scale * factor
-            grouped = numbers.unflatten(1, (-1, self.group))
-            torch.mul(grouped, scale[..., None], out=grouped)
-            out[start:stop] = numbers[:, wanted]
+        packed, scales = parts["weight"].view(torch.uint8), parts["scale"]
+        packed = packed.flatten(-2) if packed.dim() > scales.dim() else packed
+        if self.axis == -2:
+            packed, scales = packed.mT, scales.mT
+        is_turned = self.is_transposed != (self.axis == -2)
+        matrix = (box[-1], box[-2]) if is_turned else box[-2:]
+        overall = parts["global_scale"].float().reshape(-1) if "global_scale" in parts else None
+        for place, target in places(box, out):
+            codes = decode.packed_codes(packed[place], decode.FLOAT4)
+            factor = None if overall is None else overall[place[0] if len(overall) > 1 else 0]
+            grid = decode.Scales(scales[place], (1, self.group), overall=factor, divides=self.divides)
+            decode.dequantize_matrix(codes, grid, matrix, target.mT if is_turned else target)
 
 
-def _numbers(scale: torch.Tensor) -> torch.Tensor:
-    import torch
+class _Names(NamedTuple):
+    meant: str
+    scale: str
+    overall: str
 
-    return (scale.float() - 127).exp2() if scale.dtype == torch.uint8 else scale.float()
+
+def _names(name: str, stored: Mapping[str, Stored]) -> _Names | None:
+    """What the companions of a tensor would be called, if it looks like one of 4-bit floats."""
+    if name.endswith("_blocks"):
+        meant = name.removesuffix("_blocks")
+        return _Names(meant, f"{meant}_scales", "")
+    if name.endswith("_packed"):
+        meant = name.removesuffix("_packed")
+        return _Names(meant, f"{meant}_scale", f"{meant}_global_scale")
+    for scale in scale_names(name):
+        is_fine = scale in stored and stored[scale].code in _GROUPS
+        if is_fine or f"{scale}_2" in stored:
+            return _Names(name, scale, f"{scale}_2")
+    return None
+
+
+def _spread(shape: tuple[int, ...], axis: int, factor: int) -> tuple[int, ...]:
+    spread = list(shape)
+    spread[axis] *= factor
+    return tuple(spread)
+
+
+def _grid(packed: tuple[int, ...], axis: int, group: int) -> tuple[int, ...] | None:
+    grid = list(_spread(packed, axis, 2))
+    if grid[axis] % group:
+        return None
+    grid[axis] //= group
+    return tuple(grid)
+
+
+def _global_problem(parts: Mapping[str, str], stored: Mapping[str, Stored], group: int, overall: str) -> str | None:
+    name = parts["weight"]
+    if "global_scale" not in parts:
+        return (
+            f"{name}: NVFP4 without the scale of the whole tensor: expected {overall} beside it"
+            if group == 16
+            else None
+        )
+    found = stored[overall]
+    num_numbers = 1
+    for size in found.shape:
+        num_numbers *= size
+    leading = stored[name].shape[:-2]
+    is_each = len(leading) == 1 and found.shape[:1] == leading and num_numbers == leading[0]
+    if found.code != "F32" or not (num_numbers == 1 or is_each):
+        return (
+            f"{overall}: expected one F32 number for {name} {list(stored[name].shape)}, or one for each of its "
+            f"matrices, found {found.code} {list(found.shape)}"
+        )
+    return None

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.errors import QuantizationError
-from megatron.bridge.models.hf_pretrained.quantization.tensor import Problem, QuantizedTensor, Stored, block_shape
+from megatron.bridge.models.hf_pretrained.quantization.tensor import (
+    Problem,
+    QuantizedTensor,
+    Stored,
+    block_shape,
+    places,
+    scale_names,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -16,10 +22,10 @@ if TYPE_CHECKING:
     from megatron.bridge.models.hf_pretrained.quantization.tensor import Box
 
 FLOAT8_CODES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+EXPONENT_CODES = ("F8_E8M0", "U8")
 _NAMES = {"F8_E4M3": "FP8 (E4M3)", "F8_E5M2": "FP8 (E5M2)", "I8": "INT8"}
-# Names of the scale, of "...weight" or of a parameter without that ending, in the order in which they are tried.
-_SCALES = ("{}_scale_inv", "{}_scale")
-_SCALE_CODES = ("F32", "F16", "BF16", "F8_E8M0", "U8")
+_COMPANIONS = ("_scale_inv", "_scale", "_zero_point")
+_SCALE_CODES = ("F32", "F16", "BF16", *EXPONENT_CODES)
 
 
 @dataclass(frozen=True)
@@ -28,21 +34,24 @@ class ScaledTensor(QuantizedTensor):
 
     The forms: FP8 in blocks (`weight_scale_inv`, DeepSeek-V3), with a scale for a tensor (Ministral 3, ModelOpt) or a
     channel (compressed-tensors), INT8 (compressed-tensors), MXFP8 (scales that are exponents). transformers 5.23 calls
-    them "fp8", "compressed-tensors" and "modelopt".
+    them "fp8", "compressed-tensors" and "modelopt". bitsandbytes 0.50's INT8 has `SCB`, the largest value of each row,
+    beside `weight`: the number is `weight * SCB / 127`, in `int8_vectorwise_dequant`'s order and rounding.
 
     Attributes:
         code: safetensors dtype of the weight.
         block: elements of each axis that one scale serves.
+        last: a number that the result is multiplied by.
+        is_read: whether the order of the numbers (bitsandbytes' `weight_format`) is known to be rows.
     """
 
     code: str = "F8_E4M3"
     block: tuple[int, ...] = ()
-
-    ENDINGS = ("_scale_inv", "_scale", "_zero_point")
+    last: float | None = None
+    is_read: bool = False
 
     @property
     def format(self) -> str:
-        name = _NAMES.get(self.code, self.code)
+        name = _NAMES.get(self.code, self.code) if self.last is None else "bitsandbytes INT8"
         if self.block == self.shape:
             return f"{name}, a scale per tensor"
         if self.block[-2:] == (1, self.shape[-1]):
@@ -52,82 +61,115 @@ class ScaledTensor(QuantizedTensor):
     @classmethod
     def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
         for name, tensor in stored.items():
-            if tensor.code not in (*FLOAT8_CODES, "I8") or name.endswith(cls.ENDINGS):
+            if tensor.code not in (*FLOAT8_CODES, "I8") or name.endswith(_COMPANIONS):
                 continue
-            scale_name = next((found for form in _SCALES if (found := form.format(name)) in stored), None)
-            if scale_name is None:
+            stem = name.removesuffix("weight")
+            parts = {"weight": name}
+            scale = next((found for found in scale_names(name) if found in stored), None)
+            is_bitsandbytes = scale is None and tensor.code == "I8" and f"{stem}SCB" in stored
+            if is_bitsandbytes:
+                scale = f"{stem}SCB"
+            if scale is None:
                 continue  # another kind's, or nobody's
-            zero_name = f"{name}_zero_point"
-            parts = {"weight": name, "scale": scale_name}
-            if zero_name in stored:
-                parts["zero_point"] = zero_name
+            parts["scale"] = scale
+            others = {"zero_point": f"{name}_zero_point", "order": f"{stem}weight_format" if is_bitsandbytes else ""}
+            parts |= {role: other for role, other in others.items() if other in stored}
             try:
-                block = _block(name, tensor, scale_name, stored[scale_name], config)
+                block = _block(parts, stored, config)
             except QuantizationError as error:
                 yield Problem(tuple(parts.values()), str(error))
                 continue
-            yield cls(name, tensor.shape, parts, tensor.code, block)
+            yield cls(name, tensor.shape, parts, tensor.code, block, 1 / 127 if is_bitsandbytes else None)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        return ("order",) if "order" in self.parts and not self.is_read else ()
+
+    def read(self, contents: Mapping[str, bytes]) -> ScaledTensor:
+        order = int.from_bytes(contents["order"], "little")
+        if order != 0:
+            raise QuantizationError(
+                f"{self.parts['order']}: order {order} of the numbers of {self.name}; only 0 (rows) can be read, the "
+                "one that bitsandbytes writes since version 0.45"
+            )
+        return ScaledTensor(self.name, self.shape, self.parts, self.code, self.block, self.last, is_read=True)
 
     def dequantize(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
-        """See `QuantizedTensor`; the arithmetic is float32's, rounded once."""
+        """See `QuantizedTensor`; the arithmetic is float32's, rounded once (bitsandbytes' INT8: twice)."""
+        from megatron.bridge.models.hf_pretrained.quantization import decode
+
         weight, grid = parts["weight"], self._grid(parts["scale"])
         zeros = self._grid(parts["zero_point"]) if "zero_point" in parts else None
-        leading, matrix = box[:-2], box[-2:]
+        block: Any = (1, 1, *self.block)[-2:]
         if len(box) < 2:  # a vector is a matrix of one row
-            weight, grid, out = weight[None], grid[None], out[None]
-            zeros = zeros if zeros is None else zeros[None]
-            leading, matrix = (), ((0, 1), *box) if box else ((0, 1), (0, 1))
-        block = (1, 1, *self.block)[-2:]
-        for place in product(*(range(start, stop) for start, stop in leading)):
+            weight, grid, out = weight.reshape(1, -1), grid.reshape(1, -1), out.reshape(1, -1)
+            zeros = zeros if zeros is None else zeros.reshape(1, -1)
+            box = ((0, 1), *box) if box else ((0, 1), (0, 1))
+        for place, target in places(box, out):
             blocks = tuple(index // size for index, size in zip(place, self.block, strict=False))
-            target = out[tuple(index - start for index, (start, _) in zip(place, leading, strict=True))]
             zero = None if zeros is None else zeros[blocks]
-            _dequantize_matrix(weight[place], grid[blocks], zero, block, matrix, target)
+            scales = decode.Scales(grid[blocks], block, zero, last=self.last)
+            decode.dequantize_matrix(decode.byte_codes(weight[place]), scales, box[-2:], target)
 
     def _grid(self, scale: torch.Tensor) -> torch.Tensor:
-        """The scales (or zero points) as float32, with an axis for each of the tensor's."""
-        import torch
-
-        exponents = scale.dtype == torch.uint8
-        scale = (scale.float() - 127).exp2() if exponents else scale.float()
+        """The scales (or zero points) with an axis for each of the tensor's."""
         if scale.numel() == 1:
             return scale.reshape((1,) * len(self.shape))
         return scale.reshape(*scale.shape, *(1,) * (len(self.shape) - scale.dim()))
 
 
-def _block(name: str, tensor: Stored, scale_name: str, scale: Stored, config: Mapping[str, Any]) -> tuple[int, ...]:
-    if scale.code not in _SCALE_CODES:
+def _block(parts: Mapping[str, str], stored: Mapping[str, Stored], config: Mapping[str, Any]) -> tuple[int, ...]:
+    name, scale_name = parts["weight"], parts["scale"]
+    tensor, scale = stored[name], stored[scale_name]
+    allowed = ("F32", "F16", "BF16") if tensor.code == "I8" else _SCALE_CODES
+    if scale.code not in allowed:
         raise QuantizationError(
-            f"{scale_name}: a scale must be {', '.join(_SCALE_CODES)}, found {scale.code}, of {name}"
+            f"{scale_name}: a scale of {name} ({tensor.code}) must be {', '.join(allowed)}, found {scale.code}"
         )
-    return block_shape(name, tensor.shape, scale_name, scale.shape, config.get("weight_block_size"))
+    if "zero_point" not in parts and tensor.code == "I8" and _is_asymmetric(config):
+        raise QuantizationError(f"{name}: quantization_config says zero points, but {name}_zero_point is absent")
+    if "zero_point" in parts:
+        zero_name = parts["zero_point"]
+        zero = stored[zero_name]
+        if tensor.code != "I8" or zero.code != "I8" or zero.shape != scale.shape:
+            raise QuantizationError(
+                f"{zero_name}: expected I8 {list(scale.shape)}, for INT8 numbers and as {scale_name}, "
+                f"found {zero.code} {list(zero.shape)} for {tensor.code}"
+            )
+    if "order" in parts and (stored[parts["order"]].code, stored[parts["order"]].shape) not in (
+        ("U8", ()),
+        ("U8", (1,)),
+    ):
+        raise QuantizationError(f"{parts['order']}: expected one number as U8, found {stored[parts['order']].code}")
+    if scale_name.endswith("SCB") and (len(tensor.shape) != 2 or scale.shape != tensor.shape[:1]):
+        raise QuantizationError(
+            f"{scale_name}: expected a number for each row of {name} {list(tensor.shape)}, found {list(scale.shape)}"
+        )
+    return block_shape(name, tensor.shape, scale_name, scale.shape, _stated_blocks(scale.code, config))
 
 
-def _dequantize_matrix(
-    weight: torch.Tensor,
-    grid: torch.Tensor,
-    zeros: torch.Tensor | None,
-    block: tuple[int, int],
-    box: Box,
-    out: torch.Tensor,
-) -> None:
-    import torch
+def _stated_blocks(scale_code: str, config: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """The blocks that a scale can have; a weight that is stored transposed has them turned."""
+    blocks: list[tuple[int, ...]] = []
+    if size := config.get("weight_block_size"):
+        blocks += [tuple(size), tuple(reversed(size))]
+    for weights in _weights(config):
+        if size := weights.get("block_structure"):
+            blocks.append(tuple(size))
+        if size := weights.get("group_size"):
+            blocks.append((1, size))
+    # Exponents: those of MXFP8 (bytes) have groups of 32, whatever other tensors have.
+    if scale_code == "U8" or (scale_code == "F8_E8M0" and blocks):
+        blocks.append((1, 32))
+    return blocks
 
-    from megatron.bridge.models.hf_pretrained.quantization import decode
 
-    (top, bottom), (left, right) = box
-    is_aligned = left % block[1] == 0 and (right - left) % block[1] == 0
-    columns = slice(left // block[1], right // block[1]) if is_aligned else torch.arange(left, right) // block[1]
-    exact = out.dtype if out.dtype in (torch.float32, torch.bfloat16) else torch.float32
-    for start, stop in decode.row_chunks(bottom - top, right - left):
-        numbers = torch.empty(stop - start, right - left, dtype=exact) if exact != out.dtype else out[start:stop]
-        decode.decode_bytes(weight[top + start : top + stop, left:right], numbers)
-        first, last = (top + start) // block[0], (top + stop - 1) // block[0]
-        rows = slice(first, first + 1) if first == last else torch.arange(top + start, top + stop) // block[0]
-        grouped = numbers.unflatten(1, (-1, block[1])) if is_aligned else numbers
-        tail = (..., None) if is_aligned else (...,)
-        if zeros is not None:
-            torch.sub(grouped, zeros[rows][:, columns][tail], out=grouped)
-        torch.mul(grouped, grid[rows][:, columns][tail], out=grouped)
-        if numbers.dtype != out.dtype:
-            out[start:stop] = numbers
+def _weights(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What compressed-tensors' config says of the weights of each group of layers."""
+    return [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
+
+
+def _is_asymmetric(config: Mapping[str, Any]) -> bool:
+    """Whether compressed-tensors' config has integer weights, and all of them with zero points."""
+    integers = [weights for weights in _weights(config) if weights.get("type") == "int"]
+    return bool(integers) and not any(weights.get("symmetric", True) for weights in integers)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, quantization_config, read_config_json
-from megatron.bridge.models.hf_pretrained.quantization.detection import Detection, detect
+from megatron.bridge.models.hf_pretrained.quantization.detection import Detection, complete, detect
 from megatron.bridge.models.hf_pretrained.quantization.tensor import QuantizedView
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo
 from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, WeightSource
@@ -23,15 +23,23 @@ class DequantizedSource(WeightSource):
 
     Args:
         stored: the checkpoint as it is.
-        found: what is quantised in it, without problems.
+        found: what is quantised in it, from the headers.
         dtype: of the quantised tensors once they are read; others keep theirs.
 
     Attributes:
-        stored, found: as given.
+        stored: as given.
+        found: as given, with the shapes that are not in headers.
         infos, shards: of the tensors that are meant; a quantised one is in the file of its weight.
+
+    Raises:
+        QuantizationError: stored tensors that cannot be read, all of them named.
     """
 
     def __init__(self, stored: SafetensorsSource, found: Detection, dtype: torch.dtype) -> None:
+        import torch
+
+        found = complete(found, lambda name: bytes(stored.read(name).flatten().view(torch.uint8).numpy()))
+        found.check(str(stored.folder))
         self.stored, self.found = stored, found
         self.folder, self.files = stored.folder, stored.files
         self.file_metadata, self.index_metadata = stored.file_metadata, stored.index_metadata

@@ -5,7 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from itertools import product
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from megatron.bridge.errors import QuantizationError
 
@@ -47,14 +49,29 @@ class QuantizedTensor(ABC):
     shape: tuple[int, ...]
     parts: Mapping[str, str]
 
-    # Endings of the stored tensors' names that belong to this kind of quantisation, longest first where one ends
-    # another.
-    ENDINGS: ClassVar[tuple[str, ...]] = ()
-
     @property
     @abstractmethod
     def format(self) -> str:
         """The kind of quantisation and its granularity, in a few words."""
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Roles of small stored tensors whose contents say more than their headers; none are left after `read`.
+
+        Until then `shape` has as many elements as the headers tell, or some more.
+        """
+        return ()
+
+    def read(self, contents: Mapping[str, bytes]) -> QuantizedTensor:
+        """The same with what these tensors say.
+
+        Args:
+            contents: the bytes of the tensors of `unread`, by role.
+
+        Raises:
+            QuantizationError: they do not fit the other tensors, or cannot be read.
+        """
+        return self
 
     @classmethod
     @abstractmethod
@@ -121,38 +138,56 @@ def _bounds(position: slice | int, size: int) -> tuple[int, int]:
     return start, max(start, stop)
 
 
+def scale_names(name: str) -> tuple[str, ...]:
+    """What the scale of a tensor can be called, in the order in which it is looked for.
+
+    The forms of transformers 5.23 (`weight_scale_inv`; and `scale`, `qscale_weight`, which it renames), of
+    compressed-tensors (`weight_scale`) and of ModelOpt, for parameters that do not end in `.weight` too.
+    """
+    stem = name.removesuffix(".weight")
+    names = (f"{name}_scale_inv", f"{name}_scale", f"{name}_weight_scale_inv", f"{name}_weight_scale")
+    return names if stem == name else (*names, f"{stem}.scale", f"{stem}.qscale_weight")
+
+
+def places(box: Box, out: torch.Tensor) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+    """Each matrix that a box touches: its place along the leading axes, and its part of `out`."""
+    leading = box[:-2]
+    for place in product(*(range(start, stop) for start, stop in leading)):
+        yield place, out[tuple(index - start for index, (start, _) in zip(place, leading, strict=True))]
+
+
 def block_shape(
-    name: str, shape: Sequence[int], scale_name: str, scale_shape: Sequence[int], stated: Sequence[int] | None
+    name: str, shape: Sequence[int], scale_name: str, scale_shape: Sequence[int], stated: Sequence[Sequence[int]]
 ) -> tuple[int, ...]:
     """The block of a tensor, for each axis, that one number of its scale serves.
 
     A scale of one number, in any number of axes, serves the whole tensor; one with fewer axes than the tensor the first
     of them (a number for each output channel). Otherwise each axis has a number for each block, the last of which may
-    be cut. The block size is the stated one if that gives the scale's shape, forwards or (for a weight that is stored
-    transposed) backwards; else the one that divides the axis evenly.
+    be cut. The block is a stated one if that gives the scale's shape. Else each axis has one number or one for each
+    element; where no block is stated also one for each block of a size that divides the axis evenly.
 
     Args:
-        stated: block size of the last axes in the config, if there is one.
+        stated: blocks of the last axes that the config names.
 
     Raises:
-        QuantizationError: no block size fits.
+        QuantizationError: no block fits.
     """
     shape, grid = tuple(shape), tuple(scale_shape)
-    count = 1
-    for size in grid:
-        count *= size
-    if count == 1:
+    if prod(grid) == 1:
         return shape
     grid = (*grid, *(1,) * (len(shape) - len(grid)))
     if len(grid) == len(shape):
-        for sizes in (tuple(stated), tuple(reversed(stated))) if stated else ():
+        for sizes in stated:
             block = (*(1,) * (len(shape) - len(sizes)), *sizes)
             if tuple(-(-size // step) for size, step in zip(shape, block, strict=True)) == grid:
                 return block
-        if all(size % steps == 0 for size, steps in zip(shape, grid, strict=True) if steps):
+        is_even = not any(steps == 0 or size % steps for size, steps in zip(shape, grid, strict=True))
+        if is_even and (not stated or all(steps in (1, size) for size, steps in zip(shape, grid, strict=True))):
             return tuple(size // steps for size, steps in zip(shape, grid, strict=True))
-    hint = f"with the stated block size {list(stated)}" if stated else "with any block size; none is stated"
+    hint = (
+        f"with blocks of {' or '.join(' x '.join(map(str, sizes)) for sizes in stated)}" if stated else "with any block"
+    )
     raise QuantizationError(
-        f"{scale_name}: a scale of shape {list(scale_shape)} does not fit {name} of shape {list(shape)} {hint} in "
-        "quantization_config (weight_block_size)"
+        f"{scale_name}: a scale of shape {list(scale_shape)} does not fit {name} of shape {list(shape)} {hint}, and "
+        f"quantization_config states {'no other' if stated else 'none'} (weight_block_size, or config_groups)"
     )
