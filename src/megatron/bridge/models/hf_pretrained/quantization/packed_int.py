@@ -74,6 +74,7 @@ class PackedIntTensor(QuantizedTensor):
 
     @classmethod
     def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
+        schemes = _schemes(config)
         for name, tensor in stored.items():
             is_compressed = (name.endswith("_packed") and tensor.code == "I32") or (
                 name.endswith(".weight_packed") and tensor.code != "U8"
@@ -86,7 +87,7 @@ class PackedIntTensor(QuantizedTensor):
             found = {role: (part, stored[part]) for role, part in names.items()}
             try:
                 _check_parts(stem, found, roles[:2], is_compressed)
-                yield _compressed_tensors(stem, found, config) if is_compressed else _gptq_or_awq(stem, found, config)
+                yield _compressed_tensors(stem, found, schemes) if is_compressed else _gptq_or_awq(stem, found, config)
             except QuantizationError as error:
                 yield Problem(tuple(names.values()), str(error))
 
@@ -98,7 +99,7 @@ class PackedIntTensor(QuantizedTensor):
         raw, num_axes = contents["shape"], len(self.shape)
         width = len(raw) // num_axes
         shape = tuple(int.from_bytes(raw[i : i + width], "little") for i in range(0, len(raw), width))
-        num_words = self.shape[-1] * self.bits // 32
+        num_words = -(-self.shape[-1] * self.bits // 32)
         fits = [
             scheme
             for scheme in self.schemes
@@ -202,17 +203,20 @@ def _bits(name: str, bits: int, allowed: tuple[int, ...]) -> int:
     return bits
 
 
-def _compressed_tensors(stem: str, found: Found, config: Mapping[str, Any]) -> PackedIntTensor:
+def _compressed_tensors(stem: str, found: Found, stated: list[_Scheme]) -> PackedIntTensor:
     name, words = found["weight"]
     scale = found["scale"][1]
     leading, num_rows = words.shape[:-1], words.shape[-2]
     num_groups = scale.shape[-1] if scale.shape else 1
+    if not any(scheme.bits in (4, 8) for scheme in stated):
+        _bits(name, stated[0].bits, (4, 8))
     _expect(found, "scale", _SCALE_CODES, (*leading, num_groups), *([(1,)] if num_groups == 1 else []))
     _expect(found, "shape", ("I64", "I32"), (len(words.shape),))
     schemes = [
         scheme
-        for scheme in _schemes(name, config)
-        if (scheme.group_size == 0) <= (num_groups == 1)
+        for scheme in stated
+        if scheme.bits in (4, 8)
+        and (scheme.group_size == 0) <= (num_groups == 1)
         and (scheme.is_symmetric is None or scheme.is_symmetric != ("zero_point" in found))
     ]
     if not schemes:
@@ -235,7 +239,9 @@ def _compressed_tensors(stem: str, found: Found, config: Mapping[str, Any]) -> P
                 f"{g_idx.code} {list(g_idx.shape)}"
             )
     parts = {role: part for role, (part, _) in found.items()}
-    shape = (*leading, words.shape[-1] * 32 // bits)
+    room = words.shape[-1] * 32 // bits
+    size = (schemes[0].group_size or 0) * num_groups if len(schemes) == 1 else 0
+    shape = (*leading, size if size and -(-size * bits // 32) == words.shape[-1] else room)
     return PackedIntTensor(
         stem.removesuffix("_"),
         shape,
@@ -248,23 +254,18 @@ def _compressed_tensors(stem: str, found: Found, config: Mapping[str, Any]) -> P
     )
 
 
-def _schemes(name: str, config: Mapping[str, Any]) -> list[_Scheme]:
+def _schemes(config: Mapping[str, Any]) -> list[_Scheme]:
     """What the config says packed weights can be: for all layers, as which is whose is for the model to know."""
-    groups = [group.get("weights") for group in (config.get("config_groups") or {}).values()]
+    groups = [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
     stated = [weights for weights in groups if weights and weights.get("type", "int") == "int"]
-    if not stated:
-        return [_Scheme(bits, None, None) for bits in (4, 8)]
-    readable = [weights for weights in stated if weights.get("num_bits") in (4, 8)]
-    if not readable:
-        _bits(name, stated[0].get("num_bits"), (4, 8))
     return [
         _Scheme(
-            weights["num_bits"],
+            weights.get("num_bits") or 0,
             (weights.get("group_size") or 0) if weights.get("strategy") == "group" else 0,
             bool(weights.get("symmetric", True)),
         )
-        for weights in readable
-    ]
+        for weights in stated
+    ] or [_Scheme(bits, None, None) for bits in (4, 8)]
 
 
 def _gptq_or_awq(stem: str, found: Found, config: Mapping[str, Any]) -> PackedIntTensor:
