@@ -75,6 +75,7 @@ class PackedIntTensor(QuantizedTensor):
     @classmethod
     def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
         schemes = _schemes(config)
+        alike: dict[tuple[Any, ...], PackedIntTensor] = {}  # by shapes and dtypes: experts are many
         for name, tensor in stored.items():
             is_compressed = (name.endswith("_packed") and tensor.code == "I32") or (
                 name.endswith(".weight_packed") and tensor.code != "U8"
@@ -83,13 +84,20 @@ class PackedIntTensor(QuantizedTensor):
                 continue
             stem = name.removesuffix("packed").removesuffix("qweight")
             roles = ("scale", "shape", "zero_point", "g_idx") if is_compressed else ("scales", "qzeros", "g_idx")
-            names = {"weight": name} | {role: f"{stem}{role}" for role in roles if f"{stem}{role}" in stored}
+            names = {"weight": name} | {role: part for role in roles if (part := f"{stem}{role}") in stored}
+            shapes = tuple((role, stored[part].shape, stored[part].code) for role, part in names.items())
+            if shapes in alike:
+                yield replace(alike[shapes], name=_meant(stem), parts=names)
+                continue
             found = {role: (part, stored[part]) for role, part in names.items()}
             try:
                 _check_parts(stem, found, roles[:2], is_compressed)
-                yield _compressed_tensors(stem, found, schemes) if is_compressed else _gptq_or_awq(stem, found, config)
+                one = _compressed_tensors(stem, found, schemes) if is_compressed else _gptq_or_awq(stem, found, config)
             except QuantizationError as error:
                 yield Problem(tuple(names.values()), str(error))
+                continue
+            alike[shapes] = one
+            yield one
 
     @property
     def unread(self) -> tuple[str, ...]:
@@ -174,6 +182,10 @@ class PackedIntTensor(QuantizedTensor):
         return None if is_plain else groups.long()
 
 
+def _meant(stem: str) -> str:
+    return stem.removesuffix("_") if stem.endswith("_") else f"{stem}weight"
+
+
 def _check_parts(stem: str, found: Found, needed: tuple[str, ...], is_stack: bool) -> None:
     name, tensor = found["weight"]
     absent = [f"{stem}{role}" for role in needed if role not in found]
@@ -243,7 +255,7 @@ def _compressed_tensors(stem: str, found: Found, stated: list[_Scheme]) -> Packe
     size = (schemes[0].group_size or 0) * num_groups if len(schemes) == 1 else 0
     shape = (*leading, size if size and -(-size * bits // 32) == words.shape[-1] else room)
     return PackedIntTensor(
-        stem.removesuffix("_"),
+        _meant(stem),
         shape,
         parts,
         "compressed-tensors",
@@ -306,7 +318,7 @@ def _gptq_or_awq(stem: str, found: Found, config: Mapping[str, Any]) -> PackedIn
             f"{found['scales'][0]}: {num_groups} groups for {num_inputs} inputs of {name}, with a group_size of "
             f"{stated}"
         )
-    return PackedIntTensor(f"{stem}weight", (num_outputs, num_inputs), parts, layout, bits, num_groups, size, is_offset)
+    return PackedIntTensor(_meant(stem), (num_outputs, num_inputs), parts, layout, bits, num_groups, size, is_offset)
 
 
 def _is_offset(name: str, config: Mapping[str, Any]) -> bool:
