@@ -130,8 +130,8 @@ class PackedIntTensor(QuantizedTensor):
         """See `QuantizedTensor`; the arithmetic is float32's, rounded once."""
         run = {"compressed-tensors": self._compressed_tensors, "gptq": self._gptq, "awq": self._awq}[self.layout]
         for place, target in places(box, out):
-            matrix = {role: part if role == "g_idx" else part[place] for role, part in parts.items()}
-            run(matrix, box[-2:], target)
+            of_place = {role: part[place] if part.dim() == len(box) else part for role, part in parts.items()}
+            run(of_place, box[-2:], target)
 
     def _compressed_tensors(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
         import torch
