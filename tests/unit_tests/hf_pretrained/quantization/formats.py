@@ -250,12 +250,12 @@ def _pack_quantized_with_order() -> Sample:
 def _pack_quantized_stack() -> Sample:
     """Experts together: a stack of what one has."""
     weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 32}
-    each = [_compressed("pack-quantized", torch.float32, (20, 64), **weights) for _ in range(3)]
+    each = [_compressed("pack-quantized", torch.float32, (20, 64), **weights) for _ in range(5)]
     stored = {
         f"experts.down_proj_{key[len('layer.weight_') :]}": torch.stack([one.stored[key] for one in each])
         for key in each[0].stored
     }
-    stored["experts.down_proj_shape"] = torch.tensor([3, 20, 64])
+    stored["experts.down_proj_shape"] = torch.tensor([5, 20, 64])
     return Sample(stored, torch.stack([one.expected for one in each]), "experts.down_proj", each[0].config)
 
 

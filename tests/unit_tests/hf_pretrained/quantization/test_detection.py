@@ -182,6 +182,15 @@ def test_what_does_not_fit_is_refused(
         opened(made, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name in SAMPLES if name.startswith(("pack", "int-", "float-", "mx", "nv", "awq"))]
+)
+def test_without_a_config_the_tensors_say_enough(name: str, tmp_path: Path) -> None:
+    made = sample(name)
+    made.config.clear()
+    assert torch.equal(opened(made, tmp_path, made.expected.dtype)[made.name], made.expected)
+
+
 def test_groups_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     for name, part in (("gptq-4-order", "layer.g_idx"), ("pack-quantized-order", "layer.weight_g_idx")):
         made = sample(name)

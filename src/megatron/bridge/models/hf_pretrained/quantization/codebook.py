@@ -55,7 +55,7 @@ class CodebookTensor(QuantizedTensor):
     @classmethod
     def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
         for state in stored:
-            match = _STATE.fullmatch(state)
+            match = _STATE.fullmatch(state) if state.endswith(("nf4", "fp4")) else None
             if match is None:
                 continue
             name = match["name"]

@@ -74,6 +74,8 @@ class PackedIntTensor(QuantizedTensor):
 
     @classmethod
     def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
+        schemes = _schemes(config)
+        alike: dict[tuple[Any, ...], PackedIntTensor] = {}  # by shapes and dtypes: experts are many
         for name, tensor in stored.items():
             is_compressed = (name.endswith("_packed") and tensor.code == "I32") or (
                 name.endswith(".weight_packed") and tensor.code != "U8"
@@ -82,13 +84,20 @@ class PackedIntTensor(QuantizedTensor):
                 continue
             stem = name.removesuffix("packed").removesuffix("qweight")
             roles = ("scale", "shape", "zero_point", "g_idx") if is_compressed else ("scales", "qzeros", "g_idx")
-            names = {"weight": name} | {role: f"{stem}{role}" for role in roles if f"{stem}{role}" in stored}
+            names = {"weight": name} | {role: part for role in roles if (part := f"{stem}{role}") in stored}
+            shapes = tuple((role, stored[part].shape, stored[part].code) for role, part in names.items())
+            if shapes in alike:
+                yield replace(alike[shapes], name=_meant(stem), parts=names)
+                continue
             found = {role: (part, stored[part]) for role, part in names.items()}
             try:
                 _check_parts(stem, found, roles[:2], is_compressed)
-                yield _compressed_tensors(stem, found, config) if is_compressed else _gptq_or_awq(stem, found, config)
+                one = _compressed_tensors(stem, found, schemes) if is_compressed else _gptq_or_awq(stem, found, config)
             except QuantizationError as error:
                 yield Problem(tuple(names.values()), str(error))
+                continue
+            alike[shapes] = one
+            yield one
 
     @property
     def unread(self) -> tuple[str, ...]:
@@ -98,7 +107,7 @@ class PackedIntTensor(QuantizedTensor):
         raw, num_axes = contents["shape"], len(self.shape)
         width = len(raw) // num_axes
         shape = tuple(int.from_bytes(raw[i : i + width], "little") for i in range(0, len(raw), width))
-        num_words = self.shape[-1] * self.bits // 32
+        num_words = -(-self.shape[-1] * self.bits // 32)
         fits = [
             scheme
             for scheme in self.schemes
@@ -121,8 +130,8 @@ class PackedIntTensor(QuantizedTensor):
         """See `QuantizedTensor`; the arithmetic is float32's, rounded once."""
         run = {"compressed-tensors": self._compressed_tensors, "gptq": self._gptq, "awq": self._awq}[self.layout]
         for place, target in places(box, out):
-            matrix = {role: part if role == "g_idx" else part[place] for role, part in parts.items()}
-            run(matrix, box[-2:], target)
+            of_place = {role: part[place] if part.dim() == len(box) else part for role, part in parts.items()}
+            run(of_place, box[-2:], target)
 
     def _compressed_tensors(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
         import torch
@@ -173,6 +182,10 @@ class PackedIntTensor(QuantizedTensor):
         return None if is_plain else groups.long()
 
 
+def _meant(stem: str) -> str:
+    return stem.removesuffix("_") if stem.endswith("_") else f"{stem}weight"
+
+
 def _check_parts(stem: str, found: Found, needed: tuple[str, ...], is_stack: bool) -> None:
     name, tensor = found["weight"]
     absent = [f"{stem}{role}" for role in needed if role not in found]
@@ -202,17 +215,20 @@ def _bits(name: str, bits: int, allowed: tuple[int, ...]) -> int:
     return bits
 
 
-def _compressed_tensors(stem: str, found: Found, config: Mapping[str, Any]) -> PackedIntTensor:
+def _compressed_tensors(stem: str, found: Found, stated: list[_Scheme]) -> PackedIntTensor:
     name, words = found["weight"]
     scale = found["scale"][1]
     leading, num_rows = words.shape[:-1], words.shape[-2]
     num_groups = scale.shape[-1] if scale.shape else 1
+    if not any(scheme.bits in (4, 8) for scheme in stated):
+        _bits(name, stated[0].bits, (4, 8))
     _expect(found, "scale", _SCALE_CODES, (*leading, num_groups), *([(1,)] if num_groups == 1 else []))
     _expect(found, "shape", ("I64", "I32"), (len(words.shape),))
     schemes = [
         scheme
-        for scheme in _schemes(name, config)
-        if (scheme.group_size == 0) <= (num_groups == 1)
+        for scheme in stated
+        if scheme.bits in (4, 8)
+        and (scheme.group_size == 0) <= (num_groups == 1)
         and (scheme.is_symmetric is None or scheme.is_symmetric != ("zero_point" in found))
     ]
     if not schemes:
@@ -235,9 +251,11 @@ def _compressed_tensors(stem: str, found: Found, config: Mapping[str, Any]) -> P
                 f"{g_idx.code} {list(g_idx.shape)}"
             )
     parts = {role: part for role, (part, _) in found.items()}
-    shape = (*leading, words.shape[-1] * 32 // bits)
+    room = words.shape[-1] * 32 // bits
+    size = (schemes[0].group_size or 0) * num_groups if len(schemes) == 1 else 0
+    shape = (*leading, size if size and -(-size * bits // 32) == words.shape[-1] else room)
     return PackedIntTensor(
-        stem.removesuffix("_"),
+        _meant(stem),
         shape,
         parts,
         "compressed-tensors",
@@ -248,23 +266,18 @@ def _compressed_tensors(stem: str, found: Found, config: Mapping[str, Any]) -> P
     )
 
 
-def _schemes(name: str, config: Mapping[str, Any]) -> list[_Scheme]:
+def _schemes(config: Mapping[str, Any]) -> list[_Scheme]:
     """What the config says packed weights can be: for all layers, as which is whose is for the model to know."""
-    groups = [group.get("weights") for group in (config.get("config_groups") or {}).values()]
+    groups = [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
     stated = [weights for weights in groups if weights and weights.get("type", "int") == "int"]
-    if not stated:
-        return [_Scheme(bits, None, None) for bits in (4, 8)]
-    readable = [weights for weights in stated if weights.get("num_bits") in (4, 8)]
-    if not readable:
-        _bits(name, stated[0].get("num_bits"), (4, 8))
     return [
         _Scheme(
-            weights["num_bits"],
+            weights.get("num_bits") or 0,
             (weights.get("group_size") or 0) if weights.get("strategy") == "group" else 0,
             bool(weights.get("symmetric", True)),
         )
-        for weights in readable
-    ]
+        for weights in stated
+    ] or [_Scheme(bits, None, None) for bits in (4, 8)]
 
 
 def _gptq_or_awq(stem: str, found: Found, config: Mapping[str, Any]) -> PackedIntTensor:
@@ -305,7 +318,7 @@ def _gptq_or_awq(stem: str, found: Found, config: Mapping[str, Any]) -> PackedIn
             f"{found['scales'][0]}: {num_groups} groups for {num_inputs} inputs of {name}, with a group_size of "
             f"{stated}"
         )
-    return PackedIntTensor(f"{stem}weight", (num_outputs, num_inputs), parts, layout, bits, num_groups, size, is_offset)
+    return PackedIntTensor(_meant(stem), (num_outputs, num_inputs), parts, layout, bits, num_groups, size, is_offset)
 
 
 def _is_offset(name: str, config: Mapping[str, Any]) -> bool:

@@ -60,6 +60,7 @@ class ScaledTensor(QuantizedTensor):
 
     @classmethod
     def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
+        blocks: dict[tuple[Any, ...], tuple[int, ...]] = {}  # of tensors of the same shapes: experts are many
         for name, tensor in stored.items():
             if tensor.code not in (*FLOAT8_CODES, "I8") or name.endswith(_COMPANIONS):
                 continue
@@ -74,12 +75,15 @@ class ScaledTensor(QuantizedTensor):
             parts["scale"] = scale
             others = {"zero_point": f"{name}_zero_point", "order": f"{stem}weight_format" if is_bitsandbytes else ""}
             parts |= {role: other for role, other in others.items() if other in stored}
+            last = 1 / 127 if is_bitsandbytes else None
+            alike = (last, *((role, stored[part].shape, stored[part].code) for role, part in parts.items()))
             try:
-                block = _block(parts, stored, config)
+                if alike not in blocks:
+                    blocks[alike] = _block(parts, stored, config)
             except QuantizationError as error:
                 yield Problem(tuple(parts.values()), str(error))
                 continue
-            yield cls(name, tensor.shape, parts, tensor.code, block, 1 / 127 if is_bitsandbytes else None)
+            yield cls(name, tensor.shape, parts, tensor.code, blocks[alike], last)
 
     @property
     def unread(self) -> tuple[str, ...]:
@@ -89,8 +93,8 @@ class ScaledTensor(QuantizedTensor):
         order = int.from_bytes(contents["order"], "little")
         if order != 0:
             raise QuantizationError(
-                f"{self.parts['order']}: order {order} of the numbers of {self.name}; only 0 (rows) can be read, the "
-                "one that bitsandbytes writes since version 0.45"
+                f"{self.parts['order']}: order {order} of the numbers of {self.name}; only 0 (rows) can be read, as "
+                "with bitsandbytes 0.50"
             )
         return ScaledTensor(self.name, self.shape, self.parts, self.code, self.block, self.last, is_read=True)
 
