@@ -172,7 +172,7 @@ def test_live(form: str, layout: str, tmp_path: Path) -> None:
     assert all((logits - expected).abs().max() <= TOLERANCE for logits in results)
 
 
-@pytest.mark.parametrize("sizes", [{"tp": 2}, {"ep": 2, "etp": 1}], ids=str)
+@pytest.mark.parametrize("sizes", [{"tp": 2, "etp": 1}, {"ep": 2, "etp": 1}], ids=str)
 def test_mxfp4_of_gpt_oss(sizes: dict[str, int], tmp_path: Path) -> None:
     """Fused experts, of which a rank computes its own alone."""
     config = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.embed_tokens", "lm_head"]}
