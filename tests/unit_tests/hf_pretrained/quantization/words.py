@@ -11,7 +11,7 @@ from tests.unit_tests.hf_pretrained.quantization.formats import SAMPLES, Sample
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def _packed(rows: list[list[int]], bits: int, order: tuple[int, ...] | None = None) -> torch.Tensor:
+def packed(rows: list[list[int]], bits: int, order: tuple[int, ...] | None = None) -> torch.Tensor:
     """Each row of numbers as 32-bit words, the first number of a word in its lowest bits."""
     room = 32 // bits
     words = []
@@ -26,7 +26,7 @@ def _packed(rows: list[list[int]], bits: int, order: tuple[int, ...] | None = No
     return torch.tensor(words, dtype=torch.int32)
 
 
-def _less_one(words: torch.Tensor, bits: int) -> torch.Tensor:
+def less_one(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Format "gptq": one less in each field of a word, as a 32-bit number."""
     ones = sum(1 << shift for shift in range(0, 32, bits))
     less = [[(int(word) - ones) % (1 << 32) for word in row] for row in words]
@@ -51,10 +51,10 @@ def _gptq(bits: int, checkpoint_format: str, has_order: bool, has_groups: bool =
     if has_order:
         groups = [groups[number] for number in torch.randperm(num_inputs).tolist()]
     codes, zeros, scales, expected = _numbers(bits, 24, num_inputs, groups)
-    qzeros = _packed(zeros.tolist(), bits)
+    qzeros = packed(zeros.tolist(), bits)
     stored = {
-        "layer.qweight": _packed(codes.tolist(), bits).T.contiguous(),
-        "layer.qzeros": _less_one(qzeros, bits) if checkpoint_format == "gptq" else qzeros,
+        "layer.qweight": packed(codes.tolist(), bits).T.contiguous(),
+        "layer.qzeros": less_one(qzeros, bits) if checkpoint_format == "gptq" else qzeros,
         "layer.scales": scales,
     }
     if has_groups:
@@ -66,8 +66,8 @@ def _gptq(bits: int, checkpoint_format: str, has_order: bool, has_groups: bool =
 def _awq() -> Sample:
     codes, zeros, scales, expected = _numbers(4, 24, 96, [number // 32 for number in range(96)])
     stored = {
-        "layer.qweight": _packed(codes.T.tolist(), 4, AWQ_ORDER),
-        "layer.qzeros": _packed(zeros.tolist(), 4, AWQ_ORDER),
+        "layer.qweight": packed(codes.T.tolist(), 4, AWQ_ORDER),
+        "layer.qzeros": packed(zeros.tolist(), 4, AWQ_ORDER),
         "layer.scales": scales,
     }
     return Sample(stored, expected, config={"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"})
