@@ -1,112 +1,8 @@
-"""The table of tiny models: one line per family and variant. Every suite that runs over families runs over it.
+"""The table of tiny models: one line per family and variant. Every suite that runs over families runs over it."""
 
-Models are built by transformers with every parameter random (norms and biases too: a weight left at 1 or 0 hides
-swaps), at widths where nothing is accidentally equal.
-"""
+from tests.tiny_model import TOLERANCE, TinyModel, randomize, rope
 
-import json
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
-
-import torch
-import transformers
-
-TOLERANCE = 1e-5  # on logits of about 1 to 3
-
-BASE = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": None,
-    "tie_word_embeddings": False,
-}
-
-
-def rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 10000.0, **parameters}}
-
-
-@dataclass(frozen=True)
-class TinyModel:
-    """A variant of a family.
-
-    Attributes:
-        name: of the test case.
-        architecture: HF model class.
-        config: differences from `BASE`.
-        seq_length: of the compared sequences.
-        splits_experts: whether megatron-core can cut single experts over ranks (not with biases).
-        seed: of the weights; another than 0 where, with 0, two experts' scores for some token are equal up to rounding.
-        tolerance: largest difference of logits; above the default only where transformers' own rounding is above it.
-        config_json: fields that `config.json` has instead, for models that transformers knows by another name.
-    """
-
-    name: str
-    architecture: str
-    config: dict[str, Any] = field(default_factory=dict)
-    seq_length: int = 40
-    splits_experts: bool = True
-    seed: int = 0
-    tolerance: float = TOLERANCE
-    config_json: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_moe(self) -> bool:
-        """Whether the model has experts, and so layouts that cut them."""
-        return any("experts" in name for name in self.config)
-
-    @property
-    def published_architecture(self) -> str:
-        """The architecture that `config.json` names."""
-        return self.config_json.get("architectures", [self.architecture])[0]
-
-    def hf_config(self) -> transformers.PretrainedConfig:
-        model_class = getattr(transformers, self.architecture)
-        config_class = model_class.config_class
-        names = {*dir(config_class), *config_class.attribute_map}  # Mamba-2 has no attention heads
-        base = {name: value for name, value in BASE.items() if name in names}
-        return config_class(**{**base, **self.config}, architectures=[self.architecture])
-
-    def hf_model(self, seed: int | None = None) -> transformers.PreTrainedModel:
-        """The model in float32, eval mode and eager attention."""
-        config = self.hf_config()
-        config._attn_implementation = "eager"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # `randomize` adds to what vectors were, which for attention sinks is random too
-            model = getattr(transformers, self.architecture)(config).float().eval()
-        randomize(model, self.seed if seed is None else seed)
-        return model
-
-    def save(
-        self, folder: Path, dtype: torch.dtype = torch.float32, seed: int | None = None
-    ) -> transformers.PreTrainedModel:
-        """Saves the model as an HF folder and returns it (its weights rounded to `dtype`)."""
-        model = self.hf_model(seed).to(dtype)
-        model.save_pretrained(folder)
-        if self.config_json:
-            path = Path(folder) / "config.json"
-            path.write_text(json.dumps({**json.loads(path.read_text()), **self.config_json}, indent=2))
-        return model
-
-
-# Buffers that checkpoints carry.
-STORED_BUFFERS = ("e_score_correction_bias", "expert_bias", "layer_scalar")
-
-
-def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Random values for every parameter (and buffer like one): matrices around 0, vectors around what they were."""
-    generator = torch.Generator().manual_seed(seed)
-    buffers = [buffer for name, buffer in model.named_buffers() if name.endswith(STORED_BUFFERS)]
-    with torch.no_grad():
-        for tensor in [*model.parameters(), *buffers]:
-            noise = torch.randn(tensor.shape, generator=generator)
-            tensor.copy_(tensor + 0.2 * noise if tensor.dim() == 1 else 0.08 * noise)
-
+__all__ = ["TINY_MODELS", "TOLERANCE", "TinyModel", "randomize", "rope"]
 
 _LLAMA, _QWEN2, _QWEN3, _MISTRAL = "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "MistralForCausalLM"
 _MIMO_JSON = {
@@ -186,6 +82,16 @@ _GEMMA4 = {
     "final_logit_softcapping": 3.0,
     "hidden_size_per_layer_input": 0,
 }
+# Scores are not scaled, so that the softmax is steep: transformers in float32 is up to 5.7e-5 from itself in float64.
+_GEMMA4_TOLERANCE = 5e-5
+_GEMMA4_MOE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
+_GEMMA4_PER_LAYER = {"hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 130}
+# Of six layers the last three use the keys and values of the third and the second.
+_GEMMA4_SHARED = {
+    **{"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3, "num_kv_shared_layers": 3},
+    "output_hidden_states": True,  # without this, transformers 5.23 fails where layers have no inputs of their own
+}
+_GEMMA4_WIDE = {**_GEMMA4_SHARED, "use_double_wide_mlp": True}
 _K_EQ_V = {"attention_k_eq_v": True, "num_key_value_heads": 4, "num_global_key_value_heads": 2}
 
 _MOE = {
@@ -210,6 +116,7 @@ _DELTA_NET = {
     "linear_value_head_dim": 12,
     "layer_types": ["linear_attention", "full_attention"] * 2,
 }
+_QWEN_MTP = {"mtp_num_hidden_layers": 1}
 # transformers' own logits in fp32 and fp64 differ by up to 3.3e-5: the delta rule amplifies rounding.
 _DELTA_NET_TOLERANCE = 5e-5
 _MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
@@ -252,6 +159,7 @@ _DEEPSEEK_V2 = {
 _DEEPSEEK_V32 = {
     **_DEEPSEEK_V3,
     **{"index_topk": 12, "index_head_dim": 24, "index_n_heads": 3, "rope_parameters": {"rope_theta": 10000.0}},
+    "num_nextn_predict_layers": 1,
 }
 _GLM4_MOE = {**_GROUPED_SIGMOID, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "head_dim": 24}
 _GLM4_MOE_LITE = {
@@ -406,9 +314,20 @@ TINY_MODELS = {
             {**_QWEN2_MOE, **_DELTA_NET, "mlp_only_layers": [0], "attention_bias": True},
             tolerance=_DELTA_NET_TOLERANCE,
         ),
-        TinyModel("qwen3.5", "Qwen3_5ForCausalLM", _DELTA_NET, tolerance=_DELTA_NET_TOLERANCE),
+        TinyModel("qwen3.5", "Qwen3_5ForCausalLM", {**_DELTA_NET, **_QWEN_MTP}, tolerance=_DELTA_NET_TOLERANCE),
         TinyModel("qwen3.5-tied", "Qwen3_5ForCausalLM", {**_DELTA_NET, **_TIED}, tolerance=_DELTA_NET_TOLERANCE),
-        TinyModel("qwen3.5-moe", "Qwen3_5MoeForCausalLM", {**_QWEN2_MOE, **_DELTA_NET}, tolerance=_DELTA_NET_TOLERANCE),
+        TinyModel(
+            "qwen3.5-linear-last",
+            "Qwen3_5ForCausalLM",
+            {**_DELTA_NET, "layer_types": ["full_attention", "linear_attention"] * 2},
+            tolerance=_DELTA_NET_TOLERANCE,
+        ),
+        TinyModel(
+            "qwen3.5-moe",
+            "Qwen3_5MoeForCausalLM",
+            {**_QWEN2_MOE, **_DELTA_NET, **_QWEN_MTP},
+            tolerance=_DELTA_NET_TOLERANCE,
+        ),
         TinyModel("qwen2-moe", "Qwen2MoeForCausalLM", _QWEN2_MOE),
         TinyModel(
             "qwen2-moe-no-bias", "Qwen2MoeForCausalLM", {**_QWEN2_MOE, "norm_topk_prob": True, "qkv_bias": False}
@@ -462,6 +381,7 @@ TINY_MODELS = {
             "glm-moe-dsa-shared-indices",
             "GlmMoeDsaForCausalLM",
             {**_DEEPSEEK_V32, "indexer_types": ["full", "shared"] * 2, "rms_norm_eps": 1e-5},
+            config_json={"index_share_for_mtp_iteration": True, "moe_router_dtype": "float32"},
         ),
         TinyModel("glm4-moe", "Glm4MoeForCausalLM", {**_GLM4_MOE, "use_qk_norm": True}),
         TinyModel("glm4-moe-attention-bias", "Glm4MoeForCausalLM", {**_GLM4_MOE, "attention_bias": True}),
@@ -549,9 +469,36 @@ TINY_MODELS = {
         TinyModel("gemma2-no-caps", "Gemma2ForCausalLM", {**_GEMMA2, **_NO_CAPS}),
         TinyModel("gemma3", "Gemma3ForCausalLM", _GEMMA3),
         TinyModel("gemma3-tied-linear-rope", "Gemma3ForCausalLM", {**_GEMMA3, **_GEMMA3_LINEAR}),
-        # Scores are not scaled, so that the softmax is steep: transformers in float32 is 3.4e-5 from itself in float64.
-        TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4, tolerance=5e-5),
+        TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4, tolerance=_GEMMA4_TOLERANCE),
         TinyModel("gemma4-keys-are-values", "Gemma4ForCausalLM", {**_GEMMA4, **_BIAS, **_TIED, **_K_EQ_V}),
+        TinyModel(
+            "gemma4-moe",
+            "Gemma4ForCausalLM",
+            {**_GEMMA4, **_TIED, **_K_EQ_V, **_GEMMA4_MOE},
+            tolerance=_GEMMA4_TOLERANCE,
+        ),
+        TinyModel(
+            "gemma4-per-layer", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_PER_LAYER}, tolerance=_GEMMA4_TOLERANCE
+        ),
+        TinyModel("gemma4-shared", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_SHARED}, tolerance=_GEMMA4_TOLERANCE),
+        TinyModel(
+            "gemma4-shared-wide",
+            "Gemma4ForCausalLM",
+            {**_GEMMA4, **_GEMMA4_WIDE, **_TIED},
+            tolerance=_GEMMA4_TOLERANCE,
+        ),
+        TinyModel(
+            "gemma4-e2b",
+            "Gemma4ForCausalLM",
+            {**_GEMMA4, **_TIED, **_GEMMA4_WIDE, **_GEMMA4_PER_LAYER},
+            tolerance=_GEMMA4_TOLERANCE,
+        ),
+        TinyModel(
+            "gemma4-everything",
+            "Gemma4ForCausalLM",
+            {**_GEMMA4, **_BIAS, **_K_EQ_V, **_GEMMA4_MOE, "top_k_experts": 1, **_GEMMA4_WIDE, **_GEMMA4_PER_LAYER},
+            tolerance=_GEMMA4_TOLERANCE,
+        ),
         TinyModel("glm4", "Glm4ForCausalLM", {"head_dim": 16}),
         TinyModel("glm4-tied-no-bias", "Glm4ForCausalLM", {"tie_word_embeddings": True, "attention_bias": False}),
         TinyModel("olmo2", "Olmo2ForCausalLM"),

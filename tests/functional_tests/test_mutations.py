@@ -204,6 +204,36 @@ def _leave_values_as_they_are(patch: MonkeyPatch) -> None:
     patch.setattr(Gemma4SelfAttention, "_normalise", lambda self, value: value)
 
 
+def _share_with_the_first_layer_of_a_kind(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.gemma.modeling_gemma4 import Gemma4Provider
+
+    right = Gemma4Provider.kv_source
+    patch.setattr(Gemma4Provider, "kv_source", lambda self, layer: 1 if right(self, layer) == 3 else right(self, layer))
+
+
+def _give_layers_the_inputs_of_others(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.gemma.modeling_gemma4_per_layer import PerLayerEmbedding
+
+    right = PerLayerEmbedding.forward
+    patch.setattr(
+        PerLayerEmbedding,
+        "forward",
+        lambda self, *args: right(self, *args).roll(self.config.hidden_size_per_layer_input, -1),
+    )
+
+
+def _forget_factors_of_experts(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.gemma.modeling_gemma4_moe import Gemma4Router, GeneralTopKRouter
+
+    patch.setattr(Gemma4Router, "routing", GeneralTopKRouter.routing)
+
+
+def _route_by_what_is_not_normed(patch: MonkeyPatch) -> None:
+    from megatron.bridge.models.gemma.modeling_gemma4_moe import Gemma4Router, GeneralTopKRouter
+
+    patch.setattr(Gemma4Router, "gating", GeneralTopKRouter.gating)
+
+
 def _take_gates_for_queries(patch: MonkeyPatch) -> None:
     def gates_first(shape: Shape, num_groups: int, heads: int, head_dim: int) -> Layout:
         layout = right(shape, num_groups, heads, head_dim)
@@ -344,6 +374,23 @@ def _swap_prediction_norms(patch: MonkeyPatch) -> None:
     patch.setattr(blocks, "multi_token_prediction", swapped)
 
 
+def _swap_inputs_of_the_projection(patch: MonkeyPatch) -> None:
+    """The mistake of a family whose projection reads the hidden state first, or does not."""
+    right = blocks._prediction_layer
+
+    def swapped(*args: Any, hidden_state_first: bool = False, **kwargs: Any) -> blocks.Mappings:
+        return right(*args, hidden_state_first=not hidden_state_first, **kwargs)
+
+    patch.setattr(blocks, "_prediction_layer", swapped)
+
+
+def _read_the_last_norm_in_front(patch: MonkeyPatch) -> None:
+    names = blocks._MODULE_NAMES
+    patch.setattr(
+        blocks, "_MODULE_NAMES", {**names, "hnorm": names["final_layernorm"], "final_layernorm": names["hnorm"]}
+    )
+
+
 def _with(name: str, value: Any) -> Callable[[MonkeyPatch], None]:
     """The mistake of a family that gives one provider field another value."""
 
@@ -402,6 +449,11 @@ MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_with("softmax_scale", None), "gemma4-keys-are-values", {}),
     (_forget_layer_scalar, "gemma4-keys-are-values", {}),
     (_leave_values_as_they_are, "gemma4-keys-are-values", {}),
+    (_share_with_the_first_layer_of_a_kind, "gemma4-shared-wide", {}),
+    (_give_layers_the_inputs_of_others, "gemma4-per-layer", {}),
+    (_with("use_double_wide_mlp", False), "gemma4-e2b", {}),
+    (_forget_factors_of_experts, "gemma4-moe", {}),
+    (_route_by_what_is_not_normed, "gemma4-moe", {}),
     (_with("residual_multiplier", 1.0), "granite", {}),
     (_with("logits_multiplier", 1.0), "cohere2", {}),
     (_with("qk_layernorm_scope", "head"), "hunyuan-dense", {}),
@@ -462,7 +514,17 @@ MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str, dict[str, Any]]] = [
     (_LATENT_Q, "deepseek-v3", {}),
     (_swap_latent_norms, "deepseek-v3", {}),
 ]
-PREDICTION_MUTATIONS = (_shift_prediction_layer, _swap_prediction_norms)
+PREDICTION_MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str]] = [
+    (_shift_prediction_layer, "deepseek-v3"),
+    (_shift_prediction_layer, "glm4-moe"),
+    (_swap_prediction_norms, "deepseek-v3"),
+    (_swap_prediction_norms, "glm4-moe"),
+    (_swap_inputs_of_the_projection, "deepseek-v3.2"),
+    (_swap_inputs_of_the_projection, "qwen3.5"),
+    (_read_the_last_norm_in_front, "qwen3.5"),
+    (_with("dsa_indexer_topk", 13), "glm-moe-dsa"),
+    (_with("layernorm_zero_centered_gamma", False), "qwen3.5"),
+]
 
 
 @pytest.mark.parametrize(("mutate", "name", "layout"), MUTATIONS, ids=[f"{m.__name__}-{n}" for m, n, _ in MUTATIONS])
@@ -483,8 +545,9 @@ def test_mutation_is_caught(
         assert found.max_diff > 1e-3
 
 
-@pytest.mark.parametrize("mutate", PREDICTION_MUTATIONS, ids=lambda mutate: mutate.__name__)
-@pytest.mark.parametrize("name", ["deepseek-v3", "glm4-moe"])
+@pytest.mark.parametrize(
+    ("mutate", "name"), PREDICTION_MUTATIONS, ids=[f"{m.__name__}-{n}" for m, n in PREDICTION_MUTATIONS]
+)
 def test_mutation_of_prediction_layers_is_caught(
     mutate: Callable[[MonkeyPatch], None], name: str, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:

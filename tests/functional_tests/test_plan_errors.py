@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron.bridge import AutoBridge, BridgeError
 from megatron.bridge.errors import ParallelLayoutError, PlanError, UnsupportedConfigError, UnsupportedModelError
+from tests.ranks import RankFailure, run_ranks
 from tests.tiny_models import TINY_MODELS
 
 Tensors = dict[str, torch.Tensor]
@@ -150,6 +151,30 @@ def test_old_checkpoints_with_rotary_frequencies(tmp_path: Path) -> None:
     TINY_MODELS["llama"].save(tmp_path / "hf")
     edit_tensors(tmp_path / "hf", lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}))
     AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
+
+
+def _build_with_an_empty_stage(folder: Path) -> None:
+    provider = AutoBridge.from_hf_pretrained(folder).to_megatron_provider()
+    provider.pipeline_model_parallel_size, provider.pipeline_model_parallel_layout = 2, "E|ttttttL"
+    provider.provide_distributed_model(wrap_with_ddp=False)
+
+
+def test_a_stage_without_layers_where_layers_hand_on_more_than_hidden_states(tmp_path: Path) -> None:
+    TINY_MODELS["gemma4-e2b"].save(tmp_path)
+    with pytest.raises(RankFailure, match=r"ParallelLayoutError: .* a pipeline stage has no layers"):
+        run_ranks(_build_with_an_empty_stage, 2, tmp_path, pp=2)
+
+
+def test_keys_and_values_that_layers_do_not_use(tmp_path: Path) -> None:
+    """Published Gemma 4 checkpoints have them in layers that use those of earlier ones; transformers drops them."""
+    TINY_MODELS["gemma4-e2b"].save(tmp_path / "hf")
+    attention = "model.layers.5.self_attn"
+    unused = {f"{attention}.k_proj.weight": torch.ones(64, 64), f"{attention}.k_norm.weight": torch.ones(32)}
+    edit_tensors(tmp_path / "hf", lambda tensors: tensors.update(unused))
+    AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
+    unread = {"model.layers.2.self_attn.k_norm.bias": torch.ones(16)}
+    edit_tensors(tmp_path / "hf", lambda tensors: tensors.update(unread))
+    import_fails(tmp_path / "hf", PlanError, "1 problem(s)", *unread)
 
 
 def test_a_live_model_is_not_changed_by_a_checkpoint_that_does_not_fit(hf_folder: Path) -> None:

@@ -84,8 +84,8 @@ def test_import_is_loaded_by_megatron_core(name: str, tp: int, tmp_path: Path) -
     "name",
     [
         "llama-all-biases", "llama-odd-vocabulary-tied", "qwen3-yarn-rope", "mistral-window", "phi3", "phi", "apertus",
-        "olmo2", "gemma3", "gemma4-keys-are-values", "stablelm-head-norms", "ministral3", "mimo-v2-flash",
-        "lfm2-tied-biases",
+        "olmo2", "gemma3", "gemma4-keys-are-values", "gemma4-e2b", "gemma4-moe", "stablelm-head-norms", "ministral3",
+        "mimo-v2-flash", "lfm2-tied-biases",
     ],
 )  # fmt: skip
 def test_import_and_export_give_the_source_back(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def _save_live(folder: Path, layout: dict[str, int], out: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", [{"tp": 2}, {"pp": 2}, {"tp": 2, "pp": 2}], ids=str)
-@pytest.mark.parametrize("name", ["llama-odd-vocabulary-tied", "qwen2", "qwen3.5", "lfm2-tied-biases"])
+@pytest.mark.parametrize("name", ["llama-odd-vocabulary-tied", "qwen2", "qwen3.5", "lfm2-tied-biases", "gemma4-e2b"])
 def test_export_of_a_checkpoint_that_megatron_core_saved(name: str, layout: dict[str, int], tmp_path: Path) -> None:
     TINY_MODELS[name].save(tmp_path / "hf")
     num_ranks = layout.get("tp", 1) * layout.get("pp", 1)

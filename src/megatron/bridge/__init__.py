@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from megatron.bridge.errors import BridgeError
     from megatron.bridge.models.conversion.auto_bridge import AutoBridge
+    from megatron.bridge.models.conversion.dequantize import dequantize_checkpoint
 
-__all__ = ["AutoBridge", "BridgeError", "__version__"]
+__all__ = ["AutoBridge", "BridgeError", "__version__", "dequantize_checkpoint"]
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "AutoBridge": "megatron.bridge.models.conversion.auto_bridge",
     "BridgeError": "megatron.bridge.errors",
+    "dequantize_checkpoint": "megatron.bridge.models.conversion.dequantize",
 }
 
 

@@ -260,9 +260,13 @@ def compare_with(reference: Reference, model: list[Any]) -> LogitComparison:
     Args:
         model: the list of one chunk, bare or wrapped.
     """
-    from megatron.bridge.inference import SamplingParams, generate_tokens
+    import torch
 
-    logits = megatron_logits(model, reference.token_ids)
+    from megatron.bridge.inference import SamplingParams, generate_tokens
+    from megatron.bridge.models.forward import full_logits
+
+    tokens = torch.tensor([reference.token_ids], device=next(model[0].parameters()).device)
+    logits = full_logits(model, tokens)[0].cpu()
     difference = (logits - reference.logits).abs().max()  # NaN if there is one
     num_same = 0
     if reference.new_tokens:
@@ -278,41 +282,6 @@ def compare_with(reference: Reference, model: list[Any]) -> LogitComparison:
         num_new_tokens=len(reference.new_tokens),
         num_same_new_tokens=num_same,
     )
-
-
-def megatron_logits(model: list[Any], token_ids: Sequence[int]) -> "Tensor":
-    """The logits `[S, V]` of a Megatron model on this run's ranks, in fp32 on the CPU of every rank (collective).
-
-    They are gathered over tensor- and pipeline-parallel ranks, and the vocabulary's padding is cut off. Unlike
-    generation, this is one pass over the whole sequence, without a cache.
-
-    Args:
-        model: the list of one chunk, bare or wrapped.
-    """
-    import torch
-
-    from megatron.bridge.inference.cached_forward import single_chunk, vocab_size_of
-    from megatron.bridge.transport import pipeline, process_groups
-
-    chunk = single_chunk(model).eval()
-    group, config = chunk.pg_collection.pp, chunk.config
-    device = next(chunk.parameters()).device
-    ids = torch.tensor([token_ids], device=device)
-    positions = torch.arange(len(token_ids), device=device)[None]
-    logits = None
-    with torch.no_grad():
-        if not pipeline.is_first(group):
-            shape = (len(token_ids), 1, config.hidden_size)
-            chunk.set_input_tensor(pipeline.receive_from_previous(shape, config.pipeline_dtype, device, group))
-        output = chunk(ids, positions, attention_mask=None, runtime_gather_output=True)
-        if pipeline.is_last(group):
-            logits = output[0, :, : vocab_size_of(config)].float().cpu()
-        else:
-            pipeline.send_to_next(output.to(config.pipeline_dtype), group)
-    holders = process_groups.all_gather_object(logits is not None)
-    logits = process_groups.broadcast_object(logits, src=holders.index(True))
-    assert logits is not None
-    return logits
 
 
 # Weights
@@ -352,7 +321,7 @@ def roundtrip(
     else:
         bridge.save_hf_pretrained(model, out, show_progress=show_progress)
         exported = _tensors(out)
-    registry = bridge._model_bridge.registry()
+    registry = bridge._model_bridge.registry(bridge.hf_pretrained)
     dropped = {name for name in source if registry.drop_reason(name) is not None}
     if process_groups.rank() == 0:
         result = compare_tensors(source, exported, dropped)
@@ -364,9 +333,9 @@ def roundtrip(
 
 def compare_folders(source: str | Path, exported: str | Path) -> RoundTrip:
     """Compares the weights of two HF folders, tensor by tensor, bit for bit."""
-    from megatron.bridge.models.hf_pretrained.source import SafetensorsSource
+    from megatron.bridge.models.hf_pretrained.quantization.source import open_weights
 
-    return compare_tensors(SafetensorsSource(source), _tensors(exported))
+    return compare_tensors(open_weights(source), _tensors(exported))
 
 
 def compare_tensors(
@@ -424,6 +393,6 @@ def _common_dtype(source: Any) -> "torch.dtype":
 
 
 def _tensors(folder: str | Path) -> "Iterable[tuple[str, Tensor]]":
-    from megatron.bridge.models.hf_pretrained.source import SafetensorsSource
+    from megatron.bridge.models.hf_pretrained.quantization.source import open_weights
 
-    return SafetensorsSource(folder).items()
+    return open_weights(folder).items()

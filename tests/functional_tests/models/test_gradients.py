@@ -17,10 +17,21 @@ from tests.tiny_models import TINY_MODELS
 
 NAMES = [
     "apertus-tied-bias", "cohere2", "gemma2", "gemma3",
-    "gemma4-keys-are-values", "granite", "hunyuan-dense", "lfm2-tied-biases", "ministral3", "nemotron", "olmo2",
+    "gemma4-keys-are-values", "gemma4-e2b", "granite", "hunyuan-dense", "lfm2-tied-biases", "ministral3", "nemotron",
+    "olmo2",
     "phi-tied-qk-norm", "stablelm-head-norms",
 ]  # fmt: skip
-LAYOUTS: dict[str, dict[str, Any]] = {"tp2": {}, "tp2-sp": {"sequence_parallel": True}}
+RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp2": {},
+    "tp2-sp": {"sequence_parallel": True},
+    "tp2-sp-recompute": {"sequence_parallel": True, **RECOMPUTE},
+}
+CASES = [
+    *((name, layout) for name in NAMES for layout in ("tp2", "tp2-sp")),
+    ("gemma4-e2b", "tp2-sp-recompute"),  # its layers hand on more than hidden states
+    ("gemma4-moe", "tp2-sp"),
+]
 
 
 def _gradients(folder: Path, tokens: torch.Tensor, weights: torch.Tensor, fields: dict[str, Any]) -> dict[str, Any]:
@@ -54,17 +65,66 @@ def _gradients(folder: Path, tokens: torch.Tensor, weights: torch.Tensor, fields
     return dict(bridge.export_hf_weights(model, conversion_tasks=tasks))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("name", NAMES)
-def test_gradients(name: str, layout: dict[str, Any], tmp_path: Path) -> None:
-    hf_model = TINY_MODELS[name].save(tmp_path)
+def _gradients_of_stages(folder: Path, tokens: torch.Tensor, weights: torch.Tensor, fields: dict[str, Any]) -> Any:
+    """The same on two pipeline stages, each sequence being a microbatch."""
+    from megatron.core import parallel_state
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    bridge = AutoBridge.from_hf_pretrained(folder)
+    provider = bridge.to_megatron_provider()
+    for name, value in {"pipeline_model_parallel_size": 2, **fields}.items():
+        setattr(provider, name, value)
+    model = provider.provide_distributed_model(wrap_with_ddp=False)
+    positions = torch.arange(tokens.shape[1])[None]
+
+    def forward_step(numbers: Any, chunk: Any) -> tuple[torch.Tensor, Any]:
+        number = next(numbers)
+        row = weights[number] * len(tokens)  # megatron-core takes the mean over microbatches
+        return chunk(tokens[number][None], positions, None), lambda logits: ((logits * row).sum(), {})
+
+    get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter(range(len(tokens))),
+        model=model,
+        num_microbatches=len(tokens),
+        seq_length=tokens.shape[1],
+        micro_batch_size=1,
+        forward_only=False,
+    )
+    if provider.share_embeddings_and_output_weights:
+        embedding = model[0].shared_embedding_or_output_weight()
+        dist.all_reduce(embedding.grad, group=parallel_state.get_embedding_group())
+    parameters = dict(model[0].named_parameters())
+    # Every rank has every task: those of the other stage, which have no weight here, and those of buffers stay.
+    tasks = [
+        replace(task, param_weight=parameters[task.param_name].grad)
+        if task.param_weight is not None and task.param_name in parameters
+        else task
+        for task in bridge.get_conversion_tasks(model)
+    ]
+    return dict(bridge.export_hf_weights(model, conversion_tasks=tasks))
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES)
+def test_gradients(name: str, layout: str, tmp_path: Path) -> None:
+    check(name, _gradients, LAYOUTS[layout], tmp_path, tp=2)
+
+
+@pytest.mark.parametrize("fields", [{}, RECOMPUTE], ids=["pp2", "pp2-recompute"])
+def test_gradients_of_pipeline_stages(fields: dict[str, Any], tmp_path: Path) -> None:
+    """Where stages hand over more than hidden states, and layers use keys and values of another stage."""
+    check("gemma4-e2b", _gradients_of_stages, fields, tmp_path, pp=2)
+
+
+def check(name: str, gradients: Any, fields: dict[str, Any], folder: Path, **sizes: int) -> None:
+    """Raises unless the gradients on two ranks are those of transformers."""
+    hf_model = TINY_MODELS[name].save(folder)
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, hf_model.config.vocab_size, (2, 24), generator=generator)
     weights = torch.randn(2, 24, hf_model.config.vocab_size, generator=generator)
     (hf_model(tokens).logits * weights).sum().backward()
     expected = {name: parameter.grad for name, parameter in hf_model.named_parameters()}
-    results = run_ranks(_gradients, 2, tmp_path, tokens, weights, layout, tp=2)
-    for found in results:
+    for found in run_ranks(gradients, 2, folder, tokens, weights, fields, **sizes):
         assert expected.keys() <= found.keys()
         for name, gradient in expected.items():
             scale = gradient.abs().max().item()

@@ -12,7 +12,6 @@ from megatron.bridge.verification import (
     compare_tensors,
     compare_with,
     hf_reference,
-    megatron_logits,
 )
 from tests.ranks import run_ranks
 from tests.tiny_folder import VOCAB_SIZE, save_tiny_folder
@@ -102,23 +101,11 @@ def hf_logits(folder) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layout", [{"tp": 2}, {"pp": 2}])
-def test_logits_are_gathered_on_every_rank(layout, qwen3_folder):
+def test_comparison_on_two_ranks(layout, qwen3_folder):
     def on_a_rank():
-        provider = AutoBridge.from_hf_pretrained(qwen3_folder).to_megatron_provider()
-        provider.apply_overrides_and_finalize(torch.float32, ParallelLayout(**layout).provider_fields)
-        return megatron_logits(provider.provide_distributed_model(wrap_with_ddp=False), TOKENS)
+        return compare_logits(qwen3_folder, ParallelLayout(**layout), token_ids=TOKENS, num_new_tokens=6)
 
-    expected = hf_logits(qwen3_folder)
-    for logits in run_ranks(on_a_rank, 2, **layout):
-        assert logits.shape == (len(TOKENS), VOCAB_SIZE)
-        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
-
-
-def test_comparison_on_two_ranks(qwen3_folder):
-    def on_a_rank():
-        return compare_logits(qwen3_folder, ParallelLayout(tp=2), token_ids=TOKENS, num_new_tokens=6)
-
-    first, second = run_ranks(on_a_rank, 2, tp=2)
+    first, second = run_ranks(on_a_rank, 2, **layout)
     assert first == second
     assert first.passes(1e-5)
     assert first.num_same_new_tokens == 6

@@ -143,6 +143,16 @@ def test_identity(data: st.DataObject, shape: list[int]) -> None:
     check(data, layouts.identity(tuple(shape)), {"weight": weight}, weight)
 
 
+@given(st.data(), small, st.sampled_from((-1.0, 0.5)), st.sampled_from((torch.bfloat16, torch.float32)))
+def test_offset(data: st.DataObject, size: int, offset: float, dtype: torch.dtype) -> None:
+    """The sum is rounded once, in the dtype of where it goes."""
+    weight = numbered(size).to(dtype) / 8 + 0.5
+    check(data, layouts.identity((size,), offset=offset), {"weight": weight}, weight + offset)
+    fine = torch.empty(size)
+    layouts.assemble(layouts.identity((size,), offset=0.001), {"weight": weight}, fine)
+    assert torch.equal(fine, (weight.double() + 0.001).float())
+
+
 @given(st.data(), small, small, small)
 def test_strided_piece_of_a_stacked_tensor(data: st.DataObject, experts: int, rows: int, hidden: int) -> None:
     """A piece may drop an axis and step over rows: expert `e` of a stack in which gate and up rows alternate."""

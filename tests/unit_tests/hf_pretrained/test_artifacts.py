@@ -22,9 +22,10 @@ COPIED = [
     "preprocessor_config.json",
     "processor_config.json",
     "modeling_strange.py",
-    "hf_quant_config.json",
 ]
 LEFT_OUT = [
+    "hf_quant_config.json",
+    "quantize_config.json",
     "model.safetensors",
     "model-00001-of-00002.safetensors",
     "model.safetensors.index.json",

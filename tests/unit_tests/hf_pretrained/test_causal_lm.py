@@ -53,6 +53,20 @@ def test_parts(folder: Path) -> None:
     assert PreTrainedCausalLM.from_pretrained(folder).generation_config is None
 
 
+def test_names_of_tensors_need_no_weight_files_where_there_is_an_index(folder: Path, tmp_path: Path) -> None:
+    assert set(PreTrainedCausalLM.from_pretrained(folder).tensor_names) == set(load_file(folder / "model.safetensors"))
+    LlamaForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    expected = set(PreTrainedCausalLM.from_pretrained(tmp_path / "shards").state)
+    weights = list((tmp_path / "shards").glob("*.safetensors"))
+    assert len(weights) > 1
+    for path in weights:
+        path.unlink()
+    hf_pretrained = PreTrainedCausalLM.from_pretrained(tmp_path / "shards")
+    assert set(hf_pretrained.tensor_names) == expected
+    with pytest.raises(CheckpointError, match="files are absent"):
+        _ = hf_pretrained.state
+
+
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 def test_model_is_the_one_that_transformers_loads(folder: Path, dtype: torch.dtype | None) -> None:
     hf_pretrained = PreTrainedCausalLM.from_pretrained(folder, dtype=dtype)

@@ -16,7 +16,7 @@ _FIRST = list({tiny.architecture: tiny.name for tiny in reversed(TINY_MODELS.val
 NAMES = sorted(
     {
         *_FIRST, "llama-all-biases", "moonlight", "phi-tied-qk-norm", "stablelm-head-norms", "seed-oss-mlp-bias",
-        "lfm2-tied-biases",
+        "gemma4-everything", "gemma4-moe", "lfm2-tied-biases",
     }
 )  # fmt: skip
 

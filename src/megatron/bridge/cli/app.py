@@ -106,6 +106,7 @@ def import_(
     memory: options.Memory = None,
     threads: options.Threads = 2,
     part: options.Part = None,
+    force: Annotated[bool, typer.Option("--force", help="Convert numbers that do not look like weights.")] = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -119,7 +120,7 @@ def import_(
     from megatron.bridge.cli import commands
 
     model = commands.ModelChoice(hf, trust_remote_code, revision)
-    commands.import_hf(model, out, dtype, commands.resources(memory, threads, part), json)
+    commands.import_hf(model, out, dtype, commands.resources(memory, threads, part), force, json)
 
 
 @app.command(rich_help_panel="Convert")
@@ -138,6 +139,13 @@ def export(
     memory: options.Memory = None,
     threads: options.Threads = 2,
     part: options.Part = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORM",
+            help="Quantise linear layers: fp8 (128 x 128 blocks), mxfp4 (fused experts), or source, as the source is.",
+        ),
+    ] = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -147,7 +155,39 @@ def export(
     """
     from megatron.bridge.cli import commands
 
-    commands.export(checkpoint, out, hf, dtype, trust_remote_code, commands.resources(memory, threads, part), json)
+    form = commands.OutputForm(dtype, quantization)
+    commands.export(checkpoint, out, hf, form, trust_remote_code, commands.resources(memory, threads, part), json)
+
+
+@app.command(rich_help_panel="Convert")
+def dequantize(
+    hf: options.HFModel,
+    out: OutFolder,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            callback=options.dtype_name,
+            help="Dtype of the weights that were quantised: fp32, bf16 or fp16. Default: that of config.json.",
+        ),
+    ] = None,
+    revision: options.Revision = None,
+    memory: options.Memory = None,
+    threads: options.Threads = 2,
+    part: options.Part = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write a quantised Hugging Face model as a plain one. Conversion does not need it; other tools may.
+
+    What is quantised is found by the tensors themselves: FP8, NVFP4, MXFP4, INT8, GPTQ, AWQ and others.
+
+    Example: [bold]megatron-bridge dequantize deepseek-ai/DeepSeek-V3 ./deepseek-v3-bf16[/bold]
+    """
+    from megatron.bridge.cli import commands
+
+    model = commands.ModelChoice(hf, revision=revision)
+    commands.dequantize(model, out, dtype, commands.resources(memory, threads, part), json)
 
 
 @app.command(rich_help_panel="Prove")

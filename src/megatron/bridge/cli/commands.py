@@ -27,6 +27,13 @@ class ModelChoice:
     tokenizer_from: str | None = None
 
 
+class OutputForm(NamedTuple):
+    """What exported weights are stored as."""
+
+    dtype: str | None
+    quantization: str | None
+
+
 class Opened(NamedTuple):
     """A model for generation: its Megatron chunks, tokenizer and end tokens."""
 
@@ -64,7 +71,7 @@ def resources(memory: int | None, threads: int, part: tuple[int, int] | None) ->
     return found if memory is None else replace(found, memory=memory)
 
 
-def import_hf(model: ModelChoice, out: Path, dtype: str | None, resources: Any, json: bool) -> None:
+def import_hf(model: ModelChoice, out: Path, dtype: str | None, resources: Any, force: bool, json: bool) -> None:
     """HF folder or hub id -> Megatron checkpoint."""
     from megatron.bridge import AutoBridge
 
@@ -74,16 +81,35 @@ def import_hf(model: ModelChoice, out: Path, dtype: str | None, resources: Any, 
             model.name, trust_remote_code=model.trust_remote_code, revision=model.revision
         )
         bridge.write_megatron_checkpoint(
-            out, torch_dtype(dtype), show_progress=output.show_progress(json), resources=resources
+            out, torch_dtype(dtype), show_progress=output.show_progress(json), resources=resources, force=force
         )
     _report_conversion("Imported", model.name, out, out.glob("iter_*/*.distcp"), time.monotonic() - start, json)
+
+
+def dequantize(model: ModelChoice, out: Path, dtype: str | None, resources: Any, json: bool) -> None:
+    """Quantised HF folder or hub id -> plain HF folder."""
+    from megatron.bridge import dequantize_checkpoint
+
+    start = time.monotonic()
+    with _process_groups():
+        weights = dequantize_checkpoint(
+            model.name,
+            out,
+            revision=model.revision,
+            dtype=torch_dtype(dtype),
+            resources=resources,
+            show_progress=output.show_progress(json),
+        )
+    seconds = time.monotonic() - start
+    formats = "; ".join(f"{count} x {name}" for name, count in weights.found.formats.items())
+    _report_conversion("De-quantised", model.name, out, out.glob("*.safetensors"), seconds, json, formats=formats)
 
 
 def export(
     checkpoint: Path,
     out: Path,
     hf: str | None,
-    dtype: str | None,
+    form: OutputForm,
     trust_remote_code: bool,
     resources: Any,
     json: bool,
@@ -98,8 +124,9 @@ def export(
             checkpoint,
             out,
             show_progress=output.show_progress(json),
-            torch_dtype=torch_dtype(dtype),
+            torch_dtype=torch_dtype(form.dtype),
             resources=resources,
+            quantization=form.quantization,
         )
     source = str(bridge.hf_pretrained.model_name_or_path)
     seconds = time.monotonic() - start

@@ -18,7 +18,12 @@ _DTYPES = {
 }
 
 
-def _dtype_name(name: str | None) -> str | None:
+def dtype_name(name: str | None) -> str | None:
+    """The name of a dtype that a command can be given.
+
+    Raises:
+        typer.BadParameter: another name.
+    """
     if name is not None and name not in _DTYPES:
         raise typer.BadParameter(f"{name!r} is not one of fp32, bf16 and fp16")
     return name
@@ -70,12 +75,12 @@ HFModel = Annotated[str, typer.Argument(metavar="HF", help="Hugging Face model: 
 ConvertDtype = Annotated[
     str | None,
     typer.Option(
-        metavar="DTYPE", callback=_dtype_name, help="Convert the weights: fp32, bf16 or fp16. Default: as stored."
+        metavar="DTYPE", callback=dtype_name, help="Convert the weights: fp32, bf16 or fp16. Default: as stored."
     ),
 ]
 ComputeDtype = Annotated[
     str,
-    typer.Option(metavar="DTYPE", callback=_dtype_name, help="Dtype of weights and computation: fp32, bf16 or fp16."),
+    typer.Option(metavar="DTYPE", callback=dtype_name, help="Dtype of weights and computation: fp32, bf16 or fp16."),
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Allow Python code in the model's folder to run.")

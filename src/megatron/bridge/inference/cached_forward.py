@@ -92,9 +92,10 @@ class CachedForward:
         )
 
     def _run_stage(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor | None:
-        """This rank's part of a pass: hidden states `[S, 1, H]` come in and go out, or, at the end, logits."""
+        """This rank's part of a pass: hidden states come in and go out, `[S, 1, H]`, or, at the end, logits."""
         if not pipeline.is_first(self.group):
-            shape = (ids.shape[1], 1, self.config.hidden_size)
+            # Some models hand over more than hidden states.
+            shape = (ids.shape[1], 1, getattr(self.chunk, "stage_input_size", self.config.hidden_size))
             dtype = self.config.pipeline_dtype
             self.chunk.set_input_tensor(pipeline.receive_from_previous(shape, dtype, self.device, self.group))
         context = self.context if self._has_cache else None

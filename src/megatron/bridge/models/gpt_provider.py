@@ -51,6 +51,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     Beyond megatron-core's fields:
 
     Attributes:
+        model_class: what is built; not a field.
         vocab_size: rows of the HF embedding, without padding.
         seq_length: positions the model is made for (HF `max_position_embeddings`).
         rope_parameters: the HF config's rope parameters; `None` for plain rope with `rotary_base`.
@@ -66,6 +67,8 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         moe_router_softmax_expert_bias: a bias on softmax scores for the choice of experts.
         moe_router_epsilon: what `GeneralTopKRouter` adds to the sum of scores that it divides by.
         lm_head_bias: bias of the output layer, one number per vocabulary entry.
+        linear_out_norm_zero_centered: whether the output norms of gated delta nets hold their weight less 1, as in
+            checkpoints of megatron-core's own spec. HF's are plain; weights below 0.5 are rounded by the subtraction.
         embedding_dropout: dropout of the embeddings alone; `None` follows `hidden_dropout`.
         embedding_multiplier, logits_multiplier: factors of the word embeddings and of the logits.
         residual_multiplier: factor of what attention and MLP add to the residual stream.
@@ -81,6 +84,8 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         seed: for `provide_distributed_model` where model parallelism is not initialised yet.
         has_kv_cache: whether megatron-core's KV cache keeps all that the layers need of earlier positions.
     """
+
+    model_class: ClassVar[Any] = GPTModel
 
     num_layers: int = 0
     hidden_size: int = 0
@@ -107,6 +112,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
     moe_router_renormalize: bool | None = None
     moe_router_group_score: str | None = None
     moe_router_softmax_expert_bias: bool = False
+    linear_out_norm_zero_centered: bool = False
     moe_router_epsilon: float = 1e-20
     lm_head_bias: bool = False
     embedding_dropout: float | None = None
@@ -218,7 +224,7 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         """
         pre_process, post_process = self._stage_ends(pre_process, post_process, vp_stage)
         layer_spec = self._layer_spec(vp_stage)
-        model = GPTModel(
+        model = self.model_class(
             config=self,
             transformer_layer_spec=layer_spec,
             mtp_block_spec=mtp_block_spec(self, layer_spec, vp_stage),

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from megatron.bridge.models.gpt_provider import GPTModelProvider
 
 
-# The norm of a gated delta net's output, whose weight multiplies as it is, also where other norms' are zero-centred.
+# The norm of a gated delta net's output if its weight multiplies as it is, where other norms' are zero-centred.
 _DELTA_NET_NORM = ModuleSpec(module=TorchNorm, params={"normalization": "RMSNorm", "zero_centered_gamma": False})
 
 # Local MLA: a norm that is part of a linear layer with Transformer Engine is saved under the name that it has there.
@@ -113,7 +113,9 @@ def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None, is_
         layer.self_attention = ModuleSpec(
             module=GatedDeltaNet,
             submodules=GatedDeltaNetSubmodules(
-                in_proj=ColumnParallelLinear, out_norm=_DELTA_NET_NORM, out_proj=RowParallelLinear
+                in_proj=ColumnParallelLinear,
+                out_norm=TorchNorm if config.linear_out_norm_zero_centered else _DELTA_NET_NORM,
+                out_proj=RowParallelLinear,
             ),
         )
         layer.sharded_state_dict_keys_map = {
@@ -138,7 +140,8 @@ def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) 
             block = gpt_layer_specs.get_gpt_decoder_block_spec(usual, use_transformer_engine=True, vp_stage=vp_stage)
         for spec in {id(spec): spec for spec in block.layer_specs}.values():
             if spec.submodules.self_attention.module is GatedDeltaNet:
-                spec.submodules.self_attention.submodules.out_norm = _DELTA_NET_NORM
+                if not config.linear_out_norm_zero_centered:
+                    spec.submodules.self_attention.submodules.out_norm = _DELTA_NET_NORM
             else:
                 _vary(spec, config, with_transformer_engine=True)
         if not config.norm_bias:
@@ -150,10 +153,15 @@ def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) 
 
 
 def mtp_block_spec(config: "GPTModelProvider", layer_spec: Any, vp_stage: int | None = None) -> Any:
-    """The spec of the multi-token prediction layers on this rank, made of its last decoder layer's; `None` for none."""
+    """The spec of the multi-token prediction layers on this rank; `None` for none.
+
+    They are like the last decoder layer, in models with gated delta nets like a layer with attention and experts.
+    """
     if not config.mtp_num_layers:
         return None
     use_transformer_engine = capabilities.has_transformer_engine()
+    if config.experimental_attention_variant == "gated_delta_net":
+        layer_spec = (transformer_engine_layer_spec if use_transformer_engine else local_layer_spec)(config)
     block = gpt_layer_specs.get_gpt_mtp_block_spec(config, layer_spec, use_transformer_engine, vp_stage=vp_stage)
     if block is not None and not use_transformer_engine:
         for layer in block.layer_specs:

@@ -59,3 +59,16 @@ def test_finding_needs_no_torch() -> None:
         "detect({}); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.int8])
+@pytest.mark.parametrize("leaves_out", [None, (0x7F, 0xFF)])
+def test_every_code_of_a_byte(dtype: torch.dtype, leaves_out: tuple[int, ...] | None) -> None:
+    """As torch has it, NaN and the smallest numbers included; without E4M3's NaN it is made in another way."""
+    codes = torch.tensor([code for code in range(256) if code not in (leaves_out or ())], dtype=torch.uint8)
+    out = torch.empty(1, len(codes))
+    decode.decode_bytes(codes.view(dtype)[None], out)
+    expected = codes.view(dtype).float()
+    assert torch.equal(out[0].isnan(), expected.isnan())
+    numbers = ~expected.isnan()
+    assert same_bytes(out[0][numbers], expected[numbers])

@@ -69,7 +69,7 @@ class BambaBridge(MegatronModelBridge):
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config
-        layer = "model.layers.*"
+        layer = blocks.HF_LAYER
         norm = f"{layer}.input_layernorm.weight"
         mixer = [
             AutoMapping(f"{LAYER}.mixer.in_proj.layer_norm_weight", norm),

@@ -27,10 +27,12 @@ class _ConfigOnly:
         self.config = config
         self.model_name_or_path = getattr(config, "name_or_path", "") or type(config).__name__
 
-    def save_artifacts(self, folder: str | Path) -> list[str]:
-        from megatron.bridge.models.hf_pretrained.artifacts import save_config
+    def save_artifacts(self, folder: str | Path, quantization: dict[str, Any] | None = None) -> list[str]:
+        from megatron.bridge.models.hf_pretrained.artifacts import save_config, state_quantization
 
         save_config(self.config, folder)
+        if quantization:
+            state_quantization(Path(folder), quantization)
         return ["config.json"]
 
 
@@ -159,6 +161,7 @@ class AutoBridge:
         hf_path: str | Path | None = None,
         allowed_mismatched_params: Sequence[str] | None = None,
         show_progress: bool = False,
+        force: bool = False,
     ) -> Any:
         """Loads the HF weights into a live model, in place; returns the model.
 
@@ -168,15 +171,17 @@ class AutoBridge:
             model: a chunk or the list of chunks, bare or wrapped (DDP, Float16Module).
             hf_path: load this folder or hub id instead.
             allowed_mismatched_params: Megatron parameter names that may keep their values.
+            force: load numbers that do not look like weights.
 
         Raises:
             PlanError: model and checkpoint do not match; nothing was changed.
+            QuantizationError: stored numbers that cannot be read as weights, or do not look like any.
         """
         from megatron.bridge.models.conversion import weight_stream
 
         source = self._source(hf_path)
         self.load_report = weight_stream.load(
-            self._model_bridge, source, model, allowed_mismatched_params or (), show_progress
+            self._model_bridge, source, model, allowed_mismatched_params or (), show_progress, force
         )
         return model
 
@@ -194,6 +199,7 @@ class AutoBridge:
         weight_dtype: "torch.dtype | None" = None,
         select: "Callable[[str], bool] | None" = None,
         bucket_bytes: int | None = None,
+        quantization: str | None = None,
     ) -> "Iterator[HFWeightTuple]":
         """Streams the whole model's HF tensors, as (name, tensor), on every rank (collective, lazy).
 
@@ -204,9 +210,12 @@ class AutoBridge:
             weight_dtype: convert floating-point tensors.
             select: export only HF tensors whose names it accepts.
             bucket_bytes: Megatron weights that are gathered at a time; default 256 MiB.
+            quantization: a form for the weights of linear layers: "fp8" (blocks of 128 x 128), "mxfp4" (fused experts),
+                or "source", that of the source. In place of a weight come the tensors that stand for it.
 
         Raises:
             PlanError: a weight without a mapping, or tasks that give only a part of an HF tensor.
+            QuantizationError: a form that does not exist, or in which a changed weight cannot be written.
         """
         from megatron.bridge.models.conversion import weight_stream
 
@@ -220,6 +229,7 @@ class AutoBridge:
             weight_dtype=weight_dtype,
             select=select,
             bucket_bytes=bucket_bytes or weight_stream.BUCKET_BYTES,
+            quantization=quantization,
         )
 
     def describe_hf_weights(
@@ -250,7 +260,8 @@ class AutoBridge:
         distributed_save: bool = False,
         save_every_n_ranks: int = 1,
         weight_dtype: "torch.dtype | None" = None,
-    ) -> None:
+        quantization: str | None = None,
+    ) -> dict[str, Any] | None:
         """Writes a live model's weights as safetensors, in the source's files and order (collective).
 
         Args:
@@ -258,13 +269,17 @@ class AutoBridge:
             distributed_save: every rank writes its own byte ranges of the files, without gathering; `path` must be on a
                 file system that all ranks share. Otherwise rank 0 writes.
             save_every_n_ranks: accepted for clients that pass it; ranges are written by the ranks that hold them.
+            quantization: as of `export_hf_weights`; rank 0 writes then.
+
+        Returns:
+            The `quantization_config` that describes what was written; `None` for plain weights.
 
         Raises:
             PlanError: tensors of one side are missing on the other; nothing is written.
         """
         from megatron.bridge.models.conversion import live_save
 
-        live_save.save(
+        return live_save.save(
             self._model_bridge,
             self.hf_pretrained,
             model,
@@ -273,6 +288,7 @@ class AutoBridge:
             strict=strict,
             distributed_save=distributed_save,
             weight_dtype=weight_dtype,
+            quantization=quantization,
         )
 
     def save_hf_pretrained(
@@ -286,24 +302,27 @@ class AutoBridge:
         distributed_save: bool = False,
         save_every_n_ranks: int = 1,
         weight_dtype: "torch.dtype | None" = None,
+        quantization: str | None = None,
     ) -> None:
         """Writes a live model as an HF folder: weights, config, tokenizer and the other files (collective).
 
         Args:
             source_path: take config, tokenizer and other files from this folder or hub id.
+            quantization: as of `export_hf_weights`.
         """
         from megatron.bridge.transport import process_groups
 
-        self.save_hf_weights(
+        quantization_config = self.save_hf_weights(
             model,
             path,
             show_progress=show_progress,
             strict=strict,
             distributed_save=distributed_save,
             weight_dtype=weight_dtype,
+            quantization=quantization,
         )
         if process_groups.rank() == 0:
-            self._source(source_path).save_artifacts(Path(path))
+            self._source(source_path).save_artifacts(Path(path), quantization_config)
         process_groups.barrier()
 
     # Megatron checkpoints
@@ -318,6 +337,7 @@ class AutoBridge:
         torch_dtype: "torch.dtype | None" = None,
         show_progress: bool = False,
         resources: "Resources | None" = None,
+        force: bool = False,
         **kwargs: Any,
     ) -> None:
         """Converts an HF model into a Megatron checkpoint, streamed: the model is never in memory.
@@ -328,13 +348,15 @@ class AutoBridge:
             low_memory_save: accepted for clients that pass it; memory is always low.
             torch_dtype: convert the weights; default: as stored.
             resources: memory, threads and share of the work. Under torchrun the ranks share the files by default.
+            force: convert numbers that do not look like weights.
             kwargs: of `from_hf_pretrained`.
 
         Raises:
             PlanError: the checkpoint and the model do not match; nothing is written.
+            QuantizationError: stored numbers that cannot be read as weights, or do not look like any.
         """
         cls.from_hf_pretrained(hf_model_id, **kwargs).write_megatron_checkpoint(
-            megatron_path, torch_dtype, show_progress, resources
+            megatron_path, torch_dtype, show_progress, resources, force
         )
 
     def write_megatron_checkpoint(
@@ -343,6 +365,7 @@ class AutoBridge:
         torch_dtype: "torch.dtype | None" = None,
         show_progress: bool = False,
         resources: "Resources | None" = None,
+        force: bool = False,
     ) -> None:
         """`import_ckpt` for a bridge that exists already."""
         from megatron.bridge import runtime
@@ -363,6 +386,7 @@ class AutoBridge:
             dtype=torch_dtype,
             resources=resources,
             show_progress=show_progress,
+            force=force,
         )
         process_groups.barrier()
 
@@ -375,6 +399,7 @@ class AutoBridge:
         source_path: str | Path | None = None,
         torch_dtype: "torch.dtype | None" = None,
         resources: "Resources | None" = None,
+        quantization: str | None = None,
     ) -> None:
         """Converts a Megatron checkpoint, saved from any parallel layout, into an HF folder, streamed.
 
@@ -385,6 +410,7 @@ class AutoBridge:
             source_path: take config, tokenizer and shard layout from this folder or hub id.
             torch_dtype: convert the weights; default: as stored.
             resources: memory, threads and share of the work. Under torchrun the ranks share the files by default.
+            quantization: as of `export_hf_weights`.
         """
         from megatron.bridge import runtime
 
@@ -405,6 +431,7 @@ class AutoBridge:
             strict=strict,
             resources=resources,
             show_progress=show_progress,
+            quantization=quantization,
         )
         process_groups.barrier()
 

@@ -4,7 +4,7 @@ A block is a function of a few choices (read from the HF config by the family) t
 HF name of the module, with `*` for the layer number; Megatron names are those of the Transformer Engine spec.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -20,6 +20,7 @@ from megatron.bridge.models.conversion.param_mapping import (
     MegatronParamMapping,
     QKVMapping,
     ReplicatedMapping,
+    RMSNorm2ZeroCenteredRMSNormMapping,
     SectionMapping,
     SwappedColumnsMapping,
     Tied,
@@ -28,6 +29,8 @@ from megatron.bridge.models.conversion.param_mapping import (
 Mappings = list[MegatronParamMapping | Dropped]
 
 LAYER = "decoder.layers.*"
+MLP = f"{LAYER}.mlp"
+HF_LAYER = "model.layers.*"
 
 # HF names of the norms of q and k in some families.
 LONG_QK_NORM_NAMES = ("query_layernorm", "key_layernorm")
@@ -43,6 +46,17 @@ NUMBERED_EXPERT = ("w1", "w3", "w2")
 
 def _kinds(bias: bool) -> tuple[str, ...]:
     return ("weight", "bias") if bias else ("weight",)
+
+
+def parts(megatron: str, hf: str, names: Mapping[str, str] | Iterable[str]) -> Mappings:
+    """Weights below a module of Megatron's that are HF tensors as they are.
+
+    Args:
+        megatron, hf: what the names begin with.
+        names: how they go on in HF, by how they go on in Megatron; or how they go on in both.
+    """
+    pairs = names.items() if isinstance(names, Mapping) else ((name, name) for name in names)
+    return [AutoMapping(f"{megatron}.{ours}", f"{hf}.{theirs}") for ours, theirs in pairs]
 
 
 def embeddings(
@@ -199,7 +213,9 @@ def gated_delta_net(config: Any, *, hf: str = "model.layers.*.linear_attn", fuse
         AutoMapping(f"{megatron}.in_proj.layer_norm_weight", f"{hf.rpartition('.')[0]}.input_layernorm.weight"),
         AutoMapping(f"{megatron}.A_log", f"{hf}.A_log"),
         AutoMapping(f"{megatron}.dt_bias", f"{hf}.dt_bias"),
-        AutoMapping(f"{megatron}.out_norm.weight", f"{hf}.norm.weight"),
+        RMSNorm2ZeroCenteredRMSNormMapping(
+            f"{megatron}.out_norm.weight", f"{hf}.norm.weight", if_field="linear_out_norm_zero_centered"
+        ),
         AutoMapping(f"{megatron}.out_proj.weight", f"{hf}.out_proj.weight"),
     ]
 
@@ -274,7 +290,7 @@ def moe(
         shared: HF name of the shared expert, if there is one.
         shared_gate: HF name of the projection that gates the shared expert.
     """
-    megatron = f"{LAYER}.mlp"
+    megatron = MLP
     mappings: Mappings = [
         AutoMapping(f"{megatron}.router.weight", f"{hf}.{router}.weight"),
         *_two_layers(f"{megatron}.experts", f"{hf}.{experts}.*", names, expert="*"),
@@ -358,7 +374,7 @@ def fused_moe(
         interleaved: whether the outputs of gate and up alternate.
         shared: HF name of the shared expert, if there is one.
     """
-    megatron = f"{LAYER}.mlp"
+    megatron = MLP
     mappings: Mappings = [] if shared is None else _shared_expert(f"{hf}.{shared}")
     for kind, suffix in (("weight", ""), ("bias", "_bias")) if bias else (("weight", ""),):
         layout = {"transposed": transposed and kind == "weight"}
@@ -374,6 +390,14 @@ def fused_moe(
 
 # Megatron's and the usual HF names of what a prediction layer has in addition to a decoder layer.
 _PREDICTION_NAMES = {"enorm": "enorm", "hnorm": "hnorm", "eh_proj": "eh_proj", "final_layernorm": "shared_head.norm"}
+# The HF names where a module holds them for its one layer.
+_MODULE_NAMES = {
+    "enorm": "pre_fc_norm_embedding",
+    "hnorm": "pre_fc_norm_hidden",
+    "eh_proj": "fc",
+    "final_layernorm": "norm",
+}
+_NO_PREDICTION = "the Megatron model has no multi-token prediction layers (mtp_num_layers)"
 
 
 def multi_token_prediction(
@@ -403,39 +427,72 @@ def multi_token_prediction(
     first = config.num_hidden_layers if first is None else first
     for index in range(getattr(config, "num_nextn_predict_layers", None) or 0):
         number = first + index
-        megatron, theirs = f"mtp.layers.{index}", f"{hf}.{layers}.{number}"
-        for ours, name in names.items():
-            kind = SwappedColumnsMapping if hidden_state_first and ours == "eh_proj" else AutoMapping
-            mappings.append(kind(f"{megatron}.{ours}.weight", f"{theirs}.{name}.weight"))
-        for mapping in layer:
-            if isinstance(mapping, Dropped):
-                continue
-            moved = mapping.resolve([str(number)])
-            moved.megatron_param = moved.megatron_param.replace(
-                f"decoder.layers.{number}.", f"{megatron}.transformer_layer."
-            )
-            mappings.append(moved)
+        theirs = f"{hf}.{layers}.{number}"
+        own = {ours: f"{theirs}.{name}" for ours, name in names.items()}
+        mappings += _prediction_layer(layer, index, number, own, hidden_state_first=hidden_state_first)
         mappings += [
             Tied(f"{theirs}.embed_tokens.weight", same_as=f"{hf}.embed_tokens.weight"),
             Tied(f"{theirs}.shared_head.head.weight", same_as=f"{lm_head}.weight"),
         ]
-    reason = "the Megatron model has no multi-token prediction layers (mtp_num_layers)"
+    return _or_dropped(mappings)
+
+
+def prediction_module(layer: Mappings, *, hf: str = "mtp", decoder: str = "model") -> Mappings:
+    """One prediction layer, stored in a module of its own with its norms and projection beside it.
+
+    The HF tensors are dropped if the Megatron model has no such layer (`mtp_num_layers`).
+
+    Args:
+        layer: the mappings of a decoder layer, which the prediction layer has too.
+        hf, decoder: HF names of the module and of the decoder, each with a list of layers.
+    """
+    own = {ours: f"{hf}.{name}" for ours, name in _MODULE_NAMES.items()}
+    return _or_dropped(_prediction_layer(layer, 0, 0, own, hf=(f"{decoder}.", f"{hf}.")))
+
+
+def no_multi_token_prediction(*, hf: str = "mtp") -> Mappings:
+    """Leaves out a prediction layer that is stored in a module of its own, as transformers does.
+
+    Args:
+        hf: HF name of the module.
+    """
+    return [Dropped(f"{hf}.**", _NO_PREDICTION)]
+
+
+def _prediction_layer(
+    layer: Mappings,
+    index: int,
+    number: int,
+    own: Mapping[str, str],
+    *,
+    hf: tuple[str, str] = ("", ""),
+    hidden_state_first: bool = False,
+) -> Mappings:
+    """Prediction layer `index` of a Megatron model.
+
+    Args:
+        number: of the HF layer.
+        own: HF names of the norms and the projection by Megatron's.
+        hf: what the names of a decoder layer begin with, and those of this layer.
+    """
+    megatron = f"mtp.layers.{index}"
+    mappings: Mappings = []
+    for ours, name in own.items():
+        kind = SwappedColumnsMapping if hidden_state_first and ours == "eh_proj" else AutoMapping
+        mappings.append(kind(f"{megatron}.{ours}.weight", f"{name}.weight"))
+    names = (f"decoder.layers.{number}.", f"{megatron}.transformer_layer.")
     mappings += [
-        Dropped(name, reason)
-        for mapping in mappings
+        mapping.resolve([str(number)]).renamed(megatron=names, hf=hf)
+        for mapping in layer
         if not isinstance(mapping, Dropped)
-        for name in mapping.hf_names.values()
     ]
     return mappings
 
 
-def no_multi_token_prediction(*, hf: str = "mtp") -> Mappings:
-    """Leaves out prediction layers that are stored in a module of their own, as transformers does.
-
-    Args:
-        hf: its HF name.
-    """
-    return [Dropped(f"{hf}.**", "the Megatron model has no multi-token prediction layers (mtp_num_layers)")]
+def _or_dropped(mappings: Mappings) -> Mappings:
+    """The mappings, and marks by which their HF tensors are dropped where no Megatron weight reads them."""
+    read = [mapping for mapping in mappings if not isinstance(mapping, Dropped)]
+    return [*mappings, *(Dropped(name, _NO_PREDICTION) for mapping in read for name in mapping.hf_names.values())]
 
 
 def gated_mlp(
@@ -452,7 +509,7 @@ def gated_mlp(
         names: their HF names.
         fused_gate_up: HF name of one projection that holds the gate, then up; default: two projections.
     """
-    megatron = f"{LAYER}.mlp"
+    megatron = MLP
     mappings: Mappings = []
     for kind in _kinds(bias):
         gate, up, down = (f"{hf}.{name}.{kind}" for name in names)

@@ -22,7 +22,7 @@ Box = tuple[tuple[int, int], ...]  # (start, stop) per axis
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`megatron[megatron_box] == hf[hf_index].permute(permute)`.
+    """`megatron[megatron_box] == hf[hf_index].permute(permute) + offset`.
 
     Attributes:
         role: which HF tensor of the mapping ("weight", "q", "gate", ...); `None` marks padding, which is zero on the
@@ -31,12 +31,14 @@ class Piece:
             weight does not have (the expert axis of a fused expert tensor).
         megatron_box: the box of the whole Megatron weight.
         permute: Megatron axis `i` is axis `permute[i]` of the indexed HF tensor; `None` keeps the order.
+        offset: added to every element.
     """
 
     role: str | None
     hf_index: tuple[slice | int, ...]
     megatron_box: Box
     permute: tuple[int, ...] | None = None
+    offset: float = 0.0
 
     @property
     def num_elements(self) -> int:
@@ -100,7 +102,7 @@ def clip(piece: Piece, box: Box) -> Piece | None:
         assert isinstance(entry, slice)
         first = entry.start + (start - begin) * entry.step
         index[hf_axis] = slice(first, first + (stop - start - 1) * entry.step + 1, entry.step)
-    return Piece(piece.role, tuple(index), common, piece.permute)
+    return Piece(piece.role, tuple(index), common, piece.permute, piece.offset)
 
 
 def clip_hf_rows(piece: Piece, start: int, stop: int) -> Piece | None:
@@ -129,13 +131,18 @@ def shift_hf_rows(piece: Piece, origin: int) -> Piece:
         return piece
     rows = piece.hf_index[0]
     moved = rows - origin if isinstance(rows, int) else slice(rows.start - origin, rows.stop - origin, rows.step)
-    return Piece(piece.role, (moved, *piece.hf_index[1:]), piece.megatron_box, piece.permute)
+    return Piece(piece.role, (moved, *piece.hf_index[1:]), piece.megatron_box, piece.permute, piece.offset)
 
 
 def take(tensor: "Tensor", piece: Piece) -> "Tensor":
     """The view of an HF tensor that `piece` describes, in Megatron's axis order. Never copies."""
     view = tensor[piece.hf_index]
     return view.permute(piece.permute) if piece.permute else view
+
+
+def plus(tensor: "Tensor", offset: float) -> "Tensor":
+    """The sum, to be rounded once, where it is copied to; without an offset the tensor itself."""
+    return tensor.double() + offset if offset else tensor
 
 
 def assemble(layout: Layout, hf_tensors: Mapping[str, "Tensor"], out: "Tensor", box: Box | None = None) -> None:
@@ -156,7 +163,7 @@ def assemble(layout: Layout, hf_tensors: Mapping[str, "Tensor"], out: "Tensor", 
         if part.role is None:
             target.zero_()
         else:
-            target.copy_(take(hf_tensors[part.role], part))
+            target.copy_(plus(take(hf_tensors[part.role], part), part.offset))
 
 
 def disassemble(layout: Layout, part: "Tensor", box: Box, hf_tensors: Mapping[str, "Tensor"]) -> dict[str, int]:
@@ -171,7 +178,7 @@ def disassemble(layout: Layout, part: "Tensor", box: Box, hf_tensors: Mapping[st
         if common is None or common.role is None:
             continue
         source = part[slices(shifted(common.megatron_box, box))]
-        take(hf_tensors[common.role], common).copy_(source)
+        take(hf_tensors[common.role], common).copy_(plus(source, -common.offset))
         written[common.role] = written.get(common.role, 0) + common.num_elements
     return written
 
@@ -203,12 +210,12 @@ def _rows(shape: Shape, start: int, stop: int) -> Box:
     return ((start, stop), *whole(shape[1:]))
 
 
-def identity(shape: Shape, permute: tuple[int, ...] | None = None) -> Layout:
-    """One HF tensor is the Megatron weight, with its axes in another order if `permute` is given."""
+def identity(shape: Shape, permute: tuple[int, ...] | None = None, offset: float = 0.0) -> Layout:
+    """One HF tensor is the Megatron weight, with its axes in another order if `permute` is given, plus `offset`."""
     hf_shape = shape
     if permute:
         hf_shape = tuple(shape[permute.index(axis)] for axis in range(len(shape)))
-    return Layout((Piece("weight", _index(hf_shape), whole(shape), permute),), {"weight": hf_shape})
+    return Layout((Piece("weight", _index(hf_shape), whole(shape), permute, offset),), {"weight": hf_shape})
 
 
 def padded(shape: Shape, axis: int, size: int) -> Layout:

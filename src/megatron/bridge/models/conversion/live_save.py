@@ -9,6 +9,12 @@ from megatron.bridge.models.conversion import weight_stream
 from megatron.bridge.models.conversion.hf_save import output_shards
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, check_names
+from megatron.bridge.models.conversion.quantized_export import (
+    linear_weights,
+    not_converted,
+    quantized_shards,
+    quantizer_of,
+)
 from megatron.bridge.models.hf_pretrained.range_writer import RangeWriter
 from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
 from megatron.bridge.models.hf_pretrained.writer import SafetensorsWriter
@@ -30,19 +36,25 @@ def save(
     strict: bool = True,
     distributed_save: bool = False,
     weight_dtype: "torch.dtype | None" = None,
-) -> None:
+    quantization: str | None = None,
+) -> dict[str, Any] | None:
     """Writes the weight files (collective).
 
     Args:
         distributed_save: every rank writes the byte ranges of what it holds, without gathering. Otherwise rank 0 writes
             each tensor as it is gathered.
+        quantization: a form for the weights of linear layers (see `quantized_export.quantizer_of`).
+
+    Returns:
+        The `quantization_config` of what was written; `None` for plain weights.
 
     Raises:
+        QuantizationError: a form that does not exist, or in which a changed weight cannot be written.
         PlanError: `strict`, and the tensors are not exactly the source's; nothing is written.
     """
     plan = Plan(weight_stream.build_global_tasks(bridge, hf_pretrained, model))
     infos = weight_stream.hf_tensor_infos(hf_pretrained)
-    registry = bridge.registry()
+    registry = bridge.registry(hf_pretrained)
     if infos is not None:
         plan.dropped = {name: reason for name in infos if (reason := registry.drop_reason(name))}
         plan.tied = {name: same_as for name, same_as in registry.tied().items() if name in infos}
@@ -50,9 +62,15 @@ def save(
             check_names(plan, infos, str(out))
     dtypes = {info.name: info.dtype for info in weight_stream.describe(plan.tasks, weight_dtype)}
     shards, options = output_shards(plan.hf_shapes(), dtypes, plan.tied, hf_pretrained)
-    if distributed_save and not bridge.changes_exported_weights:
+    further: dict[str, Any] = {}
+    quantization_config = None
+    if quantization is not None:
+        quantizer, linear = quantizer_of(quantization, hf_pretrained), linear_weights(plan)
+        quantization_config = quantizer.config(not_converted(plan.hf_shapes(), quantizer, linear))
+        shards, further = quantized_shards(shards, quantizer, linear), quantizer.further()
+    elif distributed_save and not bridge.changes_exported_weights:
         _save_ranges(plan, out, shards, options)
-        return
+        return None
     is_writer = process_groups.rank() == 0
     with SafetensorsWriter(out, shards, **options) if is_writer else nullcontext() as writer:
         for name, tensor in weight_stream.export(
@@ -63,10 +81,15 @@ def save(
             show_progress=show_progress,
             conversion_tasks=plan.tasks,
             weight_dtype=weight_dtype,
+            quantization=quantization,
         ):
             if writer is not None:
                 writer.write(name, tensor)
+        if writer is not None:
+            for name, tensor in further.items():
+                writer.write(name, tensor)
     process_groups.barrier()
+    return quantization_config
 
 
 def _save_ranges(plan: Plan, out: Path, shards: dict[str, Any], options: dict[str, Any]) -> None:
@@ -98,7 +121,7 @@ def _write_owned_boxes(task: WeightConversionTask, writer: RangeWriter, copies: 
             common = layouts.clip(piece, shard.box)
             if common is None or common.role is None:
                 continue
-            box = part[layouts.slices(layouts.shifted(common.megatron_box, shard.box))]
+            box = layouts.plus(part[layouts.slices(layouts.shifted(common.megatron_box, shard.box))], -common.offset)
             if common.permute:
                 box = box.permute([common.permute.index(axis) for axis in range(box.dim())])
             name = names[common.role]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron.bridge.errors import UnsupportedConfigError, UnsupportedModelError
-from megatron.bridge.models.conversion import config_mapping
+from megatron.bridge.models.conversion import config_mapping, stacked_experts
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 
 if TYPE_CHECKING:
@@ -158,8 +158,7 @@ class MegatronModelBridge(ABC):
             module, _, name = provider_class.rpartition(".")
             provider_class = getattr(importlib.import_module(module), name)
         provider = provider_class(**self.hf_config_to_provider_kwargs(hf_config))
-        if provider.mtp_num_layers and not self._has_mtp_layers(hf_pretrained):
-            provider.mtp_num_layers = None
+        provider.mtp_num_layers = self._num_mtp_layers(hf_pretrained, provider.mtp_num_layers)
         set_dtype(provider, self.dtype_from_hf(hf_config))
         return provider
 
@@ -221,6 +220,11 @@ class MegatronModelBridge(ABC):
     # Helpers
 
     @property
+    def changes_loaded_weights(self) -> bool:
+        """Whether the family overrides `maybe_modify_loaded_hf_weight`, so that loads need whole tensors."""
+        return type(self).maybe_modify_loaded_hf_weight is not MegatronModelBridge.maybe_modify_loaded_hf_weight
+
+    @property
     def changes_exported_weights(self) -> bool:
         """Whether the family overrides `maybe_modify_converted_hf_weight`, so that exports need whole tensors."""
         hook = type(self).maybe_modify_converted_hf_weight
@@ -239,22 +243,28 @@ class MegatronModelBridge(ABC):
         """The largest power of two up to 128 that divides the vocabulary: no padding at tensor-parallel size 1."""
         return min(vocab_size & -vocab_size, 128)
 
-    def registry(self) -> MegatronMappingRegistry:
-        """The mappings; raises if `hf_config` was not set, which they depend on."""
+    def registry(self, hf_pretrained: Any = None) -> MegatronMappingRegistry:
+        """The mappings; raises if `hf_config` was not set, which they depend on.
+
+        Args:
+            hf_pretrained: if it has weights, experts are mapped as it stores them.
+        """
         if getattr(self, "hf_config", None) is None:
             raise UnsupportedConfigError(f"{type(self).__name__}: hf_config must be set before mapping_registry()")
-        return self.mapping_registry()
+        registry = self.mapping_registry()
+        has_weights = getattr(hf_pretrained, "has_weights", False)
+        return stacked_experts.as_stored(registry, hf_pretrained.tensor_names) if has_weights else registry
 
-    def _has_mtp_layers(self, hf_pretrained: Any) -> bool:
-        """Whether the checkpoint, if there is one, has the multi-token prediction layers that its config counts.
+    def _num_mtp_layers(self, hf_pretrained: Any, stated: int | None) -> int | None:
+        """How many multi-token prediction layers a model has: by its checkpoint, or if there is none, its config.
 
-        transformers ignores them, and does not save them.
+        transformers ignores these layers and does not save them, and not every config counts them.
         """
         if not getattr(hf_pretrained, "has_weights", False):
-            return True
+            return stated
         self.hf_config = hf_pretrained.config
-        mapping = self.registry().megatron_to_hf_lookup("mtp.layers.0.eh_proj.weight")
-        return mapping is not None and mapping.hf_param in hf_pretrained.state.infos
+        projections = self.registry().get_mappings_by_pattern("mtp.layers.*.eh_proj.weight")
+        return sum(mapping.hf_param in hf_pretrained.tensor_names for mapping in projections) or None
 
     def _where(self, hf_config: "PretrainedConfig") -> str:
         name = getattr(hf_config, "name_or_path", "") or ""

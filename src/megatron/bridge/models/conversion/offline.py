@@ -6,7 +6,7 @@ put together in blocks of bounded size.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -16,18 +16,27 @@ import torch
 
 from megatron.bridge.errors import CheckpointError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
+from megatron.bridge.models.conversion.hf_folder import TensorBlocks, weight_files, write_shared
 from megatron.bridge.models.conversion.hf_save import output_shards
 from megatron.bridge.models.conversion.layout import Box, Layout, Piece
 from megatron.bridge.models.conversion.meta_model import meta_placement
 from megatron.bridge.models.conversion.param_mapping import VOCABULARY_WEIGHTS
 from megatron.bridge.models.conversion.placement import Shard
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan, check_names
+from megatron.bridge.models.conversion.quantized_export import (
+    QuantizedBlocks,
+    linear_weights,
+    not_converted,
+    quantized_shards,
+    quantizer_of,
+)
 from megatron.bridge.models.conversion.resources import Resources
+from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.conversion.weight_stream import check_tied, hf_tensor_infos, read_hf_tensors
-from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo, encode_header, write_index
+from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
 from megatron.bridge.training.model_load_save import TOKENIZER_FOLDER, TRACKER_NAME
 from megatron.bridge.training.run_config import provider_as_data, write_run_config
-from megatron.bridge.transport import process_groups, torch_dist
+from megatron.bridge.transport import torch_dist
 from megatron.bridge.transport.progress import Progress
 from megatron.bridge.transport.staging import OutputFile, StagingFolder
 
@@ -53,6 +62,7 @@ def import_checkpoint(
     dtype: torch.dtype | None = None,
     resources: Resources | None = None,
     show_progress: bool = False,
+    force: bool = False,
 ) -> Plan:
     """Writes an HF checkpoint as `out/iter_0000000`, with `run_config.yaml`, tokenizer and tracker file.
 
@@ -61,9 +71,11 @@ def import_checkpoint(
     Args:
         bridge: with `hf_config` set.
         dtype: convert floating-point weights; default: each keeps the dtype it is stored in.
+        force: convert numbers that do not look like weights.
 
     Raises:
         PlanError: the checkpoint and the model do not match; nothing is written.
+        QuantizationError: numbers that do not look like weights; nothing is written.
         CheckpointError: `out` holds something already.
     """
     resources = resources or Resources()
@@ -71,9 +83,11 @@ def import_checkpoint(
     if infos is None:
         raise CheckpointError(f"{what}: there are no weights to import, only a config")
     parameters, config, objects = meta_placement(provider, what, len(infos))
-    plan = build_plan(parameters, bridge.registry(), config, infos, what=what)
+    plan = build_plan(parameters, bridge.registry(hf_pretrained), config, infos, what=what)
     check_tied(plan, hf_pretrained.state)
     state = hf_pretrained.state
+    if not force:
+        check_weights(plan, partial(read_hf_tensors, bridge, state=state), what)
     with Progress("importing", None, enabled=show_progress) as progress:
         entries = list(_entries(bridge, plan, state, dtype, resources.block_bytes, progress))
         groups = torch_dist.group_entries(entries, _file_bytes(sum(entry.nbytes for entry in entries)))
@@ -92,7 +106,7 @@ def import_checkpoint(
             hf_pretrained.save_artifacts(folder / TOKENIZER_FOLDER)
             (staging.path / TRACKER_NAME).write_text("0")
 
-        _write_shared(staging, files, resources, finish)
+        write_shared(staging, files, resources, finish)
     return plan
 
 
@@ -105,10 +119,11 @@ def _entries(
     progress: Progress,
 ) -> Iterator[torch_dist.Entry]:
     for task in plan:
-        source_dtype = state.infos[next(iter(task.hf_shapes))].dtype
-        target = _target_dtype(source_dtype, dtype)
+        name = next(iter(task.hf_shapes))
+        target = _target_dtype(state.infos[name].dtype, dtype)
+        is_stored = state.infos[name].dtype == target and state.is_stored(name)
         for shard in task.shards:
-            for box in _blocks(task.layout, shard.box, target.itemsize, block_bytes, source_dtype == target):
+            for box in _blocks(task.layout, shard.box, target.itemsize, block_bytes, is_stored):
                 num_stacked = len(shard.global_shape) - len(box)
                 yield torch_dist.Entry(
                     key=shard.key,
@@ -120,10 +135,10 @@ def _entries(
                 )
 
 
-def _blocks(layout: Layout, box: Box, itemsize: int, block_bytes: int, same_dtype: bool) -> Iterator[Box]:
+def _blocks(layout: Layout, box: Box, itemsize: int, block_bytes: int, is_stored: bool) -> Iterator[Box]:
     """A shard's box, cut into blocks of rows if its data has to be put together and is larger than a block."""
     pieces = [piece for piece in layout.pieces if layouts.common_box(piece.megatron_box, box)]
-    is_view = same_dtype and len(pieces) == 1 and pieces[0].role is not None and not pieces[0].permute
+    is_view = is_stored and len(pieces) == 1 and pieces[0].role is not None and not pieces[0].permute
     if not box:
         yield box
         return
@@ -144,7 +159,7 @@ def _produce(
 ) -> "Tensor":
     hf_tensors = read_hf_tensors(bridge, task, state)
     parts = [part for piece in task.layout.pieces if (part := layouts.clip(piece, box)) is not None]
-    if len(parts) == 1 and parts[0].role is not None:
+    if len(parts) == 1 and parts[0].role is not None and not parts[0].offset:
         data = layouts.take(hf_tensors[parts[0].role], parts[0]).to(dtype).contiguous()
     else:
         data = torch.empty([stop - start for start, stop in box], dtype=dtype)
@@ -167,6 +182,7 @@ def export_checkpoint(
     strict: bool = True,
     resources: Resources | None = None,
     show_progress: bool = False,
+    quantization: str | None = None,
 ) -> Plan:
     """Writes a torch_dist checkpoint, saved from any layout, as an HF folder.
 
@@ -177,8 +193,10 @@ def export_checkpoint(
         folder: the iteration's folder.
         dtype: convert floating-point weights; default: as stored.
         strict: the tensors must be exactly those of the source.
+        quantization: a form for the weights of linear layers (see `quantized_export.quantizer_of`).
 
     Raises:
+        QuantizationError: a form that does not exist, or in which a changed weight cannot be written.
         PlanError: weights of one side are missing on the other; nothing is written.
         CheckpointError: the checkpoint is damaged, or `out` holds something.
     """
@@ -188,48 +206,26 @@ def export_checkpoint(
         check_names(weights.plan, infos, str(out))
     shards, options = output_shards(weights.plan.hf_shapes(), weights.dtypes, weights.plan.tied, hf_pretrained)
     metadata = options.get("file_metadata", {})
+    tensors: TensorBlocks = weights
+    quantization_config = None
+    if quantization is not None:
+        quantizer, linear = quantizer_of(quantization, hf_pretrained), linear_weights(weights.plan)
+        shards = quantized_shards(shards, quantizer, linear)
+        tensors = QuantizedBlocks(weights, quantizer, linear)
+        quantization_config = quantizer.config(not_converted(weights.plan.hf_shapes(), quantizer, linear))
     sources = [weights.files] if hf_tensor_infos(hf_pretrained) is None else [weights.files, hf_pretrained.state.files]
     content = {name: [[info.name, info.shape, str(info.dtype)] for info in infos] for name, infos in shards.items()}
-    fingerprint = ["export", [files.fingerprint() for files in sources], content, options]
+    fingerprint = ["export", quantization, [files.fingerprint() for files in sources], content, options]
     staging = StagingFolder(out, fingerprint, sources)
     with Progress("exporting", None, enabled=show_progress) as progress:
-        files = [
-            OutputFile(
-                name,
-                partial(_write_safetensors, weights, infos, metadata.get(name), resources.block_bytes, progress),
-            )
-            for name, infos in shards.items()
-        ]
+        files = weight_files(tensors, shards, metadata, resources.block_bytes, progress)
 
         def finish(contents: list[dict[str, Any]]) -> None:
             write_index(staging.path, shards, options.get("index_metadata"))
-            hf_pretrained.save_artifacts(staging.path)
+            hf_pretrained.save_artifacts(staging.path, quantization_config)
 
-        _write_shared(staging, files, resources, finish)
+        write_shared(staging, files, resources, finish)
     return weights.plan
-
-
-def _write_safetensors(
-    weights: "CheckpointWeights",
-    infos: list[TensorInfo],
-    metadata: dict[str, str] | None,
-    block_bytes: int,
-    progress: Progress,
-    stream: Any,
-) -> dict[str, Any]:
-    header, _ = encode_header(infos, {"format": "pt"} if metadata is None else metadata)
-    _write_all(stream, header)
-    for info in infos:
-        for block in weights.blocks(info.name, block_bytes):
-            _write_all(stream, block.contiguous().view(-1).view(torch.uint8).numpy())
-            progress.advance(block.nbytes)
-    return {}
-
-
-def _write_all(stream: Any, data: Any) -> None:
-    view = memoryview(data).cast("B")
-    while view:  # a raw file may write less than it was given
-        view = view[stream.write(view) :]
 
 
 class CheckpointWeights:
@@ -262,7 +258,7 @@ class CheckpointWeights:
         self.files = self._reader.files
         num_chunks = sum(len(tensor.chunks) for tensor in self._reader.tensors.values())
         parameters, config, _ = meta_placement(provider, str(folder), num_chunks)
-        registry = bridge.registry()
+        registry = bridge.registry(hf_pretrained)
         self.plan = build_plan(parameters, registry, config, None, what=str(folder))
         _check_tensors(self._reader, self.plan, folder)
         infos = hf_tensor_infos(hf_pretrained) or {}
@@ -308,7 +304,7 @@ class CheckpointWeights:
     ) -> "Tensor | None":
         """The tensor as a view of the checkpoint, if it is one contiguous piece of one chunk there."""
         task, piece = sources[0]
-        if len(sources) > 1 or piece.permute or piece.num_elements != prod(shape):
+        if len(sources) > 1 or piece.permute or piece.offset or piece.num_elements != prod(shape):
             return None
         parts = [part for shard in task.shards for part in self._read(shard, piece.megatron_box)]
         if len(parts) != 1 or parts[0][1].dtype != dtype or not parts[0][1].is_contiguous():
@@ -326,7 +322,8 @@ class CheckpointWeights:
                 for box, part in self._read(shard, wanted.megatron_box):
                     target = layouts.clip(wanted, box)
                     assert target is not None
-                    layouts.take(out, layouts.shift_hf_rows(target, start)).copy_(part)
+                    view = layouts.take(out, layouts.shift_hf_rows(target, start))
+                    view.copy_(layouts.plus(part, -target.offset))
         return out
 
     def _read(self, shard: Shard, box: Box) -> list[tuple[Box, "Tensor"]]:
@@ -377,20 +374,6 @@ def is_weight(key: str) -> bool:
 
 def _target_dtype(stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype is not None and stored.is_floating_point else stored
-
-
-def _write_shared(
-    staging: StagingFolder,
-    files: list[OutputFile],
-    resources: Resources,
-    finish: Callable[[list[dict[str, Any]]], None],
-) -> None:
-    """Writes this process's share of the files; the last process has the rest written and publishes."""
-    part = resources.part or (process_groups.rank(), process_groups.world_size())
-    staging.write_files(files, part, resources.num_threads)
-    process_groups.barrier()
-    if process_groups.rank() == 0:
-        staging.publish(files, finish)
 
 
 def _file_bytes(total: int) -> int:

@@ -139,6 +139,24 @@ class AutoMapping(MegatronParamMapping):
         return super().layout(shape, config)
 
 
+class RMSNorm2ZeroCenteredRMSNormMapping(MegatronParamMapping):
+    """The weight w of an HF norm is w - 1 in Megatron, whose norm multiplies by 1 + weight.
+
+    Nothing is lost where w is at least 0.5 (and below 256 in bfloat16); a smaller weight is rounded.
+
+    Args:
+        if_field: name of a provider field that says whether Megatron's norm is so; default: it is.
+    """
+
+    def __init__(self, megatron_param: str, hf_param: str, *, if_field: str | None = None):
+        super().__init__(megatron_param, hf_param)
+        self.if_field = if_field
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        is_centered = self.if_field is None or getattr(config, self.if_field)
+        return layouts.identity(shape, offset=-1.0 if is_centered else 0.0)
+
+
 class QKVMapping(MegatronParamMapping):
     """Separate q, k and v tensors make the fused `linear_qkv`, interleaved by query group (weights and biases)."""
 

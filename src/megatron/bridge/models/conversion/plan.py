@@ -231,7 +231,10 @@ def _ownership(parameters: list[Parameter], config: Any) -> Callable[[str], bool
 
     Layers and experts that the model does not have at all are everybody's, so that somebody reports them.
     """
-    places = {_place(parameter.name) for parameter in parameters}
+    # Outside layers by the name on this rank: the last stage's copy of tied embeddings is an output layer there.
+    places = {
+        _place(parameter.name if _LAYER.match(parameter.name) else parameter.param_name) for parameter in parameters
+    }
     experts = {expert for parameter in parameters if (expert := _expert(parameter.name)) is not None}
 
     def owns(name: str) -> bool:
@@ -250,7 +253,7 @@ def _place(name: str) -> str:
     match = _LAYER.match(name)
     if match:
         return match.group()
-    return "embedding" if name.startswith("embedding.") else "head"
+    return "embedding" if name.partition(".")[0].endswith("embedding") else "head"
 
 
 def _expert(name: str) -> int | None:

@@ -19,7 +19,9 @@ from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained import hub
 from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, load_config
-from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, has_weights
+from megatron.bridge.models.hf_pretrained.quantization.detection import detect
+from megatron.bridge.models.hf_pretrained.quantization.source import open_weights
+from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, WeightSource, has_weights
 
 if TYPE_CHECKING:
     import torch
@@ -92,16 +94,25 @@ def verify_checkpoints(
     from megatron.bridge.transport.progress import Progress
 
     sides = [_open(a), _open(b)]
+    sides = _as_numbers(sides)
     with Progress("verifying", None, enabled=show_progress) as progress:
-        if all(isinstance(side, SafetensorsSource) for side in sides):
+        if all(isinstance(side, WeightSource) for side in sides):
             found = _compare_named(sides[0], sides[1], progress)
-        elif any(isinstance(side, SafetensorsSource) for side in sides):
+        elif any(isinstance(side, WeightSource) for side in sides):
             found = _compare_forms(sides, bridge, progress)
         else:
             found = _compare_stored(sides[0], sides[1], progress)
     for side in sides:
         side.files.check()
     return found
+
+
+def _as_numbers(sides: list[Any]) -> list[Any]:
+    """The two sides, with quantised weights read as numbers if only one has any."""
+    quantized = [isinstance(side, SafetensorsSource) and bool(detect(side.infos).tensors) for side in sides]
+    if sum(quantized) != 1:
+        return sides
+    return [open_weights(side.folder) if found else side for side, found in zip(sides, quantized, strict=True)]
 
 
 def _open(path: str | Path) -> Any:
@@ -129,7 +140,7 @@ def _open(path: str | Path) -> Any:
 # Two Hugging Face folders
 
 
-def _compare_named(a: SafetensorsSource, b: SafetensorsSource, progress: Any) -> Verification:
+def _compare_named(a: WeightSource, b: WeightSource, progress: Any) -> Verification:
     found = Verification()
     for name in _common(a.infos, b.infos, found):
         if _same_form(name, a.infos[name], b.infos[name], found):
@@ -217,7 +228,7 @@ class _Values:
 def _compare_forms(sides: list[Any], bridge: "AutoBridge | None", progress: Any) -> Verification:
     from megatron.bridge.models.conversion.plan import Plan
 
-    hf_is_a = isinstance(sides[0], SafetensorsSource)
+    hf_is_a = isinstance(sides[0], WeightSource)
     source, reader = sides if hf_is_a else reversed(sides)
     weights = _as_hf(source, reader, bridge)
     plan: Plan = weights.plan
@@ -239,7 +250,7 @@ class _Form(NamedTuple):
     dtype: "torch.dtype"
 
 
-def _as_hf(source: SafetensorsSource, reader: "TorchDistReader", bridge: "AutoBridge | None") -> "CheckpointWeights":
+def _as_hf(source: WeightSource, reader: "TorchDistReader", bridge: "AutoBridge | None") -> "CheckpointWeights":
     from megatron.bridge import runtime
 
     runtime.enter()

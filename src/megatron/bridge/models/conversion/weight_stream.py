@@ -15,6 +15,8 @@ from megatron.bridge.models.conversion.layout import Box, Layout, Shape
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.placement import Parameter, read_placement
 from megatron.bridge.models.conversion.plan import Plan, TensorInfo, WeightConversionTask, build_plan
+from megatron.bridge.models.conversion.quantized_export import linear_weights, quantized, quantizer_of
+from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.model_building import unwrap_model
 from megatron.bridge.transport import collectives
 from megatron.bridge.transport.progress import Progress
@@ -74,6 +76,7 @@ def load(
     model: Any,
     allowed_mismatched_params: Iterable[str] = (),
     show_progress: bool = False,
+    force: bool = False,
 ) -> LoadReport:
     """Fills a live model from an HF checkpoint. Each rank reads the slices it holds; no collective is called.
 
@@ -82,9 +85,11 @@ def load(
         hf_pretrained: the checkpoint.
         model: a model chunk or the list of chunks, bare or wrapped.
         allowed_mismatched_params: Megatron names that may keep their values.
+        force: load numbers that do not look like weights.
 
     Raises:
         PlanError: the model and the checkpoint do not match; no weight was changed.
+        QuantizationError: numbers that do not look like weights; no weight was changed.
     """
     chunks = unwrap_model(model)
     infos = hf_tensor_infos(hf_pretrained)
@@ -93,7 +98,7 @@ def load(
     parameters = _read_parameters(chunks)
     plan = build_plan(
         parameters,
-        bridge.registry(),
+        bridge.registry(hf_pretrained),
         chunks[0].config,
         infos,
         what=_name(hf_pretrained),
@@ -101,6 +106,8 @@ def load(
     )
     state = hf_pretrained.state
     check_tied(plan, state)
+    if not force:
+        check_weights(plan, lambda task: read_hf_tensors(bridge, task, state), _name(hf_pretrained))
     num_read = num_written = 0
     with torch.no_grad(), Progress("loading", len(plan), enabled=show_progress) as progress:
         for task in plan:
@@ -120,12 +127,16 @@ def _bytes_read(layout: Layout, hf_tensors: Mapping[str, "Tensor"], box: Box) ->
     return sum(part.num_elements * hf_tensors[part.role].itemsize for part in parts if part.role is not None)
 
 
-def read_hf_tensors(bridge: "MegatronModelBridge", task: WeightConversionTask, state: Any) -> dict[str, "Tensor"]:
-    """A task's HF tensors by role, read through the family's hook; views of the file unless the hook computes.
+def read_hf_tensors(bridge: "MegatronModelBridge", task: WeightConversionTask, state: Any) -> dict[str, Any]:
+    """A task's HF tensors by role, to be sliced: views of the file, or what computes slices of quantised tensors.
+
+    With a hook of the family, what that gives.
 
     Raises:
         PlanError: the hook gave a tensor of another shape than the layout has.
     """
+    if not bridge.changes_loaded_weights:
+        return {role: state.view(name) for role, name in task.mapping.hf_names.items()}
     found = bridge.maybe_modify_loaded_hf_weight(task.mapping.hf_param, state)
     hf_tensors = {"weight": found} if isinstance(found, torch.Tensor) else found
     for role, shape in task.layout.hf_shapes.items():
@@ -172,7 +183,9 @@ def build_global_tasks(bridge: "MegatronModelBridge", hf_pretrained: Any, model:
                 pp_ranks[name] = rank_pp
             for box in boxes:
                 owners.setdefault(name, {}).setdefault(box, rank)
-    plan = build_plan(merged.values(), bridge.registry(), chunks[0].config, None, what=_name(hf_pretrained))
+    plan = build_plan(
+        merged.values(), bridge.registry(hf_pretrained), chunks[0].config, None, what=_name(hf_pretrained)
+    )
     modules = [dict(chunk.named_modules()) for chunk in chunks]
     for task in plan:
         task.pp_rank = pp_ranks[task.global_param_name]
@@ -194,6 +207,7 @@ def export(
     weight_dtype: torch.dtype | None = None,
     select: Callable[[str], bool] | None = None,
     bucket_bytes: int = BUCKET_BYTES,
+    quantization: str | None = None,
 ) -> Iterator[HFWeightTuple]:
     """Yields every HF tensor, whole, on every rank (collective, lazy; iterate to the end on all ranks together).
 
@@ -205,13 +219,15 @@ def export(
         weight_dtype: convert floating-point tensors.
         select: export only the HF tensors whose names it accepts; the others are not moved.
         bucket_bytes: Megatron weights that are gathered at a time.
+        quantization: a form for the weights of linear layers (see `quantized_export.quantizer_of`).
 
     Raises:
         PlanError: at the end, if the tasks gave only a part of an HF tensor.
     """
     tasks = build_global_tasks(bridge, hf_pretrained, model) if conversion_tasks is None else conversion_tasks
+    form = None if quantization is None else quantizer_of(quantization, hf_pretrained)
     state = hf_pretrained.state if hf_tensor_infos(hf_pretrained) is not None else None
-    tied = bridge.registry().tied()
+    tied = bridge.registry(hf_pretrained).tied()
     stored = {name: same_as for name, same_as in tied.items() if state is not None and name in state}
     copies = copies_by_original(stored)
     assembler = _Assembler()
@@ -222,8 +238,11 @@ def export(
                 finished = assembler.add(task, parts)
                 if not finished:
                     continue
-                for name, weight in bridge.maybe_modify_converted_hf_weight(task, finished, state).items():
-                    weight = _convert(weight, cpu, weight_dtype)
+                weights = bridge.maybe_modify_converted_hf_weight(task, finished, state)
+                if form is not None:
+                    weights = quantized(weights, form, linear_weights([task]))
+                for name, weight in weights.items():
+                    weight = _convert(weight, cpu, None if form is not None else weight_dtype)
                     progress.advance(weight.nbytes)
                     for given in (name, *copies.get(name, ())):
                         if select is None or select(given):
@@ -296,7 +315,12 @@ def _views(task: WeightConversionTask, parts: Sequence[tuple[Box, "Tensor"]]) ->
         if piece.role is None:
             continue
         holders = [(box, part) for box, part in parts if layouts.clip(piece, box) is piece]
-        if not holders or piece.permute or piece.num_elements != prod(task.layout.hf_shapes[piece.role]):
+        if (
+            not holders
+            or piece.permute
+            or piece.offset
+            or piece.num_elements != prod(task.layout.hf_shapes[piece.role])
+        ):
             return None
         box, part = holders[0]
         view = part[layouts.slices(layouts.shifted(piece.megatron_box, box))]

@@ -1,92 +1,130 @@
-"""Gemma 4's layers: attention that differs between layers with a window and layers with full attention."""
+"""Gemma 4's config: layers that differ in their heads, in the width of their MLP, and in whose keys they use."""
 
 import copy
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
-import torch
-from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.transformer.utils import is_layer_window_attention
 
-from megatron.bridge.errors import ParallelLayoutError
-from megatron.bridge.models.gpt_provider import GPTModelProvider
-from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
+from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
+from megatron.bridge.models.gemma.modeling_gemma4_layer import Gemma4SelfAttention, Gemma4TransformerLayer
+from megatron.bridge.models.gemma.modeling_gemma4_moe import make_experts_parallel
+from megatron.bridge.models.gemma.modeling_gemma4_per_layer import Gemma4Model
+from megatron.bridge.models.gpt_provider import GPTModelProvider, padded_vocab_size
 
 
 @dataclass
 class Gemma4Provider(GPTModelProvider):
     """A provider whose layers with full attention have heads of their own size and number.
 
+    Layers have numbers from 1, as in megatron-core.
+
     Attributes:
         full_kv_channels, full_num_query_groups: `kv_channels` and `num_query_groups` of these layers.
         full_attention_k_eq_v: their values are the keys, before norm and rotary embedding.
+        num_kv_shared_layers: so many layers at the end use the keys and values of the last layer before them that is of
+            their kind (with a window, or with full attention).
+        use_double_wide_mlp: the MLPs of these are twice as wide.
+        hidden_size_per_layer_input: size of the embedding of the token that each layer reads, 0 for none.
+        vocab_size_per_layer_input: rows of the table of these, without padding.
     """
+
+    model_class: ClassVar[Any] = Gemma4Model
 
     full_kv_channels: int = 0
     full_num_query_groups: int = 0
     full_attention_k_eq_v: bool = False
+    num_kv_shared_layers: int = 0
+    use_double_wide_mlp: bool = False
+    hidden_size_per_layer_input: int = 0
+    vocab_size_per_layer_input: int = 0
+    heterogeneous_block_specs: bool = True
+    moe_token_dispatcher_type: str = "alltoall"  # megatron-core refuses variable_seq_lengths with another
 
     def finalize(self) -> None:
+        if self.pipeline_model_parallel_size > 1 and self.has_context:
+            self.variable_seq_lengths = True  # what stages hand over is of different sizes
         super().finalize()
         if self.full_num_query_groups % self.tensor_model_parallel_size:
             raise ParallelLayoutError(
                 f"tensor_model_parallel_size {self.tensor_model_parallel_size} must divide full_num_query_groups "
                 f"{self.full_num_query_groups}; choose a smaller tensor_model_parallel_size"
             )
+        if self.moe_shared_expert_overlap:
+            raise UnsupportedConfigError(
+                "Gemma4Provider: moe_shared_expert_overlap must be False: norms stand around the dense MLP"
+            )
+
+    def _pad_query_groups(self) -> None:
+        before = self.num_query_groups
+        super()._pad_query_groups()
+        if self.full_num_query_groups == before:
+            self.full_num_query_groups = self.num_query_groups
+        elif self.num_query_groups != before:
+            raise ParallelLayoutError(
+                f"pad_query_groups: num_query_groups {before} and full_num_query_groups {self.full_num_query_groups} "
+                "would need different numbers of heads; choose a tensor_model_parallel_size that divides both"
+            )
 
     def head_dim(self, has_window: bool) -> int:
         return self.kv_channels if has_window else self.full_kv_channels
 
+    def query_groups(self, has_window: bool) -> tuple[int, int]:
+        """The number of query groups of a kind of layer, and without those added for tensor parallelism."""
+        num_groups = self.num_query_groups if has_window else self.full_num_query_groups
+        is_padded = self.unpadded_query_groups and num_groups == self.num_query_groups
+        return num_groups, self.unpadded_query_groups if is_padded else num_groups
+
     def modify_layer_spec(self, spec: ModuleSpec) -> None:
         spec.module = Gemma4TransformerLayer
         spec.submodules.self_attention.module = Gemma4SelfAttention
+        if self.num_moe_experts is not None:
+            make_experts_parallel(spec.submodules)
 
+    def get_config_for_layer(self, layer_number: int) -> Self:
+        """The config with which megatron-core builds a layer."""
+        config = copy.copy(self)
+        if not self.has_window(layer_number):
+            config.kv_channels, config.num_query_groups = self.full_kv_channels, self.full_num_query_groups
+        if self.use_double_wide_mlp and self.kv_source(layer_number) != layer_number:
+            config.ffn_hidden_size = 2 * self.ffn_hidden_size
+            if self.moe_shared_expert_intermediate_size:
+                config.moe_shared_expert_intermediate_size = 2 * self.moe_shared_expert_intermediate_size
+        return config
 
-class Gemma4TransformerLayer(TransformerLayer):
-    """A TransformerLayer whose output is multiplied by a constant that the checkpoint holds."""
+    def has_window(self, layer_number: int) -> bool:
+        """Whether the layer has a sliding window."""
+        return is_layer_window_attention(self.window_size, self.window_attn_skip_freq, layer_number)
 
-    def __init__(self, config: Gemma4Provider, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        self.register_buffer("layer_scalar", torch.ones(1, dtype=config.params_dtype))
+    def kv_source(self, layer_number: int) -> int:
+        """The layer whose keys and values the layer uses: perhaps itself."""
+        last = self.num_layers - self.num_kv_shared_layers
+        if layer_number <= last:
+            return layer_number
+        has_window = self.has_window(layer_number)
+        return max(source for source in range(1, last + 1) if self.has_window(source) == has_window)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the base class."""
-        hidden_states, context = super().forward(*args, **kwargs)
-        return hidden_states * self.layer_scalar, context
+    @property
+    def padded_vocab_size_per_layer_input(self) -> int:
+        """Rows of the table in Megatron."""
+        tp = self.tensor_model_parallel_size
+        return padded_vocab_size(self.vocab_size_per_layer_input, self.make_vocab_size_divisible_by, tp)
 
+    def kv_sources(self) -> list[int]:
+        """The layers whose keys and values others use, in order: at most one with a window and one without."""
+        num_layers = self.num_layers
+        shared = range(num_layers - self.num_kv_shared_layers + 1, num_layers + 1)
+        return sorted({self.kv_source(layer_number) for layer_number in shared})
 
-class Gemma4SelfAttention(LayerRopeSelfAttention):
-    """Attention with the head size of its kind of layer, norms of q, k and v, and perhaps values that are the keys."""
+    @property
+    def has_context(self) -> bool:
+        """Whether layers hand on more than hidden states."""
+        return bool(self.hidden_size_per_layer_input or self.num_kv_shared_layers)
 
-    def __init__(
-        self, config: Gemma4Provider, submodules: SelfAttentionSubmodules, layer_number: int, *args: Any, **kwargs: Any
-    ) -> None:
-        if not is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number):
-            config = copy.copy(config)
-            config.kv_channels, config.num_query_groups = config.full_kv_channels, config.full_num_query_groups
-            if config.full_attention_k_eq_v:
-                num_values = config.kv_channels * config.num_query_groups
-                submodules = replace(submodules, linear_qkv=partial(_without_values, submodules.linear_qkv, num_values))
-        super().__init__(config, submodules, layer_number, *args, **kwargs)
-        num_heads = self.num_attention_heads_per_partition // self.num_query_groups_per_partition
-        self._split = [num_heads * config.kv_channels, config.kv_channels, config.kv_channels]
-
-    def get_query_key_value_tensors(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the base class; the third of `linear_qkv`'s parts may be missing."""
-        mixed, _ = self.linear_qkv(hidden_states)
-        groups = mixed.unflatten(-1, (self.num_query_groups_per_partition, -1))
-        num_parts = 3 if groups.shape[-1] == sum(self._split) else 2
-        query, key, *value = groups.split(self._split[:num_parts], dim=-1)
-        query = query.unflatten(-1, (-1, self._split[1])).flatten(2, 3)
-        return self.q_layernorm(query), self.k_layernorm(key), self._normalise(value[0] if value else key)
-
-    def _normalise(self, value: torch.Tensor) -> torch.Tensor:
-        square = value.float().pow(2).mean(-1, keepdim=True)
-        return (value.float() * torch.rsqrt(square + self.config.layernorm_epsilon)).to(value.dtype)
-
-
-def _without_values(linear: Any, num_values: int, input_size: int, output_size: int, **kwargs: Any) -> Any:
-    return linear(input_size, output_size - num_values, **kwargs)
+    def context_size(self, num_done: int) -> int:
+        """The size, for each token on a rank, of what the first `num_done` layers hand on besides hidden states."""
+        configs = [self.get_config_for_layer(source) for source in self.kv_sources() if source <= num_done]
+        kv_size = sum(2 * config.kv_channels * config.num_query_groups for config in configs)
+        num_ranks = 1 if self.sequence_parallel else self.tensor_model_parallel_size
+        return (self.num_layers - num_done) * self.hidden_size_per_layer_input + kv_size // num_ranks

@@ -27,8 +27,13 @@ class GlmMoeDsaBridge(DeepseekV32Bridge):
         "index_topk_freq": "transformers turns it into indexer_types",
         "index_skip_topk_offset": "transformers turns it into indexer_types",
         "index_topk_pattern": "transformers turns it into indexer_types",
+        "index_share_for_mtp_iteration": "generation: runs of the prediction layer that share indices",
     }
-    CONFIG_FIXED = {**DeepseekV32Bridge.CONFIG_FIXED, "indexer_rope_interleave": True}
+    CONFIG_FIXED = {
+        **DeepseekV32Bridge.CONFIG_FIXED,
+        "indexer_rope_interleave": True,
+        "moe_router_dtype": "float32",
+    }
     CONFIG_DEFAULTS = {**DeepseekV32Bridge.CONFIG_DEFAULTS, "dsa_indexer_rope_interleaved": True}
 
     def hf_config_to_provider_kwargs(self, hf_config: "GlmMoeDsaConfig") -> dict[str, Any]:
@@ -39,6 +44,13 @@ class GlmMoeDsaBridge(DeepseekV32Bridge):
             raise UnsupportedConfigError(
                 f"{self._where(hf_config)}: indexer_types {kinds} cannot be represented: megatron-core has one indexer "
                 "every so many layers, after some in front that have one each"
+            )
+        num_prediction = getattr(hf_config, "num_nextn_predict_layers", None) or 0
+        if "shared" in _indexer_types(num_prediction, *found):
+            raise UnsupportedConfigError(
+                f"{self._where(hf_config)}: num_nextn_predict_layers {num_prediction} cannot be represented: each "
+                "prediction layer has an indexer, and megatron-core counts these layers like decoder layers, of which "
+                f"only one in {found[0]} has one"
             )
         return {
             **super().hf_config_to_provider_kwargs(hf_config),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME
+from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, QUANTIZATION_FIELDS, read_config_json
 from megatron.bridge.models.hf_pretrained.source import check_inside
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+# How weights are quantised, in files of their own.
+_QUANTIZATION = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 # Weights in any format, indexes of weights, and what a repository holds for its web page or for git.
 _LEFT_OUT = (
     "*.safetensors",
@@ -45,7 +49,10 @@ _LEFT_OUT = (
 
 
 def copy_artifacts(
-    source_folder: str | Path, out_folder: str | Path, config: PretrainedConfig | None = None
+    source_folder: str | Path,
+    out_folder: str | Path,
+    config: PretrainedConfig | None = None,
+    with_quantization: bool = False,
 ) -> list[str]:
     """Copies everything of a model folder but its weights, so that the output loads like the source.
 
@@ -60,6 +67,8 @@ def copy_artifacts(
         source_folder: the folder of the source model.
         out_folder: made if absent.
         config: written as `config.json` in place of the source's.
+        with_quantization: copy also the files that say how the weights are quantised; here they are usually written
+            as numbers.
 
     Returns:
         The names of the files written, sorted.
@@ -72,10 +81,11 @@ def copy_artifacts(
         raise CheckpointError(f"{source}: no such folder to copy the config and tokenizer from.")
     out.mkdir(parents=True, exist_ok=True)
     paths = [path for folder in (source, source / "additional_chat_templates") for path in sorted(folder.glob("*"))]
+    left_out = _LEFT_OUT if with_quantization else (*_LEFT_OUT, *_QUANTIZATION)
     written = []
     for path in paths:
         name = path.relative_to(source)
-        if not path.is_file() or any(fnmatch.fnmatchcase(path.name, pattern) for pattern in _LEFT_OUT):
+        if not path.is_file() or any(fnmatch.fnmatchcase(path.name, pattern) for pattern in left_out):
             continue
         if config is not None and str(name) == CONFIG_NAME:
             continue
@@ -90,6 +100,25 @@ def copy_artifacts(
         save_config(config, out)
         written.append(CONFIG_NAME)
     return sorted(written)
+
+
+def state_quantization(folder: Path, quantization: Mapping[str, Any] | None, dtype: str | None = None) -> None:
+    """Rewrites the folder's `config.json` so that it says how the weights are quantised.
+
+    Args:
+        quantization: the `quantization_config`; `None` for plain weights.
+        dtype: of the weights, to be stated; default: what the config states.
+    """
+    values = read_config_json(folder)
+    if dtype is not None:
+        values.pop("torch_dtype", None)
+        values["dtype"] = dtype
+    for level in (values, *(value for value in values.values() if isinstance(value, dict))):
+        for name in QUANTIZATION_FIELDS:
+            level.pop(name, None)
+    if quantization:
+        values[QUANTIZATION_FIELDS[0]] = quantization
+    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_config(config: PretrainedConfig, out_folder: str | Path) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained import hub
-from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts
-from megatron.bridge.models.hf_pretrained.config import load_config
-from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, has_weights
+from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts, state_quantization
+from megatron.bridge.models.hf_pretrained.config import load_config, remove_quantization
+from megatron.bridge.models.hf_pretrained.quantization.source import DequantizedSource, open_weights
+from megatron.bridge.models.hf_pretrained.source import WeightSource, has_weights, indexed_names
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,8 @@ class PreTrainedCausalLM:
         config: the config; may be changed or replaced.
         trust_remote_code: whether the folder's own Python code may run.
         dtype: the dtype of `model`; None for that of the checkpoint.
+        quantization_config: what `config.json` says of quantised weights; empty for none. `config` does not say it,
+            because the weights are read as numbers.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class PreTrainedCausalLM:
         self.repo_id = repo_id
         self.trust_remote_code = trust_remote_code
         self.dtype = dtype
+        self.quantization_config: dict[str, Any] = {}
         self._config_on_disk: dict[str, Any] | None = None  # what `config` was when loaded
 
     @classmethod
@@ -72,6 +77,7 @@ class PreTrainedCausalLM:
         config = load_config(path, trust_remote_code=trust_remote_code, overrides=config_overrides)
         repo_id = None if Path(path_or_repo_id).expanduser() == path else str(path_or_repo_id)
         hf_pretrained = cls(path, config, repo_id=repo_id, trust_remote_code=trust_remote_code, dtype=dtype)
+        hf_pretrained.quantization_config = remove_quantization(config)
         if not config_overrides:
             hf_pretrained._config_on_disk = config.to_dict()
         return hf_pretrained
@@ -87,14 +93,28 @@ class PreTrainedCausalLM:
         return has_weights(self.path) or (self.repo_id is not None and hub.lists_weights(self.repo_id, self.path.name))
 
     @cached_property
-    def state(self) -> SafetensorsSource:
-        """The weights, memory-mapped. For a hub id the first use downloads them.
+    def state(self) -> WeightSource:
+        """The weights, memory-mapped; quantised ones are computed as they are read. For a hub id the first use
+        downloads them.
 
         Raises:
             CheckpointError: the weights are missing or malformed (see `SafetensorsSource`).
+            QuantizationError: quantised numbers that cannot be read.
             HubError: the download failed.
         """
-        return SafetensorsSource(self._resolve_weights())
+        return open_weights(self._resolve_weights())
+
+    @cached_property
+    def tensor_names(self) -> Collection[str]:
+        """Names of the tensors in `state`, which is not opened for it if an index gives them.
+
+        An index of quantised weights names what they are stored as.
+
+        Raises:
+            CheckpointError, QuantizationError, HubError: as `state`.
+        """
+        names = None if self.quantization_config else indexed_names(self.path)
+        return self.state.infos if names is None else names
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -138,10 +158,12 @@ class PreTrainedCausalLM:
 
         architecture = (self.config.architectures or [""])[0]
         model_class = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+        is_quantized = isinstance(self.state, DequantizedSource)
         loaded: Any = model_class.from_pretrained(
-            self._resolve_weights(),
+            None if is_quantized else self._resolve_weights(),
             config=self.config,
-            dtype=self.dtype or "auto",
+            state_dict=dict(self.state) if is_quantized else None,
+            dtype=self.dtype or ("auto" if not is_quantized else self.config.dtype),
             trust_remote_code=self.trust_remote_code,
             output_loading_info=True,
         )
@@ -156,16 +178,25 @@ class PreTrainedCausalLM:
         model.eval()  # type: ignore[no-untyped-call]
         return model
 
-    def save_artifacts(self, folder: str | Path) -> list[str]:
+    def save_artifacts(self, folder: str | Path, quantization: dict[str, Any] | None = None) -> list[str]:
         """Writes everything but the weights into `folder` (see `copy_artifacts`).
 
-        `config.json` is the source's, byte for byte, unless `config` was changed since it was loaded.
+        `config.json` is the source's, byte for byte, unless `config` was changed since it was loaded, or the weights
+        are written in another form than the source's.
+
+        Args:
+            quantization: the `quantization_config` of the weights; `None` for plain weights.
 
         Returns:
             The names of the files written, sorted.
         """
         changed = self._config_on_disk is None or self.config.to_dict() != self._config_on_disk
-        return copy_artifacts(self.path, folder, config=self.config if changed else None)
+        is_same_form = quantization == self.quantization_config
+        written = copy_artifacts(self.path, folder, self.config if changed else None, is_same_form)
+        stated = {} if changed else self.quantization_config
+        if stated != (quantization or {}):
+            state_quantization(Path(folder), quantization)
+        return written
 
     def _resolve_weights(self) -> Path:
         if self.repo_id is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 CONFIG_NAME = "config.json"
+# Fields that say how the weights are stored.
+QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
 
 # Sizes beyond anything that exists, which would take all memory before they could be compared with the weights.
 _MAX_SIZES = {
@@ -87,6 +89,26 @@ def load_config(
         _check_values(folder, merged)
         config = _made(folder, lambda: type(config).from_dict(merged, name_or_path=str(folder)))
     return config
+
+
+def quantization_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the values of a `config.json` say of quantised weights, of the model or of its text part; empty for none."""
+    parts = [value for value in values.values() if isinstance(value, dict)]
+    for level in (values, *parts):
+        for name in QUANTIZATION_FIELDS:
+            if isinstance(level.get(name), dict):
+                return dict(level[name])
+    return {}
+
+
+def remove_quantization(config: PretrainedConfig) -> dict[str, Any]:
+    """Takes what says that weights are quantised out of a config, and returns it (see `quantization_config`)."""
+    found = quantization_config(config.to_dict())
+    parts = [part for part in vars(config).values() if hasattr(part, "to_dict")]
+    for level in (config, *parts):
+        for name in QUANTIZATION_FIELDS:
+            vars(level).pop(name, None)
+    return found
 
 
 def _made(folder: Path, make: Callable[[], PretrainedConfig]) -> PretrainedConfig:

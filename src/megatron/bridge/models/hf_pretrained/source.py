@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +21,13 @@ from megatron.bridge.transport.source_files import SourceFiles, tensor_at
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SafetensorsSource", "TensorInfo"]
+__all__ = ["SafetensorsSource", "TensorInfo", "WeightSource"]
 
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-class SafetensorsSource(Mapping[str, "torch.Tensor"]):
-    """The weights of a folder, as a read-only mapping from tensor name to CPU tensor.
-
-    The files are those of `model.safetensors.index.json`; without an index, `model.safetensors`; without that, every
-    `*.safetensors` of the folder. Construction reads the headers and checks them against the index and the files'
-    sizes. A tensor is a view of a memory map of its file, so reading one costs nothing until its bytes are used. The
-    map is private: writing into a tensor never changes the file, but it changes what later reads of it return.
+class WeightSource(Mapping[str, "torch.Tensor"]):
+    """The weights of a folder by name: what conversion reads.
 
     Attributes:
         folder: the folder.
@@ -40,6 +36,61 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         file_metadata: each file's `__metadata__`, such as `{"format": "pt"}`; empty where it has none.
         index_metadata: the index's "metadata", or None without an index.
         files: the files, which must stay as they are while they are read.
+    """
+
+    folder: Path
+    infos: dict[str, TensorInfo]
+    shards: dict[str, list[str]]
+    file_metadata: dict[str, dict[str, str]]
+    index_metadata: dict[str, Any] | None
+    files: SourceFiles
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors together."""
+        return sum(info.nbytes for info in self.infos.values())
+
+    def is_stored(self, name: str) -> bool:
+        """Whether the tensor is stored as it is, so that reading a part of it computes nothing."""
+        return True
+
+    @abstractmethod
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor, whole, on the CPU.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its file was altered since it was opened.
+        """
+
+    def view(self, name: str) -> Any:
+        """The tensor, or something with its shape and dtype that gives a tensor when it is sliced."""
+        return self.read(name)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.infos:
+            raise KeyError(name)
+        return self.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.infos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.infos)
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.folder)!r}, {len(self)} tensors, {self.nbytes} bytes)"
+
+
+class SafetensorsSource(WeightSource):
+    """The stored tensors of a folder, as a read-only mapping from name to CPU tensor.
+
+    The files are those of `model.safetensors.index.json`; without an index, `model.safetensors`; without that, every
+    `*.safetensors` of the folder. Construction reads the headers and checks them against the index and the files'
+    sizes. A tensor is a view of a memory map of its file, so reading one costs nothing until its bytes are used. The
+    map is private: writing into a tensor never changes the file, but it changes what later reads of it return.
 
     Raises:
         CheckpointError: no safetensors weights; a file is absent, cut short or malformed; a tensor has a dtype unknown
@@ -48,16 +99,14 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.index_metadata: dict[str, Any] | None = None
+        self.index_metadata = None
         weight_map: dict[str, str] | None = None
         if (self.folder / INDEX_NAME).is_file():
             weight_map, self.index_metadata = _read_index(self.folder)
             filenames = sorted(set(weight_map.values()))
         else:
             filenames = _files_without_index(self.folder)
-        self.infos: dict[str, TensorInfo] = {}
-        self.shards: dict[str, list[str]] = {}
-        self.file_metadata: dict[str, dict[str, str]] = {}
+        self.infos, self.shards, self.file_metadata = {}, {}, {}
         self.files = SourceFiles()
         self._offsets: dict[str, int] = {}
         repeated: list[str] = []
@@ -81,11 +130,6 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         if weight_map is not None:
             _check_index(self.folder, weight_map, self.infos)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors together."""
-        return sum(info.nbytes for info in self.infos.values())
-
     def read(self, name: str) -> torch.Tensor:
         """The tensor, on CPU, as a view of the memory-mapped file.
 
@@ -99,28 +143,21 @@ class SafetensorsSource(Mapping[str, "torch.Tensor"]):
         self.files.check(path)
         return tensor_at(self.files.map(path), self._offsets[name], info.shape, info.dtype)
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.infos:
-            raise KeyError(name)
-        return self.read(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.infos
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.infos)
-
-    def __len__(self) -> int:
-        return len(self.infos)
-
-    def __repr__(self) -> str:
-        return f"SafetensorsSource({str(self.folder)!r}, {len(self)} tensors, {self.nbytes} bytes)"
-
 
 def has_weights(folder: str | Path) -> bool:
     """Whether the folder itself holds any safetensors file or index. Says nothing about its being complete."""
     folder = Path(folder)
     return (folder / INDEX_NAME).is_file() or any(path.is_file() for path in folder.glob("*.safetensors"))
+
+
+def indexed_names(folder: str | Path) -> Collection[str] | None:
+    """Names of the tensors by the folder's index, whether its weight files are there or not; `None` without an index.
+
+    Raises:
+        CheckpointError: the index is malformed.
+    """
+    path = Path(folder) / INDEX_NAME
+    return _parse_index(path)[0] if path.is_file() else None
 
 
 def check_inside(folder: Path, path: Path) -> None:
@@ -161,20 +198,25 @@ def _validate(path: Path) -> None:
         raise CheckpointError(f"{path}: not a valid safetensors file: {error!s:.300}. Fetch the file again.") from error
 
 
-def _read_index(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    path = folder / INDEX_NAME
+def _parse_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     try:
         index = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
         weight_map = {name: PurePosixPath(file).as_posix() for name, file in index["weight_map"].items()}
         metadata = {**(index.get("metadata") or {})}
-        filenames = sorted(set(weight_map.values()))
-        if not filenames:
+        if not weight_map:
             raise ValueError("its weight_map is empty")
+        return weight_map, metadata
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: malformed index ({error!r:.300}): it should be a JSON object with a `weight_map` "
             "from tensor names to file names. Fetch the file again."
         ) from error
+
+
+def _read_index(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    path = folder / INDEX_NAME
+    weight_map, metadata = _parse_index(path)
+    filenames = sorted(set(weight_map.values()))
     outside = [name for name in filenames if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     if outside:
         raise CheckpointError(

@@ -126,7 +126,7 @@ class NemotronHBridge(MegatronModelBridge):
             *blocks.attention(hf=mixer),
             *blocks.mlp(hf=mixer),
             *blocks.moe(hf=mixer, names=names, router_bias=blocks.DEEPSEEK_ROUTER_BIAS, shared="shared_experts"),
-            *(AutoMapping(f"{blocks.LAYER}.mlp.{name}", f"{mixer}.{name}") for name in latent),
+            *blocks.parts(blocks.MLP, mixer, latent),
         ]
 
 

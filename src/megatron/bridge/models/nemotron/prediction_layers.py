@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from megatron.bridge.models.conversion import blocks
-from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
+from megatron.bridge.models.conversion.param_mapping import Dropped
 
 if TYPE_CHECKING:
     from transformers import NemotronHConfig
@@ -18,9 +18,8 @@ def prediction_layers(layer: blocks.Mappings, config: "NemotronHConfig") -> bloc
     size, mappings = len(config.mtp_layers_block_type), []
     for depth in range(config.num_nextn_predict_layers):
         megatron, first, last = f"mtp.layers.{depth}", depth * size, (depth + 1) * size - 1
-        places = {"enorm": first, "hnorm": first, "eh_proj": first, "final_layernorm": last}
-        for name, number in places.items():
-            mappings.append(AutoMapping(f"{megatron}.{name}.weight", f"mtp.layers.{number}.{name}.weight"))
+        mappings += blocks.parts(megatron, f"mtp.layers.{first}", ("enorm.weight", "hnorm.weight", "eh_proj.weight"))
+        mappings += blocks.parts(megatron, f"mtp.layers.{last}", ("final_layernorm.weight",))
         for number in range(first, last + 1):
             names = (f"decoder.layers.{number}", f"{megatron}.mtp_model_layer.layers.{number - first}")
             mappings += [

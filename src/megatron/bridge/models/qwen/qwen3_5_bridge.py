@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, config_mapping, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
@@ -17,29 +18,53 @@ class Qwen3_5Bridge(MegatronModelBridge):
         **config_mapping.ATTENTION_BIAS,
         **config_mapping.GATED_DELTA_NET_FIELDS,
     }
-    CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "layer_types")
-    CONFIG_IRRELEVANT = {"full_attention_interval": "transformers turns it into layer_types"}
+    CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "layer_types", "mtp_num_hidden_layers")
+    CONFIG_IRRELEVANT = {
+        "full_attention_interval": "transformers turns it into layer_types",
+        "mamba_ssm_dtype": "another runtime's settings",
+    }
+    CONFIG_FIXED = {"attn_output_gate": True, "mtp_use_dedicated_embeddings": False}
     CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, **config_mapping.GATED_DELTA_NET_DEFAULTS}
 
     def hf_config_to_provider_kwargs(self, hf_config: Any) -> dict[str, Any]:
+        num_prediction = getattr(hf_config, "mtp_num_hidden_layers", None) or 0
+        if num_prediction > 1:
+            raise UnsupportedConfigError(
+                f"{self._where(hf_config)}: mtp_num_hidden_layers {num_prediction} cannot be represented: the layers "
+                "share their norms and projection, and in megatron-core each has its own; expected 0 or 1"
+            )
         return {
             **super().hf_config_to_provider_kwargs(hf_config),
             **config_mapping.linear_attention_fields(hf_config, self._where(hf_config)),
+            "mtp_num_layers": num_prediction or None,
         }
 
     def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
-        return {**super().megatron_to_hf_config(provider), **config_mapping.linear_attention_values(provider)}
+        return {
+            **super().megatron_to_hf_config(provider),
+            **config_mapping.linear_attention_values(provider),
+            "mtp_num_hidden_layers": provider.mtp_num_layers or 0,
+        }
+
+    def layer_mappings(self) -> blocks.Mappings:
+        """The mappings of a layer with attention."""
+        bias = self.hf_config.attention_bias
+        return [
+            *blocks.pre_norms(),
+            *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True, output_gate=True),
+            *blocks.gated_mlp(),
+        ]
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config
-        bias = config.attention_bias
+        # Qwen3-Next's published configs do not have the field, and the checkpoints have the layer.
+        is_off = getattr(config, "mtp_num_hidden_layers", None) == 0
+        layer = self.layer_mappings()
         return MegatronMappingRegistry(
             *blocks.embeddings(tied=config.tie_word_embeddings),
-            *blocks.pre_norms(),
+            *layer,
             *blocks.gated_delta_net(config, fused_by_head=self.PROJECTIONS_BY_HEAD),
-            *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True, output_gate=True),
-            *blocks.gated_mlp(),
-            *blocks.no_multi_token_prediction(),
+            *(blocks.no_multi_token_prediction() if is_off else blocks.prediction_module(layer)),
         )
 
 
@@ -63,8 +88,5 @@ class Qwen3_5MoeBridge(Qwen3_5Bridge):
         "moe_shared_expert_gate": True,
     }
 
-    def mapping_registry(self) -> MegatronMappingRegistry:
-        return MegatronMappingRegistry(
-            *super().mapping_registry().entries,
-            *blocks.moe(shared="shared_expert", shared_gate="shared_expert_gate"),
-        )
+    def layer_mappings(self) -> blocks.Mappings:
+        return [*super().layer_mappings(), *blocks.moe(shared="shared_expert", shared_gate="shared_expert_gate")]

@@ -18,6 +18,10 @@ class GPTModel(CoreGPTModel):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
+        if self.mtp_process and self.post_process and self.share_embeddings_and_output_weights:
+            # The stage has an embedding, whose weight the output layer is given. Where it is not the first stage,
+            # megatron-core makes a weight for the output layer too, and then refuses to save it.
+            self.output_layer.weight = None
         if self.pre_process:
             if config.embedding_dropout is not None:
                 self.embedding.embedding_dropout.p = config.embedding_dropout

@@ -124,12 +124,12 @@ class CodebookTensor(QuantizedTensor):
                 skipped = skipped * size + index
             top, bottom = (skipped * self.shape[-2] + row for row in box[-2]) if len(self.shape) > 1 else box[-2]
             if is_by_row:
-                decode.dequantize_matrix(codes, scales, ((top, bottom), box[-1]), target, is_narrow=False)
+                decode.dequantize_matrix(codes, scales, ((top, bottom), box[-1]), target)
                 continue
             for row in range(top, bottom):  # blocks go on from one row to the next
                 columns = (row * num_columns + left, row * num_columns + right)
                 part = target[row - top : row - top + 1]
-                decode.dequantize_matrix(codes, scales, ((0, 1), columns), part, is_narrow=False)
+                decode.dequantize_matrix(codes, scales, ((0, 1), columns), part)
 
     def _absmax(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
         absmax = parts["absmax"].reshape(-1)

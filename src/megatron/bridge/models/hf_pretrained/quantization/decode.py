@@ -1,4 +1,4 @@
-"""From codes to numbers at the speed of memory: tables are looked up for a byte or two at a time."""
+"""From codes to numbers, in blocks that stay in a core's cache: by their bits, or looked up in tables of bytes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Scales:
             place = slice(columns[0] // self.block[1], columns[1] // self.block[1])
             grouped, tail = numbers.unflatten(1, (-1, self.block[1])), (..., None)
         if self.zeros is not None:
-            torch.sub(grouped, _at(self.zeros, some, place).to(numbers.dtype)[tail], out=grouped)
+            torch.sub(grouped, _at(self.zeros, some, place)[tail], out=grouped)
         scale = _at(self.grid, some, place)
         if self.overall is not None:
             scale = scale / self.overall if self.divides else scale * self.overall
@@ -70,26 +70,24 @@ class Scales:
             numbers *= self.last
 
 
-def dequantize_matrix(codes: Codes, scales: Scales, box: Box, out: torch.Tensor, is_narrow: bool = True) -> None:
-    """Writes a box of a matrix of scaled codes, in blocks of bounded size.
+def dequantize_matrix(codes: Codes, scales: Scales, box: Box, out: torch.Tensor) -> None:
+    """Writes a box of a matrix of scaled codes, in blocks of bounded size; float32's arithmetic, rounded once.
 
     Args:
         codes: gives the numbers before they are scaled.
         scales: of the whole matrix.
         box: rows and columns.
         out: of the shape of the box, of a floating-point dtype and any strides.
-        is_narrow: whether bfloat16 holds the codes, and the codes less zero points, exactly.
     """
     (top, bottom), (left, right) = box
-    exact = out.dtype if out.dtype == torch.bfloat16 and is_narrow and scales.last is None else torch.float32
     # What is written transposed is written in tiles, of which a column is a few lines of a cache.
     width = TILE if out.stride(0) < out.stride(1) else right - left
     for columns in _pieces(left, right, scales.block[1] if scales.groups is None else 1, width):
         target = out[:, columns[0] - left : columns[1] - left]
         for rows in row_chunks(top, bottom, columns[1] - columns[0], scales.block[0]):
             wanted = target[rows[0] - top : rows[1] - top]
-            is_direct = wanted.dtype == exact and wanted.is_contiguous()
-            numbers = wanted if is_direct else torch.empty(wanted.shape, dtype=exact)
+            is_direct = wanted.dtype == torch.float32 and wanted.is_contiguous()
+            numbers = wanted if is_direct else torch.empty(wanted.shape, dtype=torch.float32)
             codes(rows, columns, numbers)
             scales.apply(rows, columns, numbers)
             if not is_direct:
@@ -112,17 +110,33 @@ def as_numbers(scale: torch.Tensor) -> torch.Tensor:
 
 
 def decode_bytes(codes: torch.Tensor, out: torch.Tensor) -> None:
-    """The numbers of an 8-bit dtype (float8 or integer), exactly, in a dtype that holds them.
+    """The numbers of an 8-bit dtype (float8 or integer), exactly.
+
+    Float8 is made by its bits: they are those of a float16 (E5M2), or of one that is 256 times smaller (E4M3, whose
+    exponents have one bit less), but for E4M3's NaN.
 
     Args:
         codes: `[R, C]`.
-        out: `[R, C]`, contiguous, float32 or bfloat16.
+        out: `[R, C]`, float32, contiguous.
     """
-    raw = np.ascontiguousarray(codes.view(torch.uint8).numpy())
-    table = _byte_table(codes.dtype, out.dtype)
-    if raw.shape[-1] % 2 == 0 and raw.ctypes.data % 2 == 0:
-        raw, table = raw.view(np.uint16), _pair_table(codes.dtype, out.dtype)
-    np.take(table, raw, out=_words(out, table.dtype.itemsize), mode="clip")
+    if codes.dtype in (torch.int8, torch.uint8):
+        out.copy_(codes)
+    elif codes.dtype == torch.float8_e5m2:
+        bits = codes.view(torch.int8).to(torch.int16)
+        out.copy_(bits.bitwise_left_shift_(8).view(torch.float16))
+    elif codes.dtype == torch.float8_e4m3fn and not _has_nan(codes):
+        bits = codes.view(torch.int8).to(torch.int16)  # the sign fills the upper byte
+        out.copy_(bits.bitwise_left_shift_(7).bitwise_and_(_SIGN_AND_SIZE).view(torch.float16)).mul_(256)
+    else:
+        out.copy_(codes)
+
+
+# The bits of a float16 that are those of an E4M3 float8: the sign, and three of its exponent's five are clear.
+_SIGN_AND_SIZE = -0x4080
+
+
+def _has_nan(codes: torch.Tensor) -> bool:
+    return int(codes.view(torch.int8).bitwise_and(127).amax()) == 127
 
 
 def decode_packed(
@@ -184,17 +198,6 @@ def _pieces(left: int, right: int, size: int, width: int) -> Iterator[tuple[int,
         stop = min((left // size + 1) * size, right) if is_cut else min(left + step, whole)
         yield left, stop
         left = stop
-
-
-@cache
-def _byte_table(code: torch.dtype, dtype: torch.dtype) -> Any:
-    return _as_words(torch.arange(256, dtype=torch.uint8).view(code).to(dtype)[:, None])
-
-
-@cache
-def _pair_table(code: torch.dtype, dtype: torch.dtype) -> Any:
-    pairs = torch.from_numpy(np.arange(65536, dtype=np.uint16).view(np.uint8).copy()).view(code)
-    return _as_words(pairs.to(dtype).view(65536, 2))
 
 
 @cache

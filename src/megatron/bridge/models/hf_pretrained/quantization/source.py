@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron.bridge.models.hf_pretrained.quantization.detection import complete
+from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, quantization_config, read_config_json
+from megatron.bridge.models.hf_pretrained.quantization.detection import Detection, complete, detect
 from megatron.bridge.models.hf_pretrained.quantization.tensor import QuantizedView
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo
+from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, WeightSource
 
 if TYPE_CHECKING:
     import torch
 
-    from megatron.bridge.models.hf_pretrained.quantization.detection import Detection
-    from megatron.bridge.models.hf_pretrained.source import SafetensorsSource
 
-
-class DequantizedSource(Mapping[str, "torch.Tensor"]):
-    """The weights of a quantised checkpoint: as `SafetensorsSource`, with each quantised tensor in place of its parts.
+class DequantizedSource(WeightSource):
+    """The weights of a quantised checkpoint: the stored ones, with each quantised one in place of its parts.
 
     Nothing is computed before it is read; `view` gives what computes the slices that are asked for.
 
@@ -29,7 +29,6 @@ class DequantizedSource(Mapping[str, "torch.Tensor"]):
     Attributes:
         stored: as given.
         found: as given, with the shapes that are not in headers.
-        folder, file_metadata, index_metadata, files: those of the stored checkpoint.
         infos, shards: of the tensors that are meant; a quantised one is in the file of its weight.
 
     Raises:
@@ -46,8 +45,7 @@ class DequantizedSource(Mapping[str, "torch.Tensor"]):
         self.file_metadata, self.index_metadata = stored.file_metadata, stored.index_metadata
         meant = {tensor.parts["weight"]: tensor for tensor in found.tensors.values()}
         hidden = {part for tensor in found.tensors.values() for part in tensor.parts.values()} | found.dropped.keys()
-        self.infos: dict[str, TensorInfo] = {}
-        self.shards: dict[str, list[str]] = {}
+        self.infos, self.shards = {}, {}
         for filename, names in stored.shards.items():
             self.shards[filename] = []
             for name in names:
@@ -60,21 +58,12 @@ class DequantizedSource(Mapping[str, "torch.Tensor"]):
                 self.infos[info.name] = info
                 self.shards[filename].append(info.name)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors together, once they are read."""
-        return sum(info.nbytes for info in self.infos.values())
-
     def is_stored(self, name: str) -> bool:
-        """Whether the tensor is stored as it is, so that reading it costs nothing."""
+        """See `WeightSource`: a quantised tensor is computed."""
         return name not in self.found.tensors
 
     def view(self, name: str) -> Any:
-        """The tensor, or what computes the slices of it that are asked for.
-
-        Raises:
-            CheckpointError: there is no such tensor, or its file was altered since it was opened.
-        """
+        """The tensor, or what computes the slices of it that are asked for (`QuantizedView`)."""
         if self.is_stored(name):
             return self.stored.read(name)
         tensor = self.found.tensors[name]
@@ -86,19 +75,30 @@ class DequantizedSource(Mapping[str, "torch.Tensor"]):
         view = self.view(name)
         return view.whole() if isinstance(view, QuantizedView) else view
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.infos:
-            raise KeyError(name)
-        return self.read(name)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.infos
+def open_weights(folder: str | Path, dtype: torch.dtype | None = None) -> WeightSource:
+    """The weights of a model's folder as numbers, whatever they are stored as.
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.infos)
+    What is quantised is found in the tensors themselves; `config.json` says no more than block sizes.
 
-    def __len__(self) -> int:
-        return len(self.infos)
+    Args:
+        dtype: in which quantised tensors are read; default: that of `config.json`, bfloat16 where it states none.
 
-    def __repr__(self) -> str:
-        return f"DequantizedSource({str(self.folder)!r}, {len(self)} tensors, {len(self.found.tensors)} quantised)"
+    Raises:
+        CheckpointError: as `SafetensorsSource`.
+        QuantizationError: quantised numbers that cannot be read.
+    """
+    stored = SafetensorsSource(folder)
+    values = read_config_json(folder) if (Path(folder) / CONFIG_NAME).is_file() else {}
+    found = detect(stored.infos, quantization_config(values))
+    found.check(str(folder))
+    return DequantizedSource(stored, found, dtype or _dtype(values)) if found.tensors or found.dropped else stored
+
+
+def _dtype(values: Mapping[str, Any]) -> torch.dtype:
+    import torch
+
+    levels = (values, *(value for value in values.values() if isinstance(value, dict)))
+    names = (level.get(name) for level in levels for name in ("dtype", "torch_dtype"))
+    dtype = getattr(torch, next((name for name in names if isinstance(name, str)), "bfloat16"), None)
+    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.bfloat16

@@ -1,0 +1,172 @@
+"""Exports in a quantised form: which weights are quantised, and the stored tensors in place of each."""
+
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from megatron.bridge.errors import QuantizationError
+from megatron.bridge.models.conversion.hf_folder import TensorBlocks
+from megatron.bridge.models.hf_pretrained.quantization.source import DequantizedSource
+from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from megatron.bridge.models.conversion.layout import Shape
+    from megatron.bridge.models.conversion.plan import WeightConversionTask
+    from megatron.bridge.models.hf_pretrained.quantization.quantize import Quantizer
+
+# The weights of linear layers, but for those of the router, of the embeddings and of what chooses keys.
+_LINEAR = re.compile(r".*\.linear_\w+\.weight\d*")
+_NOT_LINEAR = ".indexer."
+
+
+def quantizer_of(name: str, hf_pretrained: Any) -> "Quantizer":
+    """The form of that name: "fp8", "mxfp4", or "source" for the form of the source.
+
+    Raises:
+        QuantizationError: another name, or the source is not quantised.
+    """
+    from megatron.bridge.models.hf_pretrained.quantization.quantize import QUANTIZERS
+    from megatron.bridge.models.hf_pretrained.quantization.requantize import SourceQuantizer
+
+    if name == SourceQuantizer.NAME:
+        state = hf_pretrained.state if getattr(hf_pretrained, "has_weights", False) else None
+        if not isinstance(state, DequantizedSource):
+            raise QuantizationError(
+                f"{getattr(hf_pretrained, 'model_name_or_path', 'the source')}: is not quantised, so there is no form "
+                f"of it to export in; choose {' or '.join(QUANTIZERS)}"
+            )
+        return SourceQuantizer(state, hf_pretrained.quantization_config)
+    if name not in QUANTIZERS:
+        raise QuantizationError(f"quantization {name!r}: expected {', '.join((*QUANTIZERS, SourceQuantizer.NAME))}")
+    return QUANTIZERS[name]()
+
+
+def linear_weights(tasks: Iterable["WeightConversionTask | None"]) -> dict[str, "Shape"]:
+    """HF names and shapes of the weights of linear layers that the tasks give."""
+    return {
+        name: shape
+        for task in tasks
+        if task is not None and _LINEAR.fullmatch(task.global_param_name) and _NOT_LINEAR not in task.global_param_name
+        for name, shape in task.hf_shapes.items()
+    }
+
+
+def quantized(weights: Mapping[str, "Tensor"], quantizer: "Quantizer", linear: Container[str]) -> dict[str, "Tensor"]:
+    """HF tensors by name, with what is stored in place of each weight of a linear layer."""
+    found: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        if name not in linear or quantizer.parts(name, weight.shape) is None:
+            found[name] = weight
+        else:
+            stored = quantizer.unchanged(name, lambda whole=weight: [whole])  # type: ignore[misc]
+            found |= stored or quantizer.quantize(name, weight)
+    return found
+
+
+def quantized_shards(
+    shards: Mapping[str, Sequence[TensorInfo]], quantizer: "Quantizer", linear: Mapping[str, "Shape"]
+) -> dict[str, list[TensorInfo]]:
+    """The files of an export with the stored tensors in place of each weight that is quantised.
+
+    They are in the weight's file, or where the source has them, if that is quantised in the same form.
+    """
+    found: dict[str, TensorInfo] = {}
+    for filename, infos in shards.items():
+        for info in infos:
+            parts = quantizer.parts(info.name, info.shape) if info.name in linear else None
+            for name, (shape, dtype) in (parts or {info.name: (info.shape, info.dtype)}).items():
+                found[name] = TensorInfo(name, shape, dtype, quantizer.filename(name) or filename)
+    first = next(iter(shards))
+    for name, tensor in quantizer.further().items():
+        found[name] = TensorInfo(name, tuple(tensor.shape), tensor.dtype, quantizer.filename(name) or first)
+    return {
+        filename: [info for info in found.values() if info.filename == filename]
+        for filename in dict.fromkeys(info.filename for info in found.values())
+    }
+
+
+def not_converted(shapes: Mapping[str, "Shape"], quantizer: "Quantizer", linear: Mapping[str, "Shape"]) -> list[str]:
+    """The modules with a matrix that stays as it is."""
+    return [
+        name.removesuffix(".weight")
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) == 2 and not (name in linear and quantizer.parts(name, shape))
+    ]
+
+
+class QuantizedBlocks:
+    """Stored tensors in blocks of rows, made of the weights that another source gives in blocks of rows.
+
+    Args:
+        weights: the weights.
+        quantizer: their form.
+        shapes: of the weights that are to be quantised.
+
+    Attributes:
+        parts: for each weight that has a quantised form, its stored tensors: name, shape and dtype, the weight's first.
+    """
+
+    def __init__(self, weights: TensorBlocks, quantizer: "Quantizer", shapes: Mapping[str, "Shape"]):
+        self._weights, self._quantizer, self._shapes = weights, quantizer, shapes
+        self.parts = {name: parts for name, shape in shapes.items() if (parts := quantizer.parts(name, shape))}
+        self._owner = {part: name for name, parts in self.parts.items() for part in parts}
+        # What was made together with a weight and comes later in a file, and what is there already.
+        self._waiting: dict[str, Tensor] = quantizer.further()
+
+    def blocks(self, name: str, block_bytes: int) -> Iterator["Tensor"]:
+        """See `TensorBlocks`; names are those of stored tensors."""
+        owner = self._owner.get(name)
+        if name in self._waiting:
+            yield self._waiting.pop(name)
+            return
+        if owner is None:
+            yield from self._weights.blocks(name, block_bytes)
+            return
+        is_weight = name == next(iter(self.parts[owner]))
+        made: dict[str, list[Tensor]] = {part: [] for part in self.parts[owner]}
+        for found in self._made(owner, block_bytes):
+            for part, tensor in found.items():
+                if part == name and is_weight:
+                    yield tensor
+                elif part == name or is_weight:
+                    made[part].append(tensor)
+        if not is_weight:
+            yield torch.cat(made[name]) if len(made[name]) > 1 else made[name][0]
+            return
+        for part, tensors in made.items():
+            if part != name:
+                self._waiting[part] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+
+    def _made(self, name: str, block_bytes: int) -> Iterator[dict[str, "Tensor"]]:
+        def rows() -> Iterator["Tensor"]:
+            return self._weights.blocks(name, block_bytes)
+
+        stored = self._quantizer.unchanged(name, rows)
+        if stored is not None:
+            yield stored
+            return
+        shape = self._shapes[name]
+        multiple = self._quantizer.row_multiple(name, shape)
+        row_bytes = prod(shape[1:]) * 4  # the arithmetic is float32's
+        for block in _in_multiples(rows(), max(block_bytes // row_bytes // multiple, 1) * multiple):
+            yield self._quantizer.quantize(name, block)
+
+
+def _in_multiples(blocks: Iterable["Tensor"], num_rows: int) -> Iterator["Tensor"]:
+    """The same rows in blocks of `num_rows`, but for the last."""
+    pending: list[Tensor] = []
+    for block in blocks:
+        while len(block):
+            missing = num_rows - sum(map(len, pending))
+            pending.append(block[:missing])
+            block = block[missing:]
+            if sum(map(len, pending)) == num_rows:
+                yield torch.cat(pending) if len(pending) > 1 else pending[0]
+                pending = []
+    if pending:
+        yield torch.cat(pending) if len(pending) > 1 else pending[0]

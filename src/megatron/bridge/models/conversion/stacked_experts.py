@@ -1,0 +1,50 @@
+"""Experts stored as transformers holds them: one tensor for all experts of a layer, in place of one for each.
+
+Published checkpoints have the experts one by one, and so has what `save_pretrained` writes, except with
+`save_original_format=False` (transformers 5). Rows and columns are as in the single tensors.
+"""
+
+import re
+from collections.abc import Iterable
+
+from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.param_mapping import (
+    AutoMapping,
+    Dropped,
+    FusedExpertMapping,
+    FusedGatedExpertMapping,
+    GatedMLPMapping,
+    MegatronParamMapping,
+    Tied,
+)
+
+_EXPERT = re.compile(r"(.+\.mlp\.experts)\.\*\.(gate|up|down)_proj\.weight")
+_GATE_UP, _DOWN = "gate_up_proj", "down_proj"
+
+
+def as_stored(registry: MegatronMappingRegistry, hf_names: Iterable[str]) -> MegatronMappingRegistry:
+    """The registry with mappings of stacked experts in place of single ones, if a checkpoint has them so.
+
+    Args:
+        hf_names: of the checkpoint's tensors.
+    """
+    if not any(name.endswith(f".mlp.experts.{_GATE_UP}") for name in hf_names):
+        return registry
+    return MegatronMappingRegistry(*map(_stacked, registry.entries))
+
+
+def _stacked(entry: MegatronParamMapping | Dropped) -> MegatronParamMapping | Dropped:
+    if isinstance(entry, Dropped):
+        name = None if isinstance(entry, Tied) else _stacked_name(entry.hf_param)
+        return entry if name is None else Dropped(name, entry.reason)
+    name = _stacked_name(next(iter(entry.hf_names.values())))
+    if name is not None and isinstance(entry, GatedMLPMapping):
+        return FusedGatedExpertMapping(entry.megatron_param, name)
+    if name is not None and isinstance(entry, AutoMapping):
+        return FusedExpertMapping(entry.megatron_param, name)
+    return entry
+
+
+def _stacked_name(hf: str) -> str | None:
+    match = _EXPERT.fullmatch(hf)
+    return match and f"{match[1]}.{_DOWN if match[2] == 'down' else _GATE_UP}"

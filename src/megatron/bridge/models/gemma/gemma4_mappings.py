@@ -1,0 +1,83 @@
+"""The mappings that Gemma 4 alone has."""
+
+from typing import Any
+
+from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion import layout as layouts
+from megatron.bridge.models.conversion.param_mapping import Dropped, MegatronParamMapping
+
+
+def experts() -> blocks.Mappings:
+    """Router, experts, the dense MLP beside them, and their norms."""
+    names = {
+        "pre_dense_layernorm.weight": "pre_feedforward_layernorm.weight",
+        "post_dense_layernorm.weight": "post_feedforward_layernorm_1.weight",
+        "pre_experts_layernorm.weight": "pre_feedforward_layernorm_2.weight",
+        "post_experts_layernorm.weight": "post_feedforward_layernorm_2.weight",
+        "router.scale": "router.scale",
+        "router.per_expert_scale": "router.per_expert_scale",
+    }
+    return [
+        *blocks.parts(blocks.MLP, blocks.HF_LAYER, names),
+        *blocks.fused_moe(hf=blocks.HF_LAYER, router="router.proj", shared="mlp"),
+    ]
+
+
+def attention_of_other_kinds(config: Any) -> blocks.Mappings:
+    """`linear_qkv` of the layers with full attention, and of those that use the keys and values of others."""
+    mappings: blocks.Mappings = []
+    first_shared = config.num_hidden_layers - config.num_kv_shared_layers
+    for layer, layer_type in enumerate(config.layer_types):
+        is_shared = layer >= first_shared
+        if layer_type != "full_attention" and not is_shared:
+            continue
+        ours, theirs = f"decoder.layers.{layer}.self_attention.linear_qkv", f"model.layers.{layer}.self_attn"
+        roles = ("q", "k") if config.attention_k_eq_v else ("q", "k", "v")
+        for kind in ("weight", "bias") if config.attention_bias else ("weight",):
+            names = {role: f"{theirs}.{role}_proj.{kind}" for role in (("q",) if is_shared else roles)}
+            mappings.append(Gemma4QKVMapping(f"{ours}.{kind}", names, layer_type))
+        if is_shared:
+            names_of_kv = ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_norm.weight")
+            reason = "the layer uses the keys and values of an earlier one, as in transformers"
+            mappings += [Dropped(f"{theirs}.{name}", reason) for name in names_of_kv]
+    return mappings
+
+
+def inputs_per_layer() -> blocks.Mappings:
+    """The embeddings that layers read besides hidden states, and what they do with them."""
+    model = {
+        "projection.weight": "per_layer_model_projection.weight",
+        "layernorm.weight": "per_layer_projection_norm.weight",
+    }
+    layer = {
+        "gate.weight": "per_layer_input_gate.weight",
+        "projection.weight": "per_layer_projection.weight",
+        "post_layernorm.weight": "post_per_layer_input_norm.weight",
+    }
+    return [
+        PerLayerTableMapping("per_layer_embedding.word_embeddings.weight", "model.embed_tokens_per_layer.weight"),
+        *blocks.parts("per_layer_embedding", "model", model),
+        *blocks.parts(f"{blocks.LAYER}.per_layer_input", blocks.HF_LAYER, layer),
+    ]
+
+
+class Gemma4QKVMapping(MegatronParamMapping):
+    """`linear_qkv` with the heads of a kind of layer, of which rows of v, or of k and v, may be missing."""
+
+    def __init__(self, megatron_param: str, hf_names: dict[str, str], layer_type: str):
+        super().__init__(megatron_param, hf_names)
+        self.layer_type = layer_type
+
+    def layout(self, shape: layouts.Shape, config: Any) -> layouts.Layout:
+        has_window = self.layer_type == "sliding_attention"
+        num_groups, num_hf_groups = config.query_groups(has_window)
+        head_dim = config.head_dim(has_window)
+        rows = dict.fromkeys(self.hf_names, head_dim) | {"q": config.num_attention_heads // num_groups * head_dim}
+        return layouts.grouped_rows(shape, num_hf_groups, rows)
+
+
+class PerLayerTableMapping(MegatronParamMapping):
+    """A table with a row for each token, and zeros behind them."""
+
+    def layout(self, shape: layouts.Shape, config: Any) -> layouts.Layout:
+        return layouts.padded(shape, 0, config.vocab_size_per_layer_input)
