@@ -91,8 +91,8 @@ def open_weights(folder: str | Path, dtype: torch.dtype | None = None) -> Weight
     stored = SafetensorsSource(folder)
     values = read_config_json(folder) if (Path(folder) / CONFIG_NAME).is_file() else {}
     found = detect(stored.infos, quantization_config(values))
-    found.check(str(folder))
-    return DequantizedSource(stored, found, dtype or _dtype(values)) if found.tensors or found.dropped else stored
+    is_plain = not (found.tensors or found.dropped or found.problems)
+    return stored if is_plain else DequantizedSource(stored, found, dtype or _dtype(values))
 
 
 def _dtype(values: Mapping[str, Any]) -> torch.dtype:
