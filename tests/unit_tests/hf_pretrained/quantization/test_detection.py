@@ -165,6 +165,7 @@ BROKEN: list[tuple[str, Callable[[Sample], None], str]] = [
     ("bitsandbytes-nf4", _state(blocksize=128), r"takes 3072 bytes and \(48, 0\) scales, .* \(96, 0\) scales"),
     ("bitsandbytes-nf4", _state(quant_type="fp4"), r"says quant_type 'fp4'"),
     ("bitsandbytes-nf4", _state(shape="48"), r"takes"),
+    ("bitsandbytes-nf4", _state(blocksize=float("inf")), r"expected bitsandbytes' JSON"),
     ("bitsandbytes-nf4", _state(shape=None), r"expected bitsandbytes' JSON"),
     ("bitsandbytes-nf4", _state(shape=[-48, -128]), r"shape \[-48, -128\]"),
     ("bitsandbytes-nf4-nested", _state(nested_blocksize=128), r"\(640, 5\) scales"),
@@ -189,6 +190,27 @@ def test_without_a_config_the_tensors_say_enough(name: str, tmp_path: Path) -> N
     made = sample(name)
     made.config.clear()
     assert torch.equal(opened(made, tmp_path, made.expected.dtype)[made.name], made.expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"config_groups": [1]},
+        {"config_groups": {"group_0": "int4"}},
+        {"config_groups": {"group_0": {"weights": [4]}}},
+        {"config_groups": {"group_0": {"weights": {"num_bits": "4"}}}},
+        {"config_groups": {"group_0": {"weights": {"group_size": 0}}}},
+        {"config_groups": {"group_0": {"weights": {"block_structure": [128, 0]}}}},
+        {"weight_block_size": 128},
+        {"weight_block_size": [128, -1]},
+        {"group_size": "128"},
+        {"bits": 4.5},
+    ],
+    ids=str,
+)
+def test_a_config_that_is_malformed_is_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(QuantizationError, match="quantization_config: malformed, found "):
+        detect({}, config)
 
 
 def test_groups_that_do_not_exist_are_refused(tmp_path: Path) -> None:

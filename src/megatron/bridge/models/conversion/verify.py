@@ -19,8 +19,7 @@ from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained import hub
 from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, load_config
-from megatron.bridge.models.hf_pretrained.quantization.detection import detect
-from megatron.bridge.models.hf_pretrained.quantization.source import open_weights
+from megatron.bridge.models.hf_pretrained.quantization.source import detect_in, open_weights
 from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, WeightSource, has_weights
 
 if TYPE_CHECKING:
@@ -108,8 +107,8 @@ def verify_checkpoints(
 
 
 def _as_numbers(sides: list[Any]) -> list[Any]:
-    """The two sides, with quantised weights read as numbers if only one has any."""
-    quantized = [isinstance(side, SafetensorsSource) and bool(detect(side.infos).tensors) for side in sides]
+    """The two sides, with quantised weights read as numbers if only one side has any."""
+    quantized = [isinstance(side, SafetensorsSource) and bool(detect_in(side).tensors) for side in sides]
     if sum(quantized) != 1:
         return sides
     return [open_weights(side.folder) if found else side for side, found in zip(sides, quantized, strict=True)]

@@ -85,7 +85,7 @@ class CodebookTensor(QuantizedTensor):
             nested_block = int(state["nested_blocksize"]) if is_nested else 0
             offset = float(state["nested_offset"]) if is_nested else 0.0
             kind = state["quant_type"]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise QuantizationError(
                 f"{name}: expected bitsandbytes' JSON, with shape, blocksize, quant_type and what is nested: {error!r}"
             ) from error

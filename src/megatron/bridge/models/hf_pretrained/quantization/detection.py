@@ -41,6 +41,9 @@ _COMPANION_ENDINGS = (
     *(".weight_format", "quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4"),
 )
 _MAX_PROBLEMS = 20
+# Fields of a config, or of a group of its layers, that are whole numbers (-1: not any), and pairs of them.
+_SIZES = ("group_size", "num_bits", "bits")
+_BLOCKS = ("weight_block_size", "block_structure")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,11 @@ def detect(stored: Mapping[str, Stored], config: Mapping[str, Any] | None = None
     Args:
         stored: every tensor of the checkpoint, by name.
         config: the model's `quantization_config`, if it has one.
+
+    Raises:
+        QuantizationError: the config's description of weights is malformed.
     """
+    _check_config(config or {})
     found = Detection()
     used: set[str] = set()
     for kind in KINDS:
@@ -113,6 +120,32 @@ def detect(stored: Mapping[str, Stored], config: Mapping[str, Any] | None = None
                 f"{name}: {tensor.code} numbers {list(tensor.shape)} without a scale, which are no weights as they are"
             )
     return found
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Makes sure that what is asked of the config is of the kind that it should be."""
+    groups = config.get("config_groups") or {}
+    listed = list(groups.values()) if isinstance(groups, Mapping) else [groups]
+    weights = [group.get("weights") or {} if isinstance(group, Mapping) else group for group in listed]
+    wrong: dict[str, Any] = {}
+    if not all(isinstance(one, Mapping) for one in weights):
+        wrong["config_groups"] = groups
+    for level in (config, *(one for one in weights if isinstance(one, Mapping))):
+        wrong |= {name: level[name] for name in _SIZES if not _is_size(level.get(name))}
+        wrong |= {name: level[name] for name in _BLOCKS if not _is_block(level.get(name))}
+    if wrong:
+        text = "; ".join(f"{name}: {value!r:.100}" for name, value in wrong.items())
+        raise QuantizationError(f"quantization_config: malformed, found {text}. Fetch the checkpoint again.")
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and (value > 0 or value == -1))
+
+
+def _is_block(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_size, value)) and min(value) > 0
+    )
 
 
 def complete(found: Detection, read: Callable[[str], bytes]) -> Detection:

@@ -89,10 +89,18 @@ def open_weights(folder: str | Path, dtype: torch.dtype | None = None) -> Weight
         QuantizationError: quantised numbers that cannot be read.
     """
     stored = SafetensorsSource(folder)
-    values = read_config_json(folder) if (Path(folder) / CONFIG_NAME).is_file() else {}
-    found = detect(stored.infos, quantization_config(values))
-    found.check(str(folder))
-    return DequantizedSource(stored, found, dtype or _dtype(values)) if found.tensors or found.dropped else stored
+    found = detect_in(stored)
+    is_plain = not (found.tensors or found.dropped or found.problems)
+    return stored if is_plain else DequantizedSource(stored, found, dtype or _dtype(_config(stored.folder)))
+
+
+def detect_in(stored: SafetensorsSource) -> Detection:
+    """What is quantised among a folder's stored tensors, by them and by its `config.json`."""
+    return detect(stored.infos, quantization_config(_config(stored.folder)))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return read_config_json(folder) if (folder / CONFIG_NAME).is_file() else {}
 
 
 def _dtype(values: Mapping[str, Any]) -> torch.dtype:
