@@ -164,3 +164,15 @@ def test_unknown_forms(form: str, expected: str, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match=expected):
         bridge.save_hf_pretrained(model, tmp_path / "out", quantization=form)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_config_alone_that_says_quantised(tmp_path: Path) -> None:
+    """As transformers gives it for a quantised model: exports are plain, and say so."""
+    save_quantized("llama", tmp_path / "hf")
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "hf")
+    assert config.quantization_config
+    bridge = AutoBridge.from_hf_config(config)
+    model = bridge.to_megatron_model(load_weights=False, wrap_with_ddp=False)
+    bridge.save_hf_pretrained(model, tmp_path / "out")
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32

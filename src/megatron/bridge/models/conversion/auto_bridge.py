@@ -31,7 +31,7 @@ class _ConfigOnly:
         from megatron.bridge.models.hf_pretrained.artifacts import save_config, state_quantization
 
         save_config(self.config, folder)
-        if quantization:
+        if quantization or getattr(self.config, "quantization_config", None):
             state_quantization(Path(folder), quantization)
         return ["config.json"]
 

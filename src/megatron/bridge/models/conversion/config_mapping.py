@@ -100,6 +100,8 @@ IRRELEVANT_FIELDS = {
     "auto_map": "read by transformers to find remote code",
     "dtype": "read as the dtype of the weights",
     "torch_dtype": "read as the dtype of the weights",
+    "quantization_config": "how weights are stored; they are read as numbers",
+    "compression_config": "how weights are stored; they are read as numbers",
     "bos_token_id": "generation",
     "eos_token_id": "generation",
     "pad_token_id": "generation",
