@@ -1,0 +1,272 @@
+"""The parallel layouts that a model allows, and the bytes of its parameters on each rank.
+
+Where a weight goes is read here from its Megatron name, because asking megatron-core needs torch and a model:
+`cut_of` states what `sharded_state_dict` of megatron-core 0.19's modules (and of this package's) says, and the tests
+compare the two. A weight without a Megatron name is taken to be whole on every tensor-parallel rank, unless its HF name
+is that of an expert.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from math import gcd, lcm
+from typing import TYPE_CHECKING, NamedTuple
+
+from megatron.bridge.discovery import facts
+from megatron.bridge.models.conversion.config_mapping import DECODER_FIELDS
+
+if TYPE_CHECKING:
+    from megatron.bridge.discovery.config_levels import LeveledConfig
+    from megatron.bridge.discovery.families import FamilyMatch
+    from megatron.bridge.discovery.weights import Weight
+
+_MAX_TP = 64
+# Provider fields that tensor parallelism must divide. (Experts are cut by expert tensor parallelism.)
+_TP_FIELDS = (
+    *("num_attention_heads", "num_query_groups", "ffn_hidden_size", "moe_shared_expert_intermediate_size"),
+    *("mamba_num_heads", "mamba_num_groups", "linear_num_key_heads", "linear_num_value_heads"),
+)
+_TRAINING_BYTES = {"float32": 4, "float64": 4}  # of a parameter; other dtypes are trained in bfloat16 or float16
+
+# Megatron weights that are cut over tensor-parallel ranks, below the name of their layer.
+_COLUMN = r"self_attention\.(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj)\.(weight|bias)"
+_ROW = r"self_attention\.linear_proj\.weight"
+_MLP = r"mlp\.(shared_experts\.)?(linear_fc1\.(weight|bias)|linear_fc2\.weight)"
+_MIXER = r"\.(in_proj|conv1d)\.(weight|bias)\.\w+|\.(conv1d)\.(weight|bias)|\.(A_log|D|dt_bias)|\.out_proj\.weight"
+_OTHERS = r"core_attention\.softmax_offset|mixer\.norm\.weight|eh_proj\.weight"
+_CUT = re.compile(rf"(.*\.)?({_COLUMN}|{_ROW}|{_MLP})|.*({_MIXER})|(.*\.)?({_OTHERS})")
+# With megatron-core's own layers these are cut as well; Transformer Engine's are whole on each rank.
+_CUT_WITHOUT_TE = re.compile(r".*self_attention\.linear_(q|kv)_down_proj\.weight")
+_EXPERT = re.compile(r".*\.experts\.(linear_fc1\.(weight|bias)|linear_fc2\.weight)(\d+|\*)?")
+_EXPERT_BIAS = re.compile(r".*\.experts\.linear_fc2\.bias(\d+|\*)?")
+_VOCABULARY = re.compile(r"embedding\.word_embeddings\.weight|output_layer\.(weight|bias)")
+_PROJECTION_NORM = re.compile(r".*self_attention\.[qk]_layernorm\.weight")
+
+
+@dataclass
+class _Share:
+    """Bytes of a part of the model, by how they are cut."""
+
+    whole: int = 0
+    tensor: int = 0
+    expert: int = 0
+    expert_whole: int = 0
+    vocabulary: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # bytes of a row, by number of rows
+
+    def add(self, other: _Share) -> None:
+        self.whole, self.tensor = self.whole + other.whole, self.tensor + other.tensor
+        self.expert, self.expert_whole = self.expert + other.expert, self.expert_whole + other.expert_whole
+        for num_rows, nbytes in other.vocabulary.items():
+            self.vocabulary[num_rows] += nbytes
+
+    def on_rank(self, tp: int, ep: int, etp: int) -> int:
+        """Bytes on each rank."""
+        padded = 0
+        for num_rows, nbytes in self.vocabulary.items():
+            multiple = min(num_rows & -num_rows, 128) * tp  # as `make_vocab_size_divisible_by` of the families
+            padded += -(-num_rows // multiple) * multiple // tp * nbytes
+        return self.whole + self.tensor // tp + self.expert // (ep * etp) + self.expert_whole // ep + padded
+
+
+class ParallelLayout(NamedTuple):
+    """One layout, with the smallest number of ranks that it needs.
+
+    Attributes:
+        tp, pp, ep, etp: tensor, pipeline, expert and expert-tensor parallel size.
+        num_ranks: at data-parallel size 1, or what expert parallelism needs.
+        max_bytes, min_bytes: of parameters on the fullest and on the emptiest pipeline stage.
+    """
+
+    tp: int
+    pp: int
+    ep: int
+    etp: int
+    num_ranks: int
+    max_bytes: int
+    min_bytes: int
+
+
+@dataclass
+class ParallelLayouts:
+    """What may be chosen.
+
+    Attributes:
+        tp, pp, ep: sizes that are allowed, each on its own.
+        sizes: what must be divided, by provider field, with its value.
+        bytes_per_parameter: in training.
+        rows: every combination of them; of expert-tensor parallelism 1 and tp.
+        notes: rules that a table cannot show.
+    """
+
+    tp: list[int]
+    pp: list[int]
+    ep: list[int]
+    sizes: dict[str, int]
+    bytes_per_parameter: int
+    rows: list[ParallelLayout]
+    notes: list[str]
+
+
+def cut_of(
+    megatron_name: str | None, category: str, *, with_transformer_engine: bool = True, whole_norms: bool = True
+) -> str:
+    """How a weight is cut: "tensor", "expert", "expert_whole", "vocabulary" or "whole" (on every rank).
+
+    Args:
+        megatron_name: `None` if no rule gives one.
+        category: of the HF tensor (`weights.CATEGORIES`).
+        with_transformer_engine: whether layers are Transformer Engine's, or megatron-core's own.
+        whole_norms: whether norms of queries and keys are the same for each head, so that no rank has a part.
+    """
+    if megatron_name is None:
+        return "expert" if category == "experts" else "whole"
+    if _EXPERT.fullmatch(megatron_name):
+        return "expert"
+    if _EXPERT_BIAS.fullmatch(megatron_name):
+        return "expert_whole"
+    if _VOCABULARY.fullmatch(megatron_name):
+        return "vocabulary"
+    if not with_transformer_engine and _CUT_WITHOUT_TE.fullmatch(megatron_name):
+        return "tensor"
+    if not whole_norms and _PROJECTION_NORM.fullmatch(megatron_name):
+        return "tensor"
+    return "tensor" if _CUT.fullmatch(megatron_name) else "whole"
+
+
+def parallel_layouts(
+    config: LeveledConfig,
+    family: FamilyMatch,
+    weights: list[Weight],
+    *,
+    is_tied: bool,
+    with_transformer_engine: bool = True,
+) -> ParallelLayouts | None:
+    """The layouts that megatron-core's divisibility rules allow; `None` for a model without decoder layers.
+
+    The rules: `GPTModelProvider.finalize`, and megatron-core 0.19, `TransformerConfig.__post_init__`,
+    `MambaMixer.__init__`, `get_num_layers_to_build` and `parallel_state.initialize_model_parallel`.
+
+    Args:
+        weights: for the bytes; none, and there are none.
+        is_tied: whether the output layer is the embedding.
+        with_transformer_engine: as of `cut_of`.
+    """
+    num_layers = facts.num_layers(config)
+    if config.text_level is None or not num_layers:
+        return None
+    sizes = _sizes(config, family)
+    tensor_sizes = [size for name, size in sizes.items() if name in _TP_FIELDS]
+    defaults = family.entry.bridge_class.CONFIG_DEFAULTS if family.entry else {}
+    num_experts = sizes.get("num_moe_experts", 0)
+    dtype = config.text("dtype") or config.top("dtype")
+    nbytes = _TRAINING_BYTES.get(str(dtype.value), 2) if dtype else 2
+    tp = [size for size in _divisors(gcd(*tensor_sizes)) if size <= _MAX_TP] if tensor_sizes else [1]
+    found = ParallelLayouts(tp, _divisors(num_layers), _divisors(num_experts or 1), sizes, nbytes, [], [])
+    stages = _Stages(weights, family, num_layers, is_tied, nbytes, with_transformer_engine)
+    expert_width = sizes.get("moe_ffn_hidden_size", 0)
+    for tp, pp, ep in product(found.tp, found.pp, found.ep):
+        choices = {1, tp} if num_experts and "expert_tensor_parallel_size" not in defaults else {1}
+        for etp in sorted(choices):
+            if num_experts and expert_width % etp:
+                continue
+            on_stages = list(stages.bytes_on_rank(tp, pp, ep, etp)) if weights else [0]
+            num_ranks = pp * lcm(tp, ep * etp) if num_experts else pp * tp
+            found.rows.append(ParallelLayout(tp, pp, ep, etp, num_ranks, max(on_stages), min(on_stages)))
+    found.notes = _notes(sizes, num_layers, bool(num_experts))
+    return found
+
+
+def _sizes(config: LeveledConfig, family: FamilyMatch) -> dict[str, int]:
+    """Provider fields that parallel sizes must divide, with their values, as the family reads them from the config."""
+    mapping: Mapping[str, object] = dict(family.entry.bridge_class.CONFIG_MAPPING) if family.entry else DECODER_FIELDS
+    sizes: dict[str, int] = {}
+    for hf_name, targets in mapping.items():
+        for target in (targets,) if isinstance(targets, str) else targets:  # type: ignore[attr-defined]
+            if target in (*_TP_FIELDS, "num_moe_experts", "moe_ffn_hidden_size"):
+                size = facts.number(config, hf_name)
+                if size:
+                    sizes[target] = size
+    if "num_attention_heads" in sizes:
+        sizes.setdefault("num_query_groups", sizes["num_attention_heads"])
+    if facts.num_experts(config):
+        sizes.setdefault("num_moe_experts", facts.num_experts(config))
+        shared = facts.number(config, "n_shared_experts", "num_shared_experts")
+        if shared and "moe_ffn_hidden_size" in sizes:
+            sizes.setdefault("moe_shared_expert_intermediate_size", shared * sizes["moe_ffn_hidden_size"])
+    return sizes
+
+
+class _Stages:
+    """The bytes of each decoder layer, and of what comes before and after them."""
+
+    def __init__(
+        self,
+        weights: list[Weight],
+        family: FamilyMatch,
+        num_layers: int,
+        is_tied: bool,
+        nbytes: int,
+        with_transformer_engine: bool,
+    ) -> None:
+        self._layers = [_Share() for _ in range(num_layers)]
+        self._first, self._last, self._copy = _Share(), _Share(), _Share()
+        has_prediction = False
+        defaults = family.entry.bridge_class.CONFIG_DEFAULTS if family.entry else {}
+        whole_norms = defaults.get("qk_layernorm_scope") not in ("projection", "separate_heads")
+        for weight in weights:
+            name = family.megatron_names.get(weight.name)
+            if weight.category == "copies" or weight.name in family.dropped:
+                continue
+            share = self._layers[weight.layer] if weight.layer is not None and weight.layer < num_layers else self._last
+            if weight.category in ("embedding", "vision", "audio", "projector"):
+                share = self._first
+            has_prediction |= name is not None and name.startswith("mtp.")
+            size = 4 if name is not None and name.endswith("router.expert_bias") else nbytes
+            cut = cut_of(
+                name, weight.category, with_transformer_engine=with_transformer_engine, whole_norms=whole_norms
+            )
+            if cut == "vocabulary":
+                share.vocabulary[weight.shape[0]] += weight.num_parameters // weight.shape[0] * size
+                if weight.category == "embedding":
+                    self._copy.vocabulary[weight.shape[0]] += weight.num_parameters // weight.shape[0] * size
+            else:
+                setattr(share, cut, getattr(share, cut) + weight.num_parameters * size)
+        if not is_tied and not has_prediction:
+            self._copy = _Share()
+
+    def bytes_on_rank(self, tp: int, pp: int, ep: int, etp: int) -> Iterator[int]:
+        """Bytes on each rank of each pipeline stage."""
+        per_stage = len(self._layers) // pp
+        for stage in range(pp):
+            share = _Share()
+            for layer in self._layers[stage * per_stage : (stage + 1) * per_stage]:
+                share.add(layer)
+            if stage == 0:
+                share.add(self._first)
+            if stage == pp - 1:
+                share.add(self._last)
+                if pp > 1:  # the last stage has its own copy of a tied embedding, or of one that MTP layers read
+                    share.add(self._copy)
+            yield share.on_rank(tp, ep, etp)
+
+
+def _notes(sizes: Mapping[str, int], num_layers: int, has_experts: bool) -> list[str]:
+    notes = []
+    groups = sizes.get("num_query_groups", 0)
+    if groups and groups < sizes.get("num_attention_heads", 0):
+        notes.append(f"pad_query_groups allows tensor parallelism beyond {groups} query groups, with groups of zeros")
+    notes.append(
+        f"{num_layers} layers split evenly over pipeline stages; num_layers_in_first_pipeline_stage and "
+        "num_layers_in_last_pipeline_stage allow other sizes"
+    )
+    if has_experts:
+        notes.append("training experts with tensor parallelism needs sequence_parallel")
+    return notes
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
