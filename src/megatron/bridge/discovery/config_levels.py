@@ -114,7 +114,7 @@ class LeveledConfig:
         aliases = getattr(type(loaded), "attribute_map", None) or {}
         for written in (name, aliases.get(name), "torch_dtype" if name == "dtype" else None):
             if written is not None and values.get(written) is not None:
-                return Fact(name, values[written], ".".join(level) or TOP_LEVEL)
+                return Fact(written, values[written], ".".join(level) or TOP_LEVEL)
         value = getattr(loaded, name, None)
         return None if value is None else Fact(name, _plain(value), f"default of {type(loaded).__name__}")
 

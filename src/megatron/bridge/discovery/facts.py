@@ -64,7 +64,10 @@ def facts_by_subject(config: LeveledConfig) -> dict[str, list[Fact]]:
     subjects: dict[str, list[Fact]] = {}
     if config.text_level is not None:
         for subject, names in TEXT_FIELDS.items():
-            facts = [fact for name in names if (fact := config.text(name)) is not None and fact.value != []]
+            read = [fact for name in names if (fact := config.text(name)) is not None and fact.value != []]
+            facts = list({fact.name: fact for fact in read}.values())
+            if subject == "rope" and any(fact.name in ("rope_theta", "rope_scaling") for fact in facts):
+                facts = [fact for fact in facts if not (fact.name == "rope_parameters" and is_default(fact))]
             if subject in ("size", "attention", "rope") or any(not is_default(fact) and fact.value for fact in facts):
                 subjects[subject] = facts
     if config.vision_level is not None:

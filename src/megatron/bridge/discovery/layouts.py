@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import gcd, lcm
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from megatron.bridge.discovery.weights import Weight
 
 _MAX_TP = 64
+_UNEVEN_PP = (2, 4, 8, 16, 32, 64)
 # Provider fields that tensor parallelism must divide. (Experts are cut by expert tensor parallelism.)
 _TP_FIELDS = (
     *("num_attention_heads", "num_query_groups", "ffn_hidden_size", "moe_shared_expert_intermediate_size"),
@@ -78,7 +79,9 @@ class ParallelLayout(NamedTuple):
     Attributes:
         tp, pp, ep, etp: tensor, pipeline, expert and expert-tensor parallel size.
         num_ranks: at data-parallel size 1, or what expert parallelism needs.
-        max_bytes, min_bytes: of parameters on the fullest and on the emptiest pipeline stage.
+        max_bytes, min_bytes: of parameters on a rank of the fullest and of the emptiest pipeline stage.
+        first_stage, last_stage: layers of these stages (`num_layers_in_first_pipeline_stage` and `..._last_...`) where
+            stages are not equal.
     """
 
     tp: int
@@ -88,6 +91,8 @@ class ParallelLayout(NamedTuple):
     num_ranks: int
     max_bytes: int
     min_bytes: int
+    first_stage: int | None = None
+    last_stage: int | None = None
 
 
 @dataclass
@@ -95,7 +100,8 @@ class ParallelLayouts:
     """What may be chosen.
 
     Attributes:
-        tp, pp, ep: sizes that are allowed, each on its own.
+        tp, pp, ep: sizes that are allowed, each on its own; of pipeline stages, those that are equal.
+        uneven_pp: numbers of pipeline stages with a first and a last one of another size.
         sizes: what must be divided, by provider field, with its value.
         bytes_per_parameter: in training.
         rows: every combination of them; of expert-tensor parallelism 1 and tp.
@@ -104,6 +110,7 @@ class ParallelLayouts:
 
     tp: list[int]
     pp: list[int]
+    uneven_pp: list[int]
     ep: list[int]
     sizes: dict[str, int]
     bytes_per_parameter: int
@@ -165,19 +172,41 @@ def parallel_layouts(
     dtype = config.text("dtype") or config.top("dtype")
     nbytes = _TRAINING_BYTES.get(str(dtype.value), 2) if dtype else 2
     tp = [size for size in _divisors(gcd(*tensor_sizes)) if size <= _MAX_TP] if tensor_sizes else [1]
-    found = ParallelLayouts(tp, _divisors(num_layers), _divisors(num_experts or 1), sizes, nbytes, [], [])
-    stages = _Stages(weights, family, num_layers, is_tied, nbytes, with_transformer_engine)
+    pp = _divisors(num_layers)
+    is_hybrid = config.text("layers_block_type") is not None
+    uneven = [] if is_hybrid else [size for size in _UNEVEN_PP if size < num_layers and size not in pp]
+    found = ParallelLayouts(tp, pp, uneven, _divisors(num_experts or 1), sizes, nbytes, [], [])
+    model = _Model(weights, family, num_layers, is_tied, nbytes, with_transformer_engine)
     expert_width = sizes.get("moe_ffn_hidden_size", 0)
-    for tp, pp, ep in product(found.tp, found.pp, found.ep):
-        choices = {1, tp} if num_experts and "expert_tensor_parallel_size" not in defaults else {1}
-        for etp in sorted(choices):
-            if num_experts and expert_width % etp:
-                continue
-            on_stages = list(stages.bytes_on_rank(tp, pp, ep, etp)) if weights else [0]
-            num_ranks = pp * lcm(tp, ep * etp) if num_experts else pp * tp
-            found.rows.append(ParallelLayout(tp, pp, ep, etp, num_ranks, max(on_stages), min(on_stages)))
-    found.notes = _notes(sizes, num_layers, bool(num_experts))
+    cuts_experts = num_experts and "expert_tensor_parallel_size" not in defaults
+    for num_stages in (*pp, *uneven):
+        counts = layers_per_stage(num_layers, num_stages)
+        ends = (counts[0], counts[-1]) if num_stages in uneven else (None, None)
+        stages = model.stages(counts)
+        for tp_size, ep in product(found.tp, found.ep):
+            for etp in sorted({1, tp_size}) if cuts_experts else (1,):
+                if num_experts and expert_width % etp:
+                    continue
+                nbytes_on = [stage.on_rank(tp_size, ep, etp) for stage in stages]
+                num_ranks = num_stages * (lcm(tp_size, ep * etp) if num_experts else tp_size)
+                sizes_of = (tp_size, num_stages, ep, etp, num_ranks)
+                found.rows.append(ParallelLayout(*sizes_of, max(nbytes_on), min(nbytes_on), *ends))
+    found.notes = _notes(sizes, bool(num_experts))
     return found
+
+
+def layers_per_stage(num_layers: int, num_stages: int) -> list[int]:
+    """Layers of each pipeline stage: equal ones, or between a first and a last one of another size.
+
+    megatron-core 0.19 (`get_num_layers_to_build`) wants the stages between these two to be equal.
+    """
+    if num_layers % num_stages == 0:
+        return [num_layers // num_stages] * num_stages
+    between = -(-num_layers // num_stages)
+    if num_layers - between * (num_stages - 2) < 2:
+        between = num_layers // num_stages
+    ends = num_layers - between * (num_stages - 2)
+    return [ends - ends // 2, *[between] * (num_stages - 2), ends // 2]
 
 
 def _sizes(config: LeveledConfig, family: FamilyMatch) -> dict[str, int]:
@@ -200,7 +229,7 @@ def _sizes(config: LeveledConfig, family: FamilyMatch) -> dict[str, int]:
     return sizes
 
 
-class _Stages:
+class _Model:
     """The bytes of each decoder layer, and of what comes before and after them."""
 
     def __init__(
@@ -238,31 +267,30 @@ class _Stages:
         if not is_tied and not has_prediction:
             self._copy = _Share()
 
-    def bytes_on_rank(self, tp: int, pp: int, ep: int, etp: int) -> Iterator[int]:
-        """Bytes on each rank of each pipeline stage."""
-        per_stage = len(self._layers) // pp
-        for stage in range(pp):
-            share = _Share()
-            for layer in self._layers[stage * per_stage : (stage + 1) * per_stage]:
-                share.add(layer)
-            if stage == 0:
-                share.add(self._first)
-            if stage == pp - 1:
-                share.add(self._last)
-                if pp > 1:  # the last stage has its own copy of a tied embedding, or of one that MTP layers read
-                    share.add(self._copy)
-            yield share.on_rank(tp, ep, etp)
+    def stages(self, counts: list[int]) -> list[_Share]:
+        """What each pipeline stage holds.
+
+        Args:
+            counts: layers of each stage.
+        """
+        stages, start = [], 0
+        for count in counts:
+            stages.append(_Share())
+            for layer in self._layers[start : start + count]:
+                stages[-1].add(layer)
+            start += count
+        stages[0].add(self._first)
+        stages[-1].add(self._last)
+        if len(stages) > 1:  # the last stage has its own copy of a tied embedding, or of one that MTP layers read
+            stages[-1].add(self._copy)
+        return stages
 
 
-def _notes(sizes: Mapping[str, int], num_layers: int, has_experts: bool) -> list[str]:
+def _notes(sizes: Mapping[str, int], has_experts: bool) -> list[str]:
     notes = []
     groups = sizes.get("num_query_groups", 0)
     if groups and groups < sizes.get("num_attention_heads", 0):
         notes.append(f"pad_query_groups allows tensor parallelism beyond {groups} query groups, with groups of zeros")
-    notes.append(
-        f"{num_layers} layers split evenly over pipeline stages; num_layers_in_first_pipeline_stage and "
-        "num_layers_in_last_pipeline_stage allow other sizes"
-    )
     if has_experts:
         notes.append("training experts with tensor parallelism needs sequence_parallel")
     return notes
