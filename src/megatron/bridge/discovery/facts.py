@@ -66,13 +66,16 @@ def facts_by_subject(config: LeveledConfig) -> dict[str, list[Fact]]:
         for subject, names in TEXT_FIELDS.items():
             read = [fact for name in names if (fact := config.text(name)) is not None and fact.value != []]
             facts = list({fact.name: fact for fact in read}.values())
+            if subject == "rope":
+                facts = [fact for fact in facts if not (fact.name == "rope_scaling" and is_default(fact))]
             if subject == "rope" and any(fact.name in ("rope_theta", "rope_scaling") for fact in facts):
                 facts = [fact for fact in facts if not (fact.name == "rope_parameters" and is_default(fact))]
             if subject in ("size", "attention", "rope") or any(not is_default(fact) and fact.value for fact in facts):
                 subjects[subject] = facts
     if config.vision_level is not None:
         subjects["vision"] = [fact for name in VISION_FIELDS if (fact := config.vision(name)) is not None]
-        subjects["vision"] += [fact for name in TOP_FIELDS if (fact := config.top(name)) is not None]
+        named = {fact.name: fact for name in TOP_FIELDS if (fact := config.top(name)) is not None}
+        subjects["vision"] += [fact for fact in named.values() if not is_default(fact)]
     return {subject: facts for subject, facts in subjects.items() if facts}
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatron.bridge.discovery.config_levels import TOP_LEVEL, LeveledConfig, at_level
+from megatron.bridge.discovery.weights import OTHER_MODALITIES, category
 from megatron.bridge.models.conversion.config_mapping import FIXED_FIELDS, IRRELEVANT_FIELDS
 from megatron.bridge.models.conversion.model_bridge import NOT_REPRESENTABLE, RegisteredBridge, registered_bridges
 from megatron.bridge.models.conversion.param_mapping import Dropped
@@ -24,13 +26,12 @@ _ALWAYS_KNOWN = {
 _ROPE_FIELDS = {
     *("rope_type", "type", "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings"),
     *("low_freq_factor", "high_freq_factor", "long_factor", "short_factor", "attention_factor", "beta_fast"),
-    *("beta_slow", "mscale", "mscale_all_dim", "truncate", "alpha", "mrope_section", "mrope_interleaved"),
+    *("beta_slow", "mscale", "mscale_all_dim", "truncate", "alpha"),
     *("full_attention", "sliding_attention", "llama_4_scaling_beta", "max_position_embeddings"),
 }
 _TOKEN = re.compile(r".*_token(_id|_ids|_index)?|.*_token_id_\w+")
 # Where the text model's tensors are in a VLM.
 _TEXT_PREFIX = re.compile(r"^(?:model\.|thinker\.)*(?:language_model|text_model|llm)\.(?:model\.)?|^thinker\.model\.")
-_NUM_COMPARED = 8  # families whose rules are tried on a model without a bridge
 _DIGITS = re.compile(r"\d+|\*+")
 
 
@@ -68,8 +69,10 @@ class FamilyMatch:
         reason: why it is not, or cannot be.
         unknown_fields: what no family knows.
         foreign_fields: what other families know, and this one does not.
+        encoder_fields: of a VLM's top level, which transformers' class reads for the encoder and what joins it.
         refused: values that this family cannot represent.
         unmatched: tensors without a rule.
+        of_encoders: tensors of encoders and of what joins them, without a rule of the text model's family.
         megatron_names: Megatron weight by HF tensor that has a rule.
         dropped: tensors that are left out, with the reason.
         absent: for the nearest family, patterns of tensors that it has and the model does not.
@@ -80,7 +83,9 @@ class FamilyMatch:
     reason: str | None = None
     unknown_fields: list[UnknownField] = field(default_factory=list)
     foreign_fields: list[UnknownField] = field(default_factory=list)
+    encoder_fields: list[UnknownField] = field(default_factory=list)
     refused: list[RefusedValue] = field(default_factory=list)
+    of_encoders: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     megatron_names: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
@@ -107,7 +112,7 @@ def match_family(config: LeveledConfig, names: Iterable[str]) -> FamilyMatch:
             found.reason = f"{refused} cannot be converted: {NOT_REPRESENTABLE[refused]}"
         else:
             found.reason = f"no bridge for architecture {', '.join(architectures) or 'none'}"
-        found.entry = _nearest(config, bridges, list(text_names))
+        found.entry = _nearest(config, bridges, [name for name in text_names if category(name) not in OTHER_MODALITIES])
     _compare_fields(found, config, bridges)
     if found.entry is not None and names:
         registry = _registry(found.entry, config)
@@ -135,7 +140,9 @@ def _compare_fields(found: FamilyMatch, config: LeveledConfig, bridges: Mapping[
             known_to.setdefault(name, []).append(entry.architecture)
     own = fields_of(found.entry) if found.entry is not None else set()
     for unknown in _unknown_fields(config, known_to):
-        if not unknown.known_to:
+        if config.text_level and unknown.level == TOP_LEVEL and unknown.in_transformers:
+            found.encoder_fields.append(unknown)
+        elif not unknown.known_to:
             found.unknown_fields.append(unknown)
         elif found.entry is not None and unknown.name not in own and unknown.value is not None:
             found.foreign_fields.append(unknown)
@@ -188,8 +195,19 @@ def _unknown_fields(config: LeveledConfig, known_to: Mapping[str, list[str]]) ->
 
 def _declares(loaded: Any, name: str) -> bool:
     """Whether a config class of transformers has a field, rather than keeping whatever it is given."""
+    if loaded is None:
+        return False
     kind = type(loaded)
-    return loaded is not None and (name in getattr(kind, "__dataclass_fields__", {}) or hasattr(kind, name))
+    return name in getattr(kind, "__dataclass_fields__", {}) or hasattr(kind, name) or hasattr(_default(kind), name)
+
+
+@cache
+def _default(config_class: Any) -> Any:
+    """A config with nothing but defaults, `None` for a class that needs more."""
+    try:
+        return config_class()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return None
 
 
 def _apply_rules(found: FamilyMatch, registry: MegatronMappingRegistry, names: Mapping[str, str]) -> None:
@@ -200,6 +218,8 @@ def _apply_rules(found: FamilyMatch, registry: MegatronMappingRegistry, names: M
         reason = registry.drop_reason(name)
         if mapping is None and reason is not None:
             found.dropped[stored] = reason
+        elif mapping is None and category(stored) in OTHER_MODALITIES:
+            found.of_encoders.append(stored)
         elif mapping is None:
             found.unmatched.append(stored)
     if not found.is_supported:
@@ -216,6 +236,8 @@ class _ConfigOfFamily:
 
     def __getattr__(self, name: str) -> Any:
         text = self._config.text_config
+        if name == "tie_word_embeddings" and (tied := self._config.top(name)) is not None:
+            return tied.value
         if text is not None and hasattr(text, name):
             return getattr(text, name)
         fact = self._config.text(name)
@@ -235,13 +257,17 @@ def _registry(entry: RegisteredBridge, config: LeveledConfig) -> MegatronMapping
 def _defaults(entry: RegisteredBridge) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    return CONFIG_MAPPING[entry.model_type]() if entry.model_type in CONFIG_MAPPING else None
+    return _default(CONFIG_MAPPING[entry.model_type]) if entry.model_type in CONFIG_MAPPING else None
 
 
 def _nearest(
     config: LeveledConfig, bridges: Mapping[str, RegisteredBridge], names: list[str]
 ) -> RegisteredBridge | None:
-    """The family whose fields and tensors are most like the model's: by the shares that both have of those of either."""
+    """The family whose fields and tensors are most like the model's: by the shares that both have of those of either.
+
+    Tensors count twice: they show what is computed, fields how it is called. A text model of the family's own
+    `model_type` is as near as its tensors are.
+    """
     if config.text_level is None or config.kind == "other":
         return None
     stated = {name for name, value in at_level(config.values, config.text_level).items() if value is not None}
@@ -254,15 +280,18 @@ def _nearest(
         return len(stated & fields_of(entry)) / len(stated | wanted)
 
     scores = {entry.architecture: by_fields(entry) for entry in bridges.values()}
+    model_type = at_level(config.values, config.text_level).get("model_type")
+    for entry in bridges.values():
+        scores[entry.architecture] += model_type is not None and entry.model_type == model_type
     closest = sorted(bridges.values(), key=lambda entry: (-scores[entry.architecture], entry.architecture))
     present = {_DIGITS.sub("*", name): name for name in names}
-    for entry in closest[:_NUM_COMPARED] if present else ():
+    for entry in closest if present else ():
         registry = _registry(entry, config)
         if registry is None:
             continue
         rules = {_DIGITS.sub("*", name) for rule in registry.entries for name in _hf_names(rule)}
         needed = {_DIGITS.sub("*", name) for rule in registry for name in rule.hf_names.values()}
-        scores[entry.architecture] += len(present.keys() & rules) / len(present.keys() | needed)
+        scores[entry.architecture] += 2 * len(present.keys() & rules) / len(present.keys() | needed)
     return max(closest, key=lambda entry: scores[entry.architecture], default=None)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from megatron.bridge.discovery.weights import Layer
 
 _MAX_VALUE = 90
+_DIGITS = re.compile(r"(?<=\.)\d+(?=\.)")
 _MAX_RANKS = 4096
 _MAX_TP = 8  # beyond one machine, tensor parallelism waits for the network
 
@@ -34,7 +36,7 @@ def size(num_bytes: float) -> str:
 
 def value(found: Any) -> str:
     """The value of a config field; long lists by runs of equal entries."""
-    if isinstance(found, list) and len(found) > 4:
+    if isinstance(found, list) and len(found) > 3:
         runs = [(entry, len(list(run))) for entry, run in groupby(found)]
         if len(runs) <= 4:
             return " ".join(f"{number}x {entry}" for entry, number in runs)
@@ -43,6 +45,15 @@ def value(found: Any) -> str:
             return ", ".join(f"{sum(str(entry) == kind for entry in found)}x {kind}" for kind in kinds)
     text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
     return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 1]}…"
+
+
+def by_pattern(names: Mapping[str, int]) -> dict[str, int]:
+    """Names that differ in numbers alone, together, with how many they are."""
+    counts: dict[str, int] = {}
+    for name, number in names.items():
+        pattern = _DIGITS.sub("*", name)
+        counts[pattern] = counts.get(pattern, 0) + number
+    return counts
 
 
 def layer_runs(layers: Iterable[Layer]) -> list[tuple[str, str, int, int]]:

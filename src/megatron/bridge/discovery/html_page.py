@@ -105,12 +105,14 @@ def _support(report: ModelReport) -> str:
         rows += [("provider", support.provider or ""), ("proven on", ", ".join(support.proven_layouts) or "not proven")]
     if report.parameters.num_tensors:
         unmatched = sum(support.unmatched.values())
-        rows.append(("tensors", f"{support.num_matched} with a rule, {unmatched} without"))
+        encoders = f", {support.num_of_encoders} of encoders" if support.num_of_encoders else ""
+        rows.append(("tensors", f"{support.num_matched} with a rule, {unmatched} without{encoders}"))
     rows += [("left out", f"{number}x {reason}") for reason, number in support.dropped.items()]
     fields = [(*_field(item), "no family: likely a new block") for item in support.unknown_fields]
     fields += [(*_field(item), ", ".join(item.known_to[:3])) for item in support.foreign_fields]
     fields += [(item.name, repr(item.found), "", f"must be {item.expected!r}") for item in support.refused]
-    tensors = [(name, str(number)) for name, number in support.unmatched.items()]
+    fields += [(*_field(item), "transformers' class, for the encoder") for item in support.encoder_fields]
+    tensors = [(name, str(number)) for name, number in formatting.by_pattern(support.unmatched).items()]
     return (
         _warnings([support.reason] if support.reason else [])
         + _pairs(rows)

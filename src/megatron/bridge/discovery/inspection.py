@@ -138,9 +138,11 @@ def _support(family: FamilyMatch, tensors: list[Weight]) -> Support:
         reason=family.reason,
         unknown_fields=family.unknown_fields,
         foreign_fields=family.foreign_fields,
+        encoder_fields=family.encoder_fields,
         refused=family.refused,
         unmatched={name: copies.get(name, 1) for name in family.unmatched},
         num_matched=sum(copies.get(name, 1) for name in family.megatron_names),
+        num_of_encoders=len(family.of_encoders),
         dropped=dict(dropped),
         absent=family.absent,
     )

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from megatron.bridge.discovery import formatting
 from megatron.bridge.discovery.report import Decision
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def _encoder(report: ModelReport) -> str:
         )
     size = report.parameters.by_category.get("vision", 0)
     if size > _LARGE_ENCODER:
-        return f"Megatron: {size / 1e9:.1f} B parameters are worth cutting over ranks"
-    count = f" ({size / 1e6:.0f} M parameters)" if size else ""
+        return f"Megatron: {formatting.count(size)} parameters are worth cutting over ranks"
+    count = f" ({formatting.count(size)} parameters)" if size else ""
     return f"HF: transformers has it, and every rank can hold it whole{count}"
 
 
@@ -67,7 +68,8 @@ def _mappings(report: ModelReport) -> str:
     if not support.bridge:
         return "not known: no family is near"
     if not support.unmatched:
-        return f"stock: every tensor has a rule of {support.bridge}"
+        of = "every tensor of the text model" if report.kind == "VLM" else "every tensor"
+        return f"stock: {of} has a rule of {support.bridge}"
     return f"local: {_count(report)} without a rule of {support.bridge}"
 
 

@@ -93,9 +93,11 @@ class Support:
         proven_layouts: on which the family's logits and round trip were compared with transformers.
         unknown_fields: no family knows them.
         foreign_fields: other families know them, this one does not.
+        encoder_fields: a VLM's own, which transformers' class reads for its encoder and what joins it.
         refused: values that the family cannot represent.
         unmatched: tensors without a rule, with how many each stands for.
         num_matched: tensors with a rule.
+        num_of_encoders: tensors of encoders and of what joins them to the text model.
         dropped: tensors that are left out on purpose, by reason.
         absent: patterns of tensors that the nearest family has and this model does not.
     """
@@ -109,9 +111,11 @@ class Support:
     proven_layouts: list[str] = field(default_factory=list)
     unknown_fields: list[UnknownField] = field(default_factory=list)
     foreign_fields: list[UnknownField] = field(default_factory=list)
+    encoder_fields: list[UnknownField] = field(default_factory=list)
     refused: list[RefusedValue] = field(default_factory=list)
     unmatched: dict[str, int] = field(default_factory=dict)
     num_matched: int = 0
+    num_of_encoders: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
 

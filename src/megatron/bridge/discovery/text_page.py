@@ -165,6 +165,9 @@ def _support(report: ModelReport) -> Table:
     for field in support.foreign_fields[:_MAX_LISTED]:
         known = ", ".join(field.known_to[:3])
         row("other families'", f"{field.name} = {formatting.value(field.value)}  [{field.level}] known to {known}")
+    if support.encoder_fields:
+        names = ", ".join(field.name for field in support.encoder_fields)
+        row("of the encoder", f"{names}  [top level] transformers' class reads them")
     for item in support.refused:
         row("refused value", f"{item.name} = {item.found!r}: must be {item.expected!r}", "yellow")
     _tensor_rows(report, row)
@@ -177,11 +180,14 @@ def _tensor_rows(report: ModelReport, row: Any) -> None:
         row("tensors", "no weights were read")
         return
     unmatched = sum(support.unmatched.values())
-    row("tensors", f"{support.num_matched} with a rule, {unmatched} without, {sum(support.dropped.values())} left out")
-    for name, number in list(support.unmatched.items())[:_MAX_LISTED]:
-        row("without a rule", f"{name}{f' (and {number - 1} like it)' if number > 1 else ''}", "yellow")
-    if len(support.unmatched) > _MAX_LISTED:
-        row("", f"... and {len(support.unmatched) - _MAX_LISTED} more (--json lists all)")
+    encoders = f", {support.num_of_encoders} of encoders" if support.num_of_encoders else ""
+    left_out = sum(support.dropped.values())
+    row("tensors", f"{support.num_matched} with a rule, {unmatched} without, {left_out} left out{encoders}")
+    patterns = formatting.by_pattern(support.unmatched)
+    for name, number in list(patterns.items())[:_MAX_LISTED]:
+        row("without a rule", f"{name}{f' ({number} tensors)' if number > 1 else ''}", "yellow")
+    if len(patterns) > _MAX_LISTED:
+        row("", f"... and {len(patterns) - _MAX_LISTED} more (--json lists all)")
     for reason, number in support.dropped.items():
         row("left out", f"{number}x {reason}")
     if not support.is_supported and support.absent:
