@@ -52,6 +52,7 @@ TOP_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "vision_s
 
 NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 NUM_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token")
+_LINEAR_KINDS = {"linear_attention", "mamba", "conv", "hybrid"}
 _NUM_PREDICTED = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 
 
@@ -149,7 +150,7 @@ def _attention(config: LeveledConfig) -> str:
     kind = "multi-head" if groups == heads else "multi-query" if groups == 1 else "grouped-query"
     sentence = f"{kind}: {heads} heads of {head_dim(config)}" + ("" if groups == heads else f", {groups} of keys and values")
     kinds = config.text("layer_types")
-    if kinds is not None and isinstance(kinds.value, list) and len(set(map(str, kinds.value))) > 1:
+    if kinds is not None and isinstance(kinds.value, list) and len(set(map(str, kinds.value))) > 1 and not _linear(config):
         counts = Counter(map(str, kinds.value))
         sentence += "; " + ", ".join(f"{count} layers {kind.replace('_', ' ')}" for kind, count in counts.items())
     window = number(config, "sliding_window")
@@ -183,8 +184,7 @@ def _linear(config: LeveledConfig) -> str:
     kinds = config.text("layers_block_type") or config.text("layer_types")
     if kinds is not None and isinstance(kinds.value, list):
         counts = Counter(map(str, kinds.value))
-        linear = {kind: n for kind, n in counts.items() if kind in ("linear_attention", "mamba", "conv", "hybrid")}
-        if linear:
+        if counts.keys() & _LINEAR_KINDS:
             return ", ".join(f"{n} layers {kind.replace('_', ' ')}" for kind, n in counts.items())
     heads = number(config, "mamba_num_heads", "mamba_n_heads", "num_heads")
     state = number(config, "ssm_state_size", "mamba_d_state", "state_size")

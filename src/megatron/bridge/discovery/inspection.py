@@ -48,7 +48,7 @@ def inspect_model(path_or_repo_id: str | Path, *, revision: str | None = None) -
         classes=_classes(model, config),
         tying=tying,
         facts=facts.facts_by_subject(config),
-        summaries=facts.summaries(config),
+        summaries=_summaries(config, tensors),
         parameters=_parameters(model, config, tensors),
         layers=weights.layer_map(tensors, _layer_kinds(config)),
         quantization=quantization,
@@ -66,6 +66,16 @@ def _as_copy(weight: Weight, family: FamilyMatch) -> Weight:
 
     is_copy = family.dropped.get(weight.name, "").startswith(_SECOND_COPY)
     return replace(weight, category="copies") if is_copy else weight
+
+
+def _summaries(config: LeveledConfig, tensors: list[Weight]) -> dict[str, str]:
+    """A sentence per subject, as the config has it, compared with what the checkpoint stores."""
+    found = facts.summaries(config)
+    present = {weight.category for weight in tensors}
+    for subject, category in (("MoE", "experts"), ("MTP", "prediction layers")):
+        if tensors and subject in found and category not in present:
+            found[subject] += "; the checkpoint has none"
+    return found
 
 
 def _layer_kinds(config: LeveledConfig) -> list[str] | None:

@@ -26,7 +26,8 @@ _CATEGORIES = (
     ("experts", r"\.experts\.|\.input_linear\.|\.output_linear\."),
     ("linear attention", r"\.(linear_attn|mamba|conv|ssm)\.|\.(A_log|dt_bias|conv1d\.\w+|in_proj\.\w+|out_proj\.\w+|D)$"),
     ("attention", r"\.(self_attn|self_attention|attention|attn)\.|\.mixer\.[qkvo]_proj\."),
-    ("MLP", r"\.(mlp|feed_forward|ffn)\.|\.mixer\.(up|down)_proj\."),
+    ("MLP", r"\.(mlp|feed_forward|ffn)\.|\.mixer\.(up|down|fc1_latent|fc2_latent)_proj\."),
+    ("norms", r"\.layer_scalar$"),
     ("output layer", r"lm_head|output_layer"),
     ("embedding", r"embed_tokens|embed_in|embeddings|\bwte\b|word_embeddings"),
 )
