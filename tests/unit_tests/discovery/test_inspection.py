@@ -16,8 +16,31 @@ from tests.tiny_models import TINY_MODELS
 from tests.unit_tests.discovery.conftest import edit_config
 
 FAMILIES = (
-    *("llama", "qwen3", "gemma3", "gemma4", "phi3", "olmo2", "stablelm", "qwen3-moe", "mixtral", "deepseek-v3", "gpt-oss"),
-    *("glm4-moe", "qwen3-next", "nemotron-h", "mamba2", "bamba", "falcon-h1", "lfm2", "granite-moe", "llama4", "kimi-k2"),
+    *(
+        "llama",
+        "qwen3",
+        "gemma3",
+        "gemma4",
+        "phi3",
+        "olmo2",
+        "stablelm",
+        "qwen3-moe",
+        "mixtral",
+        "deepseek-v3",
+        "gpt-oss",
+    ),
+    *(
+        "glm4-moe",
+        "qwen3-next",
+        "nemotron-h",
+        "mamba2",
+        "bamba",
+        "falcon-h1",
+        "lfm2",
+        "granite-moe",
+        "llama4",
+        "kimi-k2",
+    ),
 )
 
 

@@ -68,7 +68,9 @@ def test_tied_embeddings_of_a_vlm_are_those_of_the_top_level(tmp_path: Path) -> 
     for tied in (True, False):
         folder = tmp_path / str(tied)
         text = {"model_type": "mistral", "tie_word_embeddings": not tied}
-        save_vlm(folder, "Mistral3", text, {**VISION, "model_type": "pixtral", "image_size": 16}, tie_word_embeddings=tied)
+        save_vlm(
+            folder, "Mistral3", text, {**VISION, "model_type": "pixtral", "image_size": 16}, tie_word_embeddings=tied
+        )
         tying = inspect_model(folder).tying
         assert tying.is_tied is tied and tying.fact is not None and tying.fact.level == "top level"
         assert tying.text_level is (not tied)
@@ -103,7 +105,12 @@ def test_a_vlm_with_the_fields_of_its_text_model_at_the_top_level(tmp_path: Path
 
 
 def test_an_encoder_that_transformers_does_not_have(tmp_path: Path) -> None:
-    values = {"model_type": "new_vl", "architectures": ["NewVLModel"], "vision_config": {"depth": 2}, "llm_config": TEXT}
+    values = {
+        "model_type": "new_vl",
+        "architectures": ["NewVLModel"],
+        "vision_config": {"depth": 2},
+        "llm_config": TEXT,
+    }
     report = inspect_config(tmp_path, values)
     assert report.kind == "VLM" and report.text_level == "llm_config"
     answers = {decision.question: decision.answer for decision in report.decisions}

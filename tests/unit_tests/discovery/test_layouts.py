@@ -15,7 +15,17 @@ from megatron.bridge.models.conversion.placement import read_placement
 from tests.ranks import run_ranks
 from tests.tiny_models import TINY_MODELS
 
-DENSE = ("llama-tied", "llama-all-biases", "llama-odd-vocabulary", "gemma3", "olmo2", "phi", "mamba2", "nemotron-h", "lfm2")
+DENSE = (
+    "llama-tied",
+    "llama-all-biases",
+    "llama-odd-vocabulary",
+    "gemma3",
+    "olmo2",
+    "phi",
+    "mamba2",
+    "nemotron-h",
+    "lfm2",
+)
 EXPERTS = ("qwen3-moe-dense-layers", "deepseek-v3", "moonlight", "gpt-oss", "qwen3-next", "olmoe", "glm4-moe")
 
 

@@ -56,7 +56,9 @@ def test_counts_and_rules_are_of_the_numbers_that_are_meant(name: str, tmp_path:
     assert set(after.parameters.bytes_by_dtype["experts"]) == {"F8_E4M3"}
     stored = load_file(tmp_path / "model.safetensors")
     assert after.parameters.stored_bytes == sum(tensor.nbytes for tensor in stored.values())
-    assert sum(sum(kinds.values()) for kinds in after.parameters.bytes_by_dtype.values()) == after.parameters.stored_bytes
+    assert (
+        sum(sum(kinds.values()) for kinds in after.parameters.bytes_by_dtype.values()) == after.parameters.stored_bytes
+    )
 
 
 def test_tensors_are_quantised_and_the_config_says_nothing(tmp_path: Path) -> None:
@@ -75,7 +77,10 @@ def test_the_config_says_so_and_no_tensor_is_quantised(qwen3_folder: Path) -> No
     ("config", "words"),
     [
         ({**FP8, "weight_block_size": [32, 32]}, "weight_block_size is [32, 32]"),
-        ({**FP8, "modules_to_not_convert": ["model.layers.1.self_attn.q_proj"]}, "leaves model.layers.1.self_attn.q_proj"),
+        (
+            {**FP8, "modules_to_not_convert": ["model.layers.1.self_attn.q_proj"]},
+            "leaves model.layers.1.self_attn.q_proj",
+        ),
         ({"quant_method": "mxfp4"}, "mxfp4 (MXFP4)"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt (NVFP4)"),
     ],

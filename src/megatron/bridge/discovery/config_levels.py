@@ -63,7 +63,9 @@ class LeveledConfig:
             self.text_level = ()
 
     def _kind(self) -> tuple[str, str]:
-        sound = [name for level in _levels(self.values) for name in _OTHER_NAMES if isinstance(level.get(name), Mapping)]
+        sound = [
+            name for level in _levels(self.values) for name in _OTHER_NAMES if isinstance(level.get(name), Mapping)
+        ]
         if sound:
             return "other", f"audio or several modalities: it has {', '.join(dict.fromkeys(sound))}"
         if self.vision_level is not None:

@@ -57,7 +57,7 @@ _NUM_PREDICTED = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_
 
 
 def facts_by_subject(config: LeveledConfig) -> dict[str, list[Fact]]:
-    """The facts that the config states, or that its class has as defaults, by subject; subjects without any are left out.
+    """The facts that the config states, or that its class has as defaults, by subject; empty subjects are left out.
 
     A default counts only beside a stated field of the same subject: a class that may have experts says nothing about
     a model that has none.
@@ -148,9 +148,16 @@ def _attention(config: LeveledConfig) -> str:
         return sentence + (f"; sparse, {number(config, 'index_topk')} keys" if number(config, "index_topk") else "")
     groups = number(config, "num_key_value_heads") or heads
     kind = "multi-head" if groups == heads else "multi-query" if groups == 1 else "grouped-query"
-    sentence = f"{kind}: {heads} heads of {head_dim(config)}" + ("" if groups == heads else f", {groups} of keys and values")
+    sentence = f"{kind}: {heads} heads of {head_dim(config)}" + (
+        "" if groups == heads else f", {groups} of keys and values"
+    )
     kinds = config.text("layer_types")
-    if kinds is not None and isinstance(kinds.value, list) and len(set(map(str, kinds.value))) > 1 and not _linear(config):
+    if (
+        kinds is not None
+        and isinstance(kinds.value, list)
+        and len(set(map(str, kinds.value))) > 1
+        and not _linear(config)
+    ):
         counts = Counter(map(str, kinds.value))
         sentence += "; " + ", ".join(f"{count} layers {kind.replace('_', ' ')}" for kind, count in counts.items())
     window = number(config, "sliding_window")

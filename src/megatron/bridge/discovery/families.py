@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -197,12 +197,12 @@ def _declares(loaded: Any, name: str) -> bool:
     """Whether a config class of transformers has a field, rather than keeping whatever it is given."""
     if loaded is None:
         return False
-    kind = type(loaded)
+    kind: Any = type(loaded)
     return name in getattr(kind, "__dataclass_fields__", {}) or hasattr(kind, name) or hasattr(_default(kind), name)
 
 
 @cache
-def _default(config_class: Any) -> Any:
+def _default(config_class: Callable[[], Any]) -> Any:
     """A config with nothing but defaults, `None` for a class that needs more."""
     try:
         return config_class()
@@ -257,7 +257,9 @@ def _registry(entry: RegisteredBridge, config: LeveledConfig) -> MegatronMapping
 def _defaults(entry: RegisteredBridge) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    return _default(CONFIG_MAPPING[entry.model_type]) if entry.model_type in CONFIG_MAPPING else None
+    if entry.model_type is None or entry.model_type not in CONFIG_MAPPING:
+        return None
+    return _default(CONFIG_MAPPING[entry.model_type])
 
 
 def _nearest(

@@ -49,11 +49,12 @@ def value(found: Any) -> str:
 
 def by_pattern(names: Mapping[str, int]) -> dict[str, int]:
     """Names that differ in numbers alone, together, with how many they are."""
-    counts: dict[str, int] = {}
-    for name, number in names.items():
-        pattern = _DIGITS.sub("*", name)
-        counts[pattern] = counts.get(pattern, 0) + number
-    return counts
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_DIGITS.sub("*", name), []).append(name)
+    return {
+        pattern if len(found) > 1 else found[0]: sum(names[name] for name in found) for pattern, found in alike.items()
+    }
 
 
 def layer_runs(layers: Iterable[Layer]) -> list[tuple[str, str, int, int]]:

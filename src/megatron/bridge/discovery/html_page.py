@@ -56,7 +56,12 @@ def _header(report: ModelReport) -> str:
         tiles.append(("parameters", formatting.count(parameters.total)))
         if parameters.active != parameters.total:
             tiles.append(("active", formatting.count(parameters.active)))
-        tiles.append((f"in {parameters.num_files} file{'s' if parameters.num_files > 1 else ''}", formatting.size(parameters.stored_bytes)))
+        tiles.append(
+            (
+                f"in {parameters.num_files} file{'s' if parameters.num_files > 1 else ''}",
+                formatting.size(parameters.stored_bytes),
+            )
+        )
     if report.layers:
         tiles.append(("layers", str(len(report.layers))))
     cards = "".join(f"<div><b>{escape(number)}</b><span>{escape(name)}</span></div>" for name, number in tiles)
@@ -118,7 +123,11 @@ def _support(report: ModelReport) -> str:
         + _pairs(rows)
         + _table(("config field", "value", "level", "known to"), fields)
         + _table(("tensor without a rule", "how many"), tensors)
-        + (_table((f"tensors that {support.bridge} has, and this model does not",), [(name,) for name in support.absent]))
+        + (
+            _table(
+                (f"tensors that {support.bridge} has, and this model does not",), [(name,) for name in support.absent]
+            )
+        )
     )
 
 
@@ -173,7 +182,9 @@ def _pairs(rows: Iterable[tuple[str, str]]) -> str:
 def _table(names: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>' if body else ""
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>' if body else ""
+    )
 
 
 def _warnings(texts: Iterable[str]) -> str:

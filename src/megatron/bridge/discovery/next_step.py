@@ -39,7 +39,7 @@ def _decisions(report: ModelReport) -> Iterator[Decision]:
         names = ", ".join(unknown.name for unknown in support.unknown_fields)
         yield Decision("Is every config field known?", f"no: {names}")
     elif support.foreign_fields or support.refused:
-        names = ", ".join(item.name for item in (*support.foreign_fields, *support.refused))
+        names = ", ".join(_not_this_familys(report))
         yield Decision("Is every config field known?", f"to other families, not (with this value) to this one: {names}")
     else:
         yield Decision("Is every config field known?", "yes")
@@ -83,6 +83,12 @@ def _quantized(report: ModelReport) -> str:
     return f"{formats}; config and tensors agree" if found.agree else str(formats)
 
 
+def _not_this_familys(report: ModelReport) -> list[str]:
+    """Fields that the family does not know, or not with this value."""
+    fields = [field.name for field in report.support.foreign_fields]
+    return fields + [item.name for item in report.support.refused]
+
+
 def _count(report: ModelReport) -> str:
     number = sum(report.support.unmatched.values())
     return f"{number} tensor{'s' if number > 1 else ''}"
@@ -96,17 +102,22 @@ def _next_step(report: ModelReport) -> str:
     if report.quantization.problems:
         return f"These numbers cannot be read as weights: {report.quantization.problems[0]} Fetch the checkpoint again."
     if report.kind == "other":
-        return f"This is neither an LLM nor a VLM ({report.kind_reason}): read {modeling}, and bring a bridge of its own."
+        return (
+            f"This is neither an LLM nor a VLM ({report.kind_reason}): read {modeling}, and bring a bridge of its own."
+        )
     if support.is_supported:
         if support.unknown_fields:
             names = ", ".join(unknown.name for unknown in support.unknown_fields)
             return (
-                f"No family knows {names}: likely a new block. Look for it in {modeling}; then teach {support.bridge_file}"
-                ", in CONFIG_MAPPING if it changes the computation, or in CONFIG_IRRELEVANT with the reason why not."
+                f"No family knows {names}: likely a new block. Look for it in {modeling}; then teach "
+                f"{support.bridge_file}, in CONFIG_MAPPING if it changes the computation, or in CONFIG_IRRELEVANT with "
+                "the reason why not."
             )
         if support.foreign_fields or support.refused:
-            names = ", ".join(item.name for item in (*support.foreign_fields, *support.refused))
-            return f"{support.bridge} does not know {names}, or not this value: read {modeling}; then teach {support.bridge_file}."
+            return (
+                f"{support.bridge} does not know {', '.join(_not_this_familys(report))}, or not this value: read "
+                f"{modeling}; then teach {support.bridge_file}."
+            )
         if support.unmatched:
             first = next(iter(support.unmatched))
             return f"Add a mapping for {_count(report)} without a rule ({first}, ...) to {support.bridge_file}."
@@ -121,7 +132,11 @@ def _next_step(report: ModelReport) -> str:
 def _new_vlm(report: ModelReport, modeling: str) -> str:
     support = report.support
     local = "with local mappings for the tensors without a rule" if support.unmatched else "with its stock mappings"
-    text = f" Its text model is nearest to {support.architecture}: take {support.bridge}'s rules {local}." if support.bridge else ""
+    text = (
+        f" Its text model is nearest to {support.architecture}: take {support.bridge}'s rules {local}."
+        if support.bridge
+        else ""
+    )
     return (
         f"Add {_MODELS}/<family>/<model>_bridge.py, <model>_provider.py and modeling_<model>.py for "
         f"{', '.join(report.classes.architectures) or 'this architecture'}.{text} Read {modeling}."
@@ -137,7 +152,7 @@ def _new_family(report: ModelReport, modeling: str) -> str:
         return f"Add {_MODELS}/<family>/<model>_bridge.py for {what}: read {modeling}."
     unknown = ", ".join(field.name for field in support.unknown_fields)
     blocks = f" No family knows {unknown}: likely a new block." if unknown else ""
-    rules = f" {_count(report)} need rules." if support.unmatched else ""
+    rules = f" Without a rule: {_count(report)}." if support.unmatched else ""
     return (
         f"Add a bridge for {what}, beginning as a subclass of {support.bridge} ({support.bridge_file}).{blocks}{rules} "
         f"Read {modeling}."

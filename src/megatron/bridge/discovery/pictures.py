@@ -114,7 +114,9 @@ def dtype_map(stored: Mapping[str, Mapping[str, int]]) -> str:
         shapes.append(_text(_LABEL - 10, height + 15, name, "end"))
         for dtype, nbytes in sorted(dtypes.items(), key=lambda item: -item[1]):
             part = nbytes / whole * width
-            shapes.append(_bar(x, height, max(part, 1.5), 20, fills[dtype], f"{name} in {dtype}: {formatting.size(nbytes)}"))
+            shapes.append(
+                _bar(x, height, max(part, 1.5), 20, fills[dtype], f"{name} in {dtype}: {formatting.size(nbytes)}")
+            )
             x += part
         shapes.append(_text(_LABEL + width + 12, height + 15, formatting.size(whole)))
         height += _ROW

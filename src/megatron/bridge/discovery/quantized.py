@@ -111,7 +111,7 @@ def _expected_formats(stated: Mapping[str, Any]) -> tuple[str, ...]:
         return ("NVFP4",) if "FP4" in algorithm else ("FP8",) if "FP8" in algorithm else ()
     if method == "compressed-tensors":
         form = str(stated.get("format") or "")
-        expected = []
+        expected: list[str] = []
         for group in _group_weights(stated):
             bits, kind = group.split("-bit ")[0], group.split("-bit ")[1]
             floats = ("FP8",) if bits == "8" else ("MXFP4",) if "mxfp4" in form else ("NVFP4",)
@@ -146,6 +146,6 @@ def _disagreements(stated: Mapping[str, Any], found: Detection) -> Iterator[str]
     kept = stated.get("modules_to_not_convert") or stated.get("ignore") or stated.get("exclude_modules") or []
     for module in kept if isinstance(kept, list) else ():
         if isinstance(module, str) and module and not module.startswith("re:") and "*" not in module:
-            name = next((name for name in found.tensors if name.startswith(f"{module}.")), None)
-            if name is not None:
-                yield f"the config leaves {module} as it is, and {name} is quantised"
+            inside = next((name for name in found.tensors if name.startswith(f"{module}.")), None)
+            if inside is not None:
+                yield f"the config leaves {module} as it is, and {inside} is quantised"

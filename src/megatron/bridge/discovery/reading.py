@@ -85,7 +85,9 @@ def read_model(name: str, revision: str | None = None) -> ModelFiles:
 
 def _read_folder(name: str, folder: Path) -> ModelFiles:
     model = ModelFiles(name, "folder", read_config_json(folder), folder)
-    index = read_index(folder / INDEX_NAME) if (folder / INDEX_NAME).is_file() else WeightIndex(_weight_files(folder), None)
+    index = (
+        read_index(folder / INDEX_NAME) if (folder / INDEX_NAME).is_file() else WeightIndex(_weight_files(folder), None)
+    )
     present = [filename for filename in index.filenames if (folder / filename).is_file()]
     add_weights(model, index, present, (file_header(folder / filename) for filename in present))
     return model

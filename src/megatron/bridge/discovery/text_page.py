@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _BAR = 16
 _MAX_LISTED = 12
+_EXPERT_SIZES = ("num_moe_experts", "moe_ffn_hidden_size")
 
 
 def text_page(report: ModelReport) -> RenderableType:
@@ -135,7 +136,9 @@ def _quantization(report: ModelReport) -> Table:
         parts = ", ".join(f"{role}: {ending}" for role, ending in found.companions.get(name, {}).items())
         grid.add_row(Text("tensors show", style="dim"), f"{number}x {name} ({parts})")
     if found.agree is not None:
-        grid.add_row(Text("agree", style="dim"), Text("yes" if found.agree else "no", style="green" if found.agree else "yellow"))
+        grid.add_row(
+            Text("agree", style="dim"), Text("yes" if found.agree else "no", style="green" if found.agree else "yellow")
+        )
     for text in (*found.disagreements, *found.problems[:_MAX_LISTED]):
         grid.add_row("", Text(text, style="yellow"))
     for reason, number in found.dropped.items():
@@ -201,11 +204,11 @@ def _layouts(report: ModelReport) -> RenderableType:
     assert layouts is not None
     grid = _grid(16, None)
     for label, sizes, what in (
-        ("TP", layouts.tp, ("num_attention_heads", "num_query_groups", "ffn_hidden_size")),
-        ("PP", layouts.pp, ()),
-        ("EP", layouts.ep, ("num_moe_experts",)),
+        ("TP", layouts.tp, [name for name in layouts.sizes if name not in _EXPERT_SIZES]),
+        ("PP", layouts.pp, []),
+        ("EP", layouts.ep, [name for name in layouts.sizes if name == "num_moe_experts"]),
     ):
-        why = ", ".join(f"{name} {layouts.sizes[name]}" for name in what if name in layouts.sizes)
+        why = ", ".join(f"{name} {layouts.sizes[name]}" for name in what)
         more = f"; uneven: {' '.join(map(str, layouts.uneven_pp))}" if label == "PP" and layouts.uneven_pp else ""
         grid.add_row(Text(label, style="dim"), " ".join(map(str, sizes)) + more + (f"  (of {why})" if why else ""))
     for note in layouts.notes:

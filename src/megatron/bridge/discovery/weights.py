@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 # What tensors are for, by their HF names: the first pattern that is found in a name decides.
 _CATEGORIES = (
-    ("audio", r"(^|\.)(audio_tower|audio_model|audio_encoder|speech_encoder|talker|token2wav|code2wav|code_predictor)\."),
+    (
+        "audio",
+        r"(^|\.)(audio_tower|audio_model|audio_encoder|speech_encoder|talker|token2wav|code2wav|code_predictor)\.",
+    ),
     ("projector", r"(^|\.)(multi_modal_projector|mm_projector|mlp1|connector|aligner|embed_vision|embed_audio)\."),
     ("projector", r"\b(vision_tower|vision_model|visual)\.(merger|deepstack_merger_list)\."),
     ("vision", r"(^|\.)(vision_tower|vision_model|vision_encoder|visual|vit|vision)\."),
@@ -24,7 +27,10 @@ _CATEGORIES = (
     ("router", r"e_score_correction_bias|expert_bias|moe_statics|\.router\."),
     ("shared experts", r"shared_expert|shared_mlp"),
     ("experts", r"\.experts\.|\.input_linear\.|\.output_linear\."),
-    ("linear attention", r"\.(linear_attn|mamba|conv|ssm)\.|\.(A_log|dt_bias|conv1d\.\w+|in_proj\.\w+|out_proj\.\w+|D)$"),
+    (
+        "linear attention",
+        r"\.(linear_attn|mamba|conv|ssm)\.|\.(A_log|dt_bias|conv1d\.\w+|in_proj\.\w+|out_proj\.\w+|D)$",
+    ),
     ("attention", r"\.(self_attn|self_attention|attention|attn)\.|\.mixer\.[qkvo]_proj\."),
     ("MLP", r"\.(mlp|feed_forward|ffn)\.|\.mixer\.(up|down|fc1_latent|fc2_latent)_proj\."),
     ("norms", r"\.layer_scalar$"),
