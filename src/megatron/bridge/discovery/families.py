@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -202,7 +202,7 @@ def _declares(loaded: Any, name: str) -> bool:
 
 
 @cache
-def _default(config_class: Callable[[], Any]) -> Any:
+def _default(config_class: Any) -> Any:
     """A config with nothing but defaults, `None` for a class that needs more."""
     try:
         return config_class()
@@ -259,7 +259,8 @@ def _defaults(entry: RegisteredBridge) -> Any:
 
     if entry.model_type is None or entry.model_type not in CONFIG_MAPPING:
         return None
-    return _default(CONFIG_MAPPING[entry.model_type])
+    config_class: Any = CONFIG_MAPPING[entry.model_type]
+    return _default(config_class)
 
 
 def _nearest(

@@ -5,6 +5,7 @@ to list what they define (half a second). A command that reads configs needs nei
 import, so a library function must never call it: the command line does, in a process of its own.
 """
 
+import gc
 import importlib.metadata
 import importlib.util
 import logging
@@ -22,10 +23,12 @@ _NO_TORCH = "PyTorch was not found"
 def use_light_imports() -> None:
     """Hides torch from this process, and makes `transformers` a package whose modules are imported one by one.
 
-    Does nothing where either is imported already.
+    Python's search for cycles of objects is off from here on: the process ends soon, and makes a million small objects
+    without cycles. Does nothing where torch or transformers are imported already.
     """
     if "torch" in sys.modules or "transformers" in sys.modules:
         return
+    gc.disable()
     spec = importlib.util.find_spec("transformers")
     _hide_torch()
     logging.getLogger("transformers").addFilter(lambda record: not record.getMessage().startswith(_NO_TORCH))

@@ -158,15 +158,14 @@ def add_weights(
     found: dict[str, StoredTensor] = {}
     with without_garbage_collection():
         for filename, tensors in zip(present, headers, strict=True):
-            for tensor in tensors:
-                if tensor.name in found:
-                    model.problems.append(f"{tensor.name}: in two files, one of them {filename}")
-                found[tensor.name] = tensor
+            named = {tensor.name: tensor for tensor in tensors}
+            model.problems += [f"{name}: in two files, one of them {filename}" for name in named.keys() & found.keys()]
+            found |= named
         model.num_files, model.num_tensors = len(present), len(found)
         absent = sorted(set(index.filenames) - set(present))
         if absent:
             model.problems.append(f"{len(absent)} of {len(index.filenames)} weight files are absent: {_some(absent)}")
-        if index.tensors is not None:
+        if index.tensors is not None and index.tensors.keys() != found.keys():
             gone = set(absent)
             missing = index.tensors.keys() - found.keys()
             model.unread = sorted(name for name in missing if index.tensors[name] in gone)
