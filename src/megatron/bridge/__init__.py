@@ -6,16 +6,18 @@ Importing the package imports neither torch nor megatron-core; names are loaded 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from megatron.bridge.discovery.inspection import inspect_model
     from megatron.bridge.errors import BridgeError
     from megatron.bridge.models.conversion.auto_bridge import AutoBridge
 
-__all__ = ["AutoBridge", "BridgeError", "__version__"]
+__all__ = ["AutoBridge", "BridgeError", "__version__", "inspect_model"]
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "AutoBridge": "megatron.bridge.models.conversion.auto_bridge",
     "BridgeError": "megatron.bridge.errors",
+    "inspect_model": "megatron.bridge.discovery.inspection",
 }
 
 

@@ -38,6 +38,11 @@ def test_it_says_what_the_library_says(qwen3_folder: Path) -> None:
     assert json.loads(result.stdout) == inspect_model(qwen3_folder).to_dict()
 
 
+def test_a_page_that_cannot_be_written(qwen3_folder: Path, tmp_path: Path) -> None:
+    result = run(qwen3_folder, "--json", "--html", tmp_path / "no" / "page.html")
+    assert result.returncode == 2 and "the page cannot be written here" in json.loads(result.stdout)["message"]
+
+
 @pytest.mark.parametrize("name", ["none/such", ""])
 def test_bad_input_is_one_line_and_exit_code_2(name: str, tmp_path: Path) -> None:
     result = run(name or tmp_path)

@@ -1,5 +1,6 @@
 """Bytes per rank, computed from names and shapes, against what megatron-core's models hold on real ranks."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def computed_layouts(folder: Path) -> layouts.ParallelLayouts:
     return result
 
 
-def bytes_held(folder: Path, layout: dict[str, int]) -> int:
+def bytes_held(folder: Path, layout: dict[str, int], fields: dict[str, int] | None = None) -> int:
     """Bytes of the parameters (and buffers like them) that this rank's model holds."""
     import torch
 
@@ -52,6 +53,8 @@ def bytes_held(folder: Path, layout: dict[str, int]) -> int:
     provider.pipeline_model_parallel_size = layout.get("pp", 1)
     provider.expert_model_parallel_size = layout.get("ep", 1)
     provider.use_cpu_initialization = True
+    for field, value in (fields or {}).items():
+        setattr(provider, field, value)
     provider.finalize()
     with torch.device("meta"):
         model = provider.provide()
@@ -71,6 +74,32 @@ def test_bytes_per_rank_are_what_megatron_core_holds(name: str, layout: dict[str
 @pytest.mark.parametrize("name", EXPERTS)
 def test_bytes_per_rank_with_experts_over_ranks(name: str, tmp_path: Path) -> None:
     check(name, {"ep": 2}, tmp_path)
+
+
+def test_stages_that_are_not_equal(tmp_path: Path) -> None:
+    name, changes = "llama-tied", {"num_hidden_layers": 3}
+    model = TINY_MODELS[name]
+    dataclasses.replace(model, config={**model.config, **changes}).save(tmp_path)
+    (row,) = [row for row in computed_layouts(tmp_path).rows if (row.tp, row.pp) == (1, 2)]
+    assert (row.first_stage, row.last_stage) == (2, 1)
+    stages = {"num_layers_in_first_pipeline_stage": 2, "num_layers_in_last_pipeline_stage": 1}
+    held = run_ranks(bytes_held, 2, tmp_path, {"pp": 2}, stages, pp=2)
+    assert (row.max_bytes, row.min_bytes) == (max(held), min(held))
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "num_stages", "expected"),
+    [
+        (8, 4, [2, 2, 2, 2]),
+        (61, 16, [3, *[4] * 14, 2]),
+        (7, 2, [4, 3]),
+        (9, 4, [2, 3, 3, 1]),
+        (11, 8, [3, *[1] * 6, 2]),
+    ],
+)
+def test_layers_per_stage(num_layers: int, num_stages: int, expected: list[int]) -> None:
+    assert layouts.layers_per_stage(num_layers, num_stages) == expected
+    assert sum(expected) == num_layers
 
 
 def check(name: str, layout: dict[str, int], folder: Path) -> None:

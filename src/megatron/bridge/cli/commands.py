@@ -67,7 +67,12 @@ def inspect(name: str, html: Path | None, revision: str | None, json: bool) -> N
     if html is not None:
         from megatron.bridge.discovery.html_page import html_page
 
-        html.write_text(html_page(report), encoding="utf-8")
+        try:
+            html.write_text(html_page(report), encoding="utf-8")
+        except OSError as error:
+            raise BridgeError(
+                f"{html}: the page cannot be written here: {error.strerror}. Give another path."
+            ) from error
     if json:
         output.print_json(report.to_dict())
         return
