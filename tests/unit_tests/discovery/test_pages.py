@@ -94,7 +94,12 @@ def test_bars_are_as_long_as_the_shares() -> None:
 
 def test_a_model_without_weights_has_a_page_too(hostile_folder: Path) -> None:
     page = Page(html_page(inspect_model(hostile_folder / "config.json")))
-    assert page.open == [] and page.tags.get("svg", 0) == 0 and "Parallel layouts" in page.text
+    assert (
+        page.open == []
+        and page.tags.get("svg", 0) == 0
+        and "Dtype map" not in page.text
+        and "Parallel layouts" in page.text
+    )
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -65,6 +65,7 @@ class FamilyMatch:
 
     Attributes:
         entry: of the table of architectures.
+        registry: its rules for the model; `None` if they cannot be made of the config.
         is_supported: whether the model is of its architecture.
         reason: why it is not, or cannot be.
         unknown_fields: what no family knows.
@@ -79,6 +80,7 @@ class FamilyMatch:
     """
 
     entry: RegisteredBridge | None = None
+    registry: MegatronMappingRegistry | None = None
     is_supported: bool = False
     reason: str | None = None
     unknown_fields: list[UnknownField] = field(default_factory=list)
@@ -114,10 +116,10 @@ def match_family(config: LeveledConfig, names: Iterable[str]) -> FamilyMatch:
             found.reason = f"no bridge for architecture {', '.join(architectures) or 'none'}"
         found.entry = _nearest(config, bridges, [name for name in text_names if category(name) not in OTHER_MODALITIES])
     _compare_fields(found, config, bridges)
-    if found.entry is not None and names:
-        registry = _registry(found.entry, config)
-        if registry is not None:
-            _apply_rules(found, registry, text_names)
+    if found.entry is not None:
+        found.registry = _registry(found.entry, config)
+        if names and found.registry is not None:
+            _apply_rules(found, found.registry, text_names)
     return found
 
 

@@ -30,7 +30,8 @@ def html_page(report: ModelReport) -> str:
 def _sections(report: ModelReport) -> Iterator[str]:
     yield _header(report)
     yield _section("Layer map", pictures.layer_map(report.layers), formatting.layers_in_words(report.layers))
-    yield _section("Where the parameters are", pictures.share_bars(report.parameters.by_category))
+    counted = "Counted from the config." if report.parameters.is_expected else ""
+    yield _section("Where the parameters are", pictures.share_bars(report.parameters.by_category), counted)
     note = "Stored bytes by the dtype of the numbers; the scales of quantised tensors count with them."
     yield _section("Dtype map", pictures.dtype_map(report.parameters.bytes_by_dtype), note)
     yield _section("What it is", _pairs(_summary(report)))
@@ -56,12 +57,11 @@ def _header(report: ModelReport) -> str:
         tiles.append(("parameters", formatting.count(parameters.total)))
         if parameters.active != parameters.total:
             tiles.append(("active", formatting.count(parameters.active)))
-        tiles.append(
-            (
-                f"in {parameters.num_files} file{'s' if parameters.num_files > 1 else ''}",
-                formatting.size(parameters.stored_bytes),
-            )
-        )
+        if parameters.is_expected:
+            tiles.append(("weights", "none"))
+        else:
+            files = f"in {parameters.num_files} file{'s' if parameters.num_files > 1 else ''}"
+            tiles.append((files, formatting.size(parameters.stored_bytes)))
     if report.layers:
         tiles.append(("layers", str(len(report.layers))))
     cards = "".join(f"<div><b>{escape(number)}</b><span>{escape(name)}</span></div>" for name, number in tiles)

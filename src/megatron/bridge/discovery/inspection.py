@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.discovery import facts, weights
 from megatron.bridge.discovery.config_levels import TOP_LEVEL, LeveledConfig, at_level, load_levels
+from megatron.bridge.discovery.expected import expected_weights
 from megatron.bridge.discovery.families import FamilyMatch, match_family
-from megatron.bridge.discovery.layouts import parallel_layouts
+from megatron.bridge.discovery.layouts import parallel_layouts, provider_sizes
 from megatron.bridge.discovery.next_step import decide
 from megatron.bridge.discovery.quantized import find_quantization
 from megatron.bridge.discovery.reading import ModelFiles, read_model
@@ -38,7 +39,9 @@ def inspect_model(path_or_repo_id: str | Path, *, revision: str | None = None) -
     tensors = weights.read_weights(model, found, facts.num_layers(config))
     family = match_family(config, [*(weight.name for weight in tensors), *model.unread])
     tensors = [_as_copy(weight, family) for weight in tensors]
-    tying = _tying(config, tensors)
+    tying, support = _tying(config, tensors), _support(family, tensors)
+    if model.kind == "config.json":
+        tensors = expected_weights(config, family, provider_sizes(config, family))
     report = ModelReport(
         name=model.name,
         source=model.kind,
@@ -52,7 +55,7 @@ def inspect_model(path_or_repo_id: str | Path, *, revision: str | None = None) -
         parameters=_parameters(model, config, tensors),
         layers=weights.layer_map(tensors, _layer_kinds(config)),
         quantization=quantization,
-        support=_support(family, tensors),
+        support=support,
         layouts=parallel_layouts(config, family, tensors, is_tied=tying.is_tied),
         problems=model.problems,
     )
@@ -123,11 +126,13 @@ def _modeling_file(model: ModelFiles, config: LeveledConfig) -> str | None:
 
 def _parameters(model: ModelFiles, config: LeveledConfig, tensors: list[Weight]) -> Parameters:
     by_category = weights.parameters_by_category(tensors)
+    is_expected = model.kind == "config.json"
     return Parameters(
+        is_expected=is_expected,
         total=sum(n for name, n in by_category.items() if name not in ("prediction layers", "copies")),
         active=weights.num_active(tensors, facts.num_experts(config), facts.num_chosen_experts(config)),
         by_category=by_category,
-        bytes_by_dtype=weights.bytes_by_dtype(tensors),
+        bytes_by_dtype={} if is_expected else weights.bytes_by_dtype(tensors),
         stored_bytes=sum(
             (stored.end - stored.start) * model.copies.get(name, 1) for name, stored in model.stored.items()
         ),

@@ -165,7 +165,7 @@ def parallel_layouts(
     num_layers = facts.num_layers(config)
     if config.text_level is None or not num_layers:
         return None
-    sizes = _sizes(config, family)
+    sizes = provider_sizes(config, family)
     tensor_sizes = [size for name, size in sizes.items() if name in _TP_FIELDS]
     defaults = family.entry.bridge_class.CONFIG_DEFAULTS if family.entry else {}
     num_experts = sizes.get("num_moe_experts", 0)
@@ -209,7 +209,7 @@ def layers_per_stage(num_layers: int, num_stages: int) -> list[int]:
     return [ends - ends // 2, *[between] * (num_stages - 2), ends // 2]
 
 
-def _sizes(config: LeveledConfig, family: FamilyMatch) -> dict[str, int]:
+def provider_sizes(config: LeveledConfig, family: FamilyMatch) -> dict[str, int]:
     """Provider fields that parallel sizes must divide, with their values, as the family reads them from the config."""
     mapping: Mapping[str, object] = dict(family.entry.bridge_class.CONFIG_MAPPING) if family.entry else DECODER_FIELDS
     sizes: dict[str, int] = {}

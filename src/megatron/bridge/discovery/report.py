@@ -66,6 +66,7 @@ class Parameters:
     """Counts of the numbers that are meant, quantised or not, and the bytes that store them.
 
     Attributes:
+        is_expected: whether they are counted from the config alone, because there are no weights.
         total: of the model itself, without prediction layers and second copies.
         active: that a token meets.
         by_category: with prediction layers and copies.
@@ -73,6 +74,7 @@ class Parameters:
         stored_bytes, num_tensors, num_files: of the checkpoint.
     """
 
+    is_expected: bool = False
     total: int = 0
     active: int = 0
     by_category: dict[str, int] = field(default_factory=dict)

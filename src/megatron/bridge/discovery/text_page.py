@@ -58,7 +58,8 @@ def _title(report: ModelReport) -> Iterator[RenderableType]:
         if parameters.active != parameters.total:
             count += f", {formatting.count(parameters.active)} active"
         files = f"{parameters.num_files} file{'s' if parameters.num_files > 1 else ''}"
-        parts += [count, f"{formatting.size(parameters.stored_bytes)} in {files}"]
+        stored = f"{formatting.size(parameters.stored_bytes)} in {files}"
+        parts += [count, "counted from the config" if parameters.is_expected else stored]
     yield Text(" · ".join(parts))
     for problem in report.problems:
         yield Text(f"! {problem}", style="yellow")
