@@ -56,7 +56,8 @@ def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     TINY_MODELS["qwen3-next-dense-layers"].save(folder)
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {HOSTILE: torch.zeros(2)}, folder / "model.safetensors")
-    edit_config(folder, **{HOSTILE: HOSTILE, "[red]strange[/red]": "</style><script>alert(1)</script>"})
+    strange = {HOSTILE: HOSTILE, "[red]strange[/red]": "</style><script>alert(1)</script>"}
+    edit_config(folder, **strange, quantization_config={"quant_method": f"[/bold]{HOSTILE}"})
     return folder
 
 

@@ -93,7 +93,7 @@ class LeveledConfig:
         names = self.text_level or (("text_config",) if hasattr(found, "text_config") else ())
         for name in names:
             found = getattr(found, name, None)
-        return None if isinstance(found, dict) else found
+        return found if hasattr(found, "to_dict") else None
 
     def top(self, name: str) -> Fact | None:
         """A field of the top level, or its default."""

@@ -80,18 +80,17 @@ def moe_layers(config: LeveledConfig) -> list[bool] | None:
     num_layers = facts.num_layers(config)
     if not facts.num_experts(config):
         return [False] * num_layers
-    kinds, listed = config.text("mlp_layer_types"), config.text("moe_layers")
+    kinds, numbers = facts.listed(config, "mlp_layer_types"), facts.listed(config, "moe_layers")
     if kinds is not None:
-        return [kind == "sparse" for kind in kinds.value]
-    if listed is not None and isinstance(listed.value, list):
-        return [layer in listed.value for layer in range(num_layers)]
-    first = config.text("first_k_dense_replace") or config.text("num_dense_layers")
-    if first is not None:
-        return [layer >= first.value for layer in range(num_layers)]
-    step, dense = config.text("decoder_sparse_step"), config.text("mlp_only_layers")
-    if step is not None:
-        without = dense.value if dense is not None else []
-        return [layer not in without and (layer + 1) % step.value == 0 for layer in range(num_layers)]
+        return [kind == "sparse" for kind in kinds] if len(kinds) == num_layers else None
+    if numbers is not None:
+        return [layer in numbers for layer in range(num_layers)]
+    if config.text("first_k_dense_replace") or config.text("num_dense_layers"):
+        first = facts.number(config, "first_k_dense_replace", "num_dense_layers")
+        return [layer >= first for layer in range(num_layers)]
+    if config.text("decoder_sparse_step"):
+        without, step = facts.listed(config, "mlp_only_layers") or [], facts.number(config, "decoder_sparse_step")
+        return [layer not in without and (layer + 1) % step == 0 for layer in range(num_layers)] if step else None
     if any(config.text(name) for name in ("moe_layer_interval", "moe_layer_freq", "layers_block_type")):
         return None
     return [True] * num_layers

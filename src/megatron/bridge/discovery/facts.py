@@ -52,6 +52,8 @@ TOP_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "vision_s
 
 NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
 NUM_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token")
+_LARGEST = 10**10
+_MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _LINEAR_KINDS = {"linear_attention", "mamba", "conv", "hybrid"}
 _NUM_PREDICTED = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 
@@ -86,17 +88,24 @@ def is_default(fact: Fact) -> bool:
 
 
 def number(config: LeveledConfig, *names: str) -> int:
-    """The first of several fields of the text model that is a whole number; 0 without one."""
+    """The first of several fields of the text model that is a whole number from 0 up to any that exists, or 0."""
     for name in names:
         fact = config.text(name)
-        if fact is not None and type(fact.value) is int:
+        if fact is not None and type(fact.value) is int and 0 <= fact.value <= _LARGEST:
             return fact.value
     return 0
 
 
+def listed(config: LeveledConfig, name: str) -> list[Any] | None:
+    """A field of the text model that is a list, or `None`."""
+    fact = config.text(name)
+    return fact.value if fact is not None and isinstance(fact.value, list) else None
+
+
 def num_experts(config: LeveledConfig) -> int:
     """Routed experts of each layer that has any."""
-    return number(config, *NUM_EXPERTS)
+    count = number(config, *NUM_EXPERTS)
+    return count if count <= _MOST_EXPERTS else 0
 
 
 def num_chosen_experts(config: LeveledConfig) -> int:
@@ -111,8 +120,8 @@ def num_predicted(config: LeveledConfig) -> int:
 
 def num_layers(config: LeveledConfig) -> int:
     """Decoder layers."""
-    kinds = config.text("layers_block_type")
-    return number(config, "num_hidden_layers", "n_layer") or (len(kinds.value) if kinds else 0)
+    count = number(config, "num_hidden_layers", "n_layer") or len(listed(config, "layers_block_type") or ())
+    return count if count <= _MOST_LAYERS else 0
 
 
 def head_dim(config: LeveledConfig) -> int:
@@ -151,14 +160,8 @@ def _attention(config: LeveledConfig) -> str:
     sentence = f"{kind}: {heads} heads of {head_dim(config)}" + (
         "" if groups == heads else f", {groups} of keys and values"
     )
-    kinds = config.text("layer_types")
-    if (
-        kinds is not None
-        and isinstance(kinds.value, list)
-        and len(set(map(str, kinds.value))) > 1
-        and not _linear(config)
-    ):
-        counts = Counter(map(str, kinds.value))
+    counts = Counter(map(str, listed(config, "layer_types") or ()))
+    if len(counts) > 1 and not _linear(config):
         sentence += "; " + ", ".join(f"{count} layers {kind.replace('_', ' ')}" for kind, count in counts.items())
     window = number(config, "sliding_window")
     uses = config.text("use_sliding_window")
@@ -188,9 +191,9 @@ def _prediction(config: LeveledConfig) -> str:
 
 
 def _linear(config: LeveledConfig) -> str:
-    kinds = config.text("layers_block_type") or config.text("layer_types")
-    if kinds is not None and isinstance(kinds.value, list):
-        counts = Counter(map(str, kinds.value))
+    kinds = listed(config, "layers_block_type") or listed(config, "layer_types")
+    if kinds is not None:
+        counts = Counter(map(str, kinds))
         if counts.keys() & _LINEAR_KINDS:
             return ", ".join(f"{n} layers {kind.replace('_', ' ')}" for kind, n in counts.items())
     heads = number(config, "mamba_num_heads", "mamba_n_heads", "num_heads")
@@ -205,10 +208,11 @@ def _rope(config: LeveledConfig) -> str:
         theta, scaling = config.text("rope_theta"), config.text("rope_scaling")
         if theta is None and scaling is None:
             return ""
-        found = {**({"rope_theta": theta.value} if theta else {}), **(scaling.value if scaling else {})}
+        scaled = scaling.value if scaling is not None and isinstance(scaling.value, Mapping) else {}
+        found = {**({"rope_theta": theta.value} if theta else {}), **scaled}
     elif config.loaded is not None and config.text_config is not None:  # transformers puts older names into it
         found = getattr(config.text_config, "rope_parameters", None) or found
-    if all(isinstance(part, Mapping) for part in found.values()):
+    if found and all(isinstance(part, Mapping) for part in found.values()):
         return "; ".join(f"{kind.replace('_', ' ')}: {_one_rope(part)}" for kind, part in found.items())
     return _one_rope(found)
 

@@ -32,6 +32,7 @@ _ROPE_FIELDS = {
 _TOKEN = re.compile(r".*_token(_id|_ids|_index)?|.*_token_id_\w+")
 # Where the text model's tensors are in a VLM.
 _TEXT_PREFIX = re.compile(r"^(?:model\.|thinker\.)*(?:language_model|text_model|llm)\.(?:model\.)?|^thinker\.model\.")
+_MOST_PREDICTED = 1_000  # prediction layers, each of which has rules of its own
 _DIGITS = re.compile(r"\d+|\*+")
 
 
@@ -248,6 +249,9 @@ class _ConfigOfFamily:
 
 def _registry(entry: RegisteredBridge, config: LeveledConfig) -> MegatronMappingRegistry | None:
     """A family's rules for a model's config; `None` if they cannot be made of its fields."""
+    predicted = config.text("num_nextn_predict_layers")
+    if predicted is not None and not (type(predicted.value) is int and 0 <= predicted.value <= _MOST_PREDICTED):
+        return None
     bridge = entry.bridge_class()
     bridge.hf_config = _ConfigOfFamily(config, _defaults(entry))  # type: ignore[assignment]
     try:

@@ -40,7 +40,7 @@ def inspect_model(path_or_repo_id: str | Path, *, revision: str | None = None) -
     family = match_family(config, [*(weight.name for weight in tensors), *model.unread])
     tensors = [_as_copy(weight, family) for weight in tensors]
     tying, support = _tying(config, tensors), _support(family, tensors)
-    if model.kind == "config.json":
+    if not model.stored:
         tensors = expected_weights(config, family, provider_sizes(config, family))
     report = ModelReport(
         name=model.name,
@@ -82,11 +82,8 @@ def _summaries(config: LeveledConfig, tensors: list[Weight]) -> dict[str, str]:
 
 
 def _layer_kinds(config: LeveledConfig) -> list[str] | None:
-    for name in ("layer_types", "layers_block_type"):
-        fact = config.text(name)
-        if fact is not None and isinstance(fact.value, list):
-            return [str(kind) for kind in fact.value]
-    return None
+    kinds = facts.listed(config, "layer_types") or facts.listed(config, "layers_block_type")
+    return None if kinds is None else [str(kind) for kind in kinds]
 
 
 def _tying(config: LeveledConfig, tensors: list[Weight]) -> Tying:
@@ -126,7 +123,7 @@ def _modeling_file(model: ModelFiles, config: LeveledConfig) -> str | None:
 
 def _parameters(model: ModelFiles, config: LeveledConfig, tensors: list[Weight]) -> Parameters:
     by_category = weights.parameters_by_category(tensors)
-    is_expected = model.kind == "config.json"
+    is_expected = not model.stored
     return Parameters(
         is_expected=is_expected,
         total=sum(n for name, n in by_category.items() if name not in ("prediction layers", "copies")),

@@ -171,7 +171,7 @@ def parallel_layouts(
     num_experts = sizes.get("num_moe_experts", 0)
     dtype = config.text("dtype") or config.top("dtype")
     nbytes = _TRAINING_BYTES.get(str(dtype.value), 2) if dtype else 2
-    tp = [size for size in _divisors(gcd(*tensor_sizes)) if size <= _MAX_TP] if tensor_sizes else [1]
+    tp = [size for size in range(1, _MAX_TP + 1) if gcd(*tensor_sizes) % size == 0] if tensor_sizes else [1]
     pp = _divisors(num_layers)
     is_hybrid = config.text("layers_block_type") is not None
     uneven = [] if is_hybrid else [size for size in _UNEVEN_PP if size < num_layers and size not in pp]
@@ -258,7 +258,7 @@ class _Model:
             cut = cut_of(
                 name, weight.category, with_transformer_engine=with_transformer_engine, whole_norms=whole_norms
             )
-            if cut == "vocabulary":
+            if cut == "vocabulary" and weight.num_parameters:
                 share.vocabulary[weight.shape[0]] += weight.num_parameters // weight.shape[0] * size
                 if weight.category == "embedding":
                     self._copy.vocabulary[weight.shape[0]] += weight.num_parameters // weight.shape[0] * size

@@ -134,7 +134,7 @@ def _disagreements(stated: Mapping[str, Any], found: Detection) -> Iterator[str]
         if expected and not name.startswith(expected):
             yield f"the config states {method} ({' or '.join(expected)}), and {count} tensors are {name}"
     block = stated.get("weight_block_size")
-    if isinstance(block, list):
+    if isinstance(block, list) and all(type(size) is int for size in block):
         sizes = Counter(
             tuple(tensor.block[-2:])  # type: ignore[attr-defined]
             for tensor in found.tensors.values()

@@ -126,16 +126,16 @@ def _parameters(report: ModelReport) -> Table:
         dtypes = report.parameters.bytes_by_dtype.get(name, {})
         stored = ", ".join(f"{dtype} {formatting.size(nbytes)}" for dtype, nbytes in dtypes.items())
         bar = "█" * round(number / whole * _BAR) or "▏"
-        table.add_row(name, formatting.count(number), f"{number / whole:.1%}", Text(bar, style="cyan"), stored)
+        table.add_row(name, formatting.count(number), f"{number / whole:.1%}", Text(bar, style="cyan"), Text(stored))
     return table
 
 
 def _quantization(report: ModelReport) -> Table:
     found, grid = report.quantization, _grid(16, None)
-    grid.add_row(Text("config says", style="dim"), found.stated or "nothing")
+    grid.add_row(Text("config says", style="dim"), Text(found.stated or "nothing"))
     for name, number in found.formats.items():
         parts = ", ".join(f"{role}: {ending}" for role, ending in found.companions.get(name, {}).items())
-        grid.add_row(Text("tensors show", style="dim"), f"{number}x {name} ({parts})")
+        grid.add_row(Text("tensors show", style="dim"), Text(f"{number}x {name} ({parts})"))
     if found.agree is not None:
         grid.add_row(
             Text("agree", style="dim"), Text("yes" if found.agree else "no", style="green" if found.agree else "yellow")
@@ -143,7 +143,7 @@ def _quantization(report: ModelReport) -> Table:
     for text in (*found.disagreements, *found.problems[:_MAX_LISTED]):
         grid.add_row("", Text(text, style="yellow"))
     for reason, number in found.dropped.items():
-        grid.add_row(Text("left out", style="dim"), f"{number}x {reason}")
+        grid.add_row(Text("left out", style="dim"), Text(f"{number}x {reason}"))
     return grid
 
 
@@ -181,7 +181,8 @@ def _support(report: ModelReport) -> Table:
 def _tensor_rows(report: ModelReport, row: Any) -> None:
     support = report.support
     if not report.parameters.num_tensors:
-        row("tensors", "no weights were read")
+        row("tensors", "no weights were read; names are those of the index" if support.num_matched else "none")
+    if not (support.num_matched or support.unmatched):
         return
     unmatched = sum(support.unmatched.values())
     encoders = f", {support.num_of_encoders} of encoders" if support.num_of_encoders else ""
