@@ -1,5 +1,6 @@
 """What is quantised: from the config, from the tensors, and whether they agree. Counts are of the numbers meant."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,19 @@ def test_scales_of_activations_are_left_out_with_a_reason(tmp_path: Path) -> Non
     report = inspect_model(tmp_path)
     assert report.quantization.dropped == {"a scale of activations; weights are not made of it": 1}
     assert report.quantization.agree and not report.support.unmatched
+
+
+def test_an_index_without_its_files(tmp_path: Path) -> None:
+    """Names are matched with rules, scales known by theirs, and parameters counted from the config."""
+    TINY_MODELS["qwen3-moe"].save(tmp_path)
+    before = inspect_model(tmp_path)
+    names = quantize(tmp_path)
+    strange = "model.layers.1.memory.weight"
+    index = {"weight_map": dict.fromkeys([*names, strange], "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model.safetensors").unlink()
+    report = inspect_model(tmp_path)
+    assert report.support.unmatched == {strange: 1}
+    assert report.support.num_matched == before.support.num_matched
+    assert report.parameters.is_expected and report.parameters.by_category == before.parameters.by_category
+    assert "1 of 1 weight files are absent" in report.problems[0]

@@ -39,7 +39,10 @@ def inspect_model(path_or_repo_id: str | Path, *, revision: str | None = None) -
     tensors = weights.read_weights(model, found, facts.num_layers(config))
     family = match_family(config, [*(weight.name for weight in tensors), *model.unread])
     tensors = [_as_copy(weight, family) for weight in tensors]
-    tying, support = _tying(config, tensors), _support(family, tensors)
+    tying = _tying(config, tensors)
+    support = _support(
+        family, {**dict.fromkeys(model.unread, 1), **{w.name: w.copies for w in tensors}, **model.copies}
+    )
     if not model.stored:
         tensors = expected_weights(config, family, provider_sizes(config, family))
     report = ModelReport(
@@ -138,10 +141,9 @@ def _parameters(model: ModelFiles, config: LeveledConfig, tensors: list[Weight])
     )
 
 
-def _support(family: FamilyMatch, tensors: list[Weight]) -> Support:
+def _support(family: FamilyMatch, copies: dict[str, int]) -> Support:
     from megatron.bridge.models.proven import support
 
-    copies = {weight.name: weight.copies for weight in tensors}
     dropped: Counter[str] = Counter()
     for name, reason in family.dropped.items():
         dropped[reason] += copies.get(name, 1)

@@ -258,11 +258,11 @@ class _Model:
             cut = cut_of(
                 name, weight.category, with_transformer_engine=with_transformer_engine, whole_norms=whole_norms
             )
-            if cut == "vocabulary" and weight.num_parameters:
+            if cut == "vocabulary" and weight.num_parameters and weight.shape:
                 share.vocabulary[weight.shape[0]] += weight.num_parameters // weight.shape[0] * size
                 if weight.category == "embedding":
                     self._copy.vocabulary[weight.shape[0]] += weight.num_parameters // weight.shape[0] * size
-            else:
+            elif cut != "vocabulary":
                 setattr(share, cut, getattr(share, cut) + weight.num_parameters * size)
         if not is_tied and not has_prediction:
             self._copy = _Share()

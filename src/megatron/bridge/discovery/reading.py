@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, read_config_json
+from megatron.bridge.models.hf_pretrained.quantization.detection import KINDS
 from megatron.bridge.models.hf_pretrained.safetensors_format import (
     INDEX_NAME,
     SINGLE_NAME,
@@ -35,10 +36,10 @@ class ModelFiles:
         config: the JSON.
         config_folder: a local folder in which it stands as `config.json`.
         stored: tensors by name; of experts that are alike, the first.
-        copies: how many tensors a name of `stored` stands for, where it is more than one.
+        copies: how many tensors a name of `stored` or `unread` stands for, where it is more than one.
         num_files: files of weights.
         num_tensors: in all of them.
-        unread: names that the index lists, in files that are not here.
+        unread: names that the index lists, in files that are not here; without the companions of quantised tensors.
         problems: what is wrong with the files, each named.
     """
 
@@ -168,13 +169,13 @@ def add_weights(
         if index.tensors is not None and index.tensors.keys() != found.keys():
             gone = set(absent)
             missing = index.tensors.keys() - found.keys()
-            model.unread = sorted(name for name in missing if index.tensors[name] in gone)
+            model.unread = _unread((name for name in missing if index.tensors[name] in gone), model.copies)
             lost = sorted(name for name in missing if index.tensors[name] not in gone)
             if lost:
                 model.problems.append(f"{len(lost)} tensors of the index are in no file: {_some(lost)}")
             if extra := found.keys() - index.tensors.keys():
                 model.problems.append(f"{len(extra)} tensors are not in the index: {_some(sorted(extra))}")
-        _keep_once(found, model)
+        model.stored = _keep_once(found, model.copies)
 
 
 @contextmanager
@@ -189,20 +190,23 @@ def without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _keep_once(found: dict[str, StoredTensor], model: ModelFiles) -> None:
+def _keep_once(found: dict[str, StoredTensor], copies: dict[str, int]) -> dict[str, StoredTensor]:
     """Of each list of experts that have the same tensors, of the same shapes and dtypes, keeps the first.
 
     A list in which one expert differs from another (a scale is missing, say) is kept whole.
+
+    Args:
+        copies: gets for each name that stands for several tensors, how many these are.
     """
     lists: dict[str, dict[tuple[str, tuple[int, ...], str], dict[str, StoredTensor]]] = defaultdict(dict)
-    stored = model.stored
+    kept: dict[str, StoredTensor] = {}
     for name, tensor in found.items():
         head, _, tail = name.partition(_EXPERTS)
         number, _, rest = tail.partition(".")
         if rest and number.isdecimal():
             lists[head].setdefault((rest, tensor.shape, tensor.code), {})[number] = tensor
         else:
-            stored[name] = tensor
+            kept[name] = tensor
     for alike in lists.values():
         by_number = list(alike.values())
         numbers = by_number[0].keys()
@@ -210,10 +214,19 @@ def _keep_once(found: dict[str, StoredTensor], model: ModelFiles) -> None:
         first = min(numbers, key=int)
         for tensors in by_number:
             if are_alike:
-                stored[tensors[first].name] = tensors[first]
-                model.copies[tensors[first].name] = len(numbers)
+                kept[tensors[first].name] = tensors[first]
+                copies[tensors[first].name] = len(numbers)
             else:
-                stored |= {tensor.name: tensor for tensor in tensors.values()}
+                kept |= {tensor.name: tensor for tensor in tensors.values()}
+    return kept
+
+
+def _unread(names: Iterable[str], copies: dict[str, int]) -> list[str]:
+    """Names whose tensors cannot be read, experts once, without what belongs to other tensors (scales and the like)."""
+    named = {name: StoredTensor(name, (), "", 0, 0) for name in names}
+    endings = tuple(ending for kind in KINDS for ending in kind.ENDINGS)
+    kept = _keep_once(named, copies)
+    return [name for name in kept if not any(name.endswith(end) and name.removesuffix(end) in kept for end in endings)]
 
 
 def _some(names: list[str]) -> str:
