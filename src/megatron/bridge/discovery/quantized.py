@@ -18,9 +18,9 @@ _FORMATS_BY_METHOD = {
     "fp8": ("FP8",),
     "fbgemm_fp8": ("FP8",),
     "mxfp4": ("MXFP4",),
-    "gptq": ("GPTQ",),
-    "awq": ("AWQ",),
-    "bitsandbytes": ("NF4", "FP4", "INT8", "bitsandbytes"),
+    "gptq": ("GPTQ", "INT"),
+    "awq": ("AWQ", "INT"),
+    "bitsandbytes": ("NF4", "FP4", "INT8"),
 }
 _DIGITS = re.compile(r"\d+")
 
