@@ -13,14 +13,14 @@ from megatron.bridge.models.hf_pretrained.quantization.detection import Detectio
 if TYPE_CHECKING:
     from megatron.bridge.discovery.reading import ModelFiles
 
-# What the tensors of a `quant_method` look like: how the name of their format starts.
+# What the tensors of a `quant_method` look like: what the name of their format has in it.
 _FORMATS_BY_METHOD = {
     "fp8": ("FP8",),
     "fbgemm_fp8": ("FP8",),
     "mxfp4": ("MXFP4",),
-    "gptq": ("GPTQ", "INT"),
-    "awq": ("AWQ", "INT"),
-    "bitsandbytes": ("NF4", "FP4", "INT8"),
+    "gptq": ("GPTQ",),
+    "awq": ("AWQ",),
+    "bitsandbytes": ("bitsandbytes",),
 }
 _DIGITS = re.compile(r"\d+")
 
@@ -104,7 +104,7 @@ def _group_weights(stated: Mapping[str, Any]) -> list[str]:
 
 
 def _expected_formats(stated: Mapping[str, Any]) -> tuple[str, ...]:
-    """How the names of the formats start that the config announces; nothing if it cannot be told."""
+    """What the names of the formats have in them that the config announces; nothing if it cannot be told."""
     method = str(stated.get("quant_method") or "").lower()
     if method == "modelopt" or "quant_algo" in stated:
         algorithm = str(stated.get("quant_algo") or "").upper()
@@ -131,7 +131,7 @@ def _disagreements(stated: Mapping[str, Any], found: Detection) -> Iterator[str]
         return
     expected = _expected_formats(stated)
     for name, count in formats.items():
-        if expected and not name.startswith(expected):
+        if expected and not any(kind in name for kind in expected):
             yield f"the config states {method} ({' or '.join(expected)}), and {count} tensors are {name}"
     block = stated.get("weight_block_size")
     if isinstance(block, list) and all(type(size) is int for size in block):

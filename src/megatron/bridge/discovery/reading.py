@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, read_config_json
-from megatron.bridge.models.hf_pretrained.quantization.detection import KINDS
 from megatron.bridge.models.hf_pretrained.safetensors_format import (
     INDEX_NAME,
     SINGLE_NAME,
@@ -23,6 +22,8 @@ from megatron.bridge.models.hf_pretrained.safetensors_format import (
 )
 
 _EXPERTS = ".experts."
+# What a scale (or the like) has behind the name of the tensor that it belongs to.
+_COMPANION_ENDINGS = ("_scale_inv", "_scale", "_scale_2", "_global_scale", "_zero_point")
 _MAX_NAMES = 5
 
 
@@ -224,9 +225,12 @@ def _keep_once(found: dict[str, StoredTensor], copies: dict[str, int]) -> dict[s
 def _unread(names: Iterable[str], copies: dict[str, int]) -> list[str]:
     """Names whose tensors cannot be read, experts once, without what belongs to other tensors (scales and the like)."""
     named = {name: StoredTensor(name, (), "", 0, 0) for name in names}
-    endings = tuple(ending for kind in KINDS for ending in kind.ENDINGS)
     kept = _keep_once(named, copies)
-    return [name for name in kept if not any(name.endswith(end) and name.removesuffix(end) in kept for end in endings)]
+    return [
+        name
+        for name in kept
+        if not any(name.endswith(ending) and name.removesuffix(ending) in kept for ending in _COMPANION_ENDINGS)
+    ]
 
 
 def _some(names: list[str]) -> str:
