@@ -127,7 +127,8 @@ def _disagreements(stated: Mapping[str, Any], found: Detection) -> Iterator[str]
         return
     method = stated.get("quant_method") or stated.get("quant_algo")
     if not formats:
-        yield f"the config states {method}, and no tensor is quantised"
+        unread = f"{len(found.problems)} tensors cannot be read so" if found.problems else "no tensor is quantised"
+        yield f"the config states {method}, and {unread}"
         return
     expected = _expected_formats(stated)
     for name, count in formats.items():
