@@ -62,6 +62,7 @@ def test_a_vlm_with_the_hf_encoder_and_stock_mappings(tmp_path: Path) -> None:
     assert answers["HF or Megatron vision encoder?"].startswith("HF: transformers has it")
     assert answers["Stock or local mappings?"].startswith("stock: every tensor of the text model")
     assert "modeling_<model>.py for Qwen3VLForConditionalGeneration" in report.next_step
+    assert "No family knows rope_parameters.mrope_section: likely a new block" in report.next_step
 
 
 def test_tied_embeddings_of_a_vlm_are_those_of_the_top_level(tmp_path: Path) -> None:

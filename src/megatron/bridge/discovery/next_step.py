@@ -139,8 +139,13 @@ def _new_vlm(report: ModelReport, modeling: str) -> str:
     )
     return (
         f"Add {_MODELS}/<family>/<model>_bridge.py, <model>_provider.py and modeling_<model>.py for "
-        f"{', '.join(report.classes.architectures) or 'this architecture'}.{text} Read {modeling}."
+        f"{', '.join(report.classes.architectures) or 'this architecture'}.{text}{_new_blocks(report)} Read {modeling}."
     )
+
+
+def _new_blocks(report: ModelReport) -> str:
+    names = ", ".join(field.name for field in report.support.unknown_fields)
+    return f" No family knows {names}: likely a new block." if names else ""
 
 
 def _new_family(report: ModelReport, modeling: str) -> str:
@@ -150,8 +155,7 @@ def _new_family(report: ModelReport, modeling: str) -> str:
     what = ", ".join(report.classes.architectures) or "this architecture"
     if support.bridge is None:
         return f"Add {_MODELS}/<family>/<model>_bridge.py for {what}: read {modeling}."
-    unknown = ", ".join(field.name for field in support.unknown_fields)
-    blocks = f" No family knows {unknown}: likely a new block." if unknown else ""
+    blocks = _new_blocks(report)
     rules = f" Without a rule: {_count(report)}." if support.unmatched else ""
     return (
         f"Add a bridge for {what}, beginning as a subclass of {support.bridge} ({support.bridge_file}).{blocks}{rules} "
