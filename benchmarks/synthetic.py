@@ -98,20 +98,42 @@ def published_shapes(config: transformers.PretrainedConfig) -> list[tuple[str, t
     return shapes
 
 
+FP8_BLOCK = 128
+
+
+def as_fp8(shapes: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[int, ...], str]]:
+    """Names, shapes and dtypes of the same weights with FP8 projections, as DeepSeek-V3 is published."""
+    stored: list[tuple[str, tuple[int, ...], str]] = []
+    for name, shape in shapes:
+        if name.endswith(("_proj.weight", "_proj_with_mqa.weight")):
+            stored.append((name, shape, "F8_E4M3"))
+            stored.append((f"{name}_scale_inv", tuple(-(-size // FP8_BLOCK) for size in shape), "F32"))
+        else:
+            stored.append((name, shape, "F32" if name.endswith("bias") else "BF16"))
+    return stored
+
+
 def write_headers(config: transformers.PretrainedConfig, folder: Path, tensors_per_file: int = 1000) -> None:
     """Writes a model of which only the headers are real: files of the right size that occupy no disk (sparse)."""
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
-    shapes = published_shapes(config)
-    files = [shapes[start : start + tensors_per_file] for start in range(0, len(shapes), tensors_per_file)]
+    write_stored_headers([(name, shape, "BF16") for name, shape in published_shapes(config)], folder, tensors_per_file)
+
+
+def write_stored_headers(
+    stored: list[tuple[str, tuple[int, ...], str]], folder: Path, tensors_per_file: int = 1000
+) -> None:
+    """Writes an index and sparse weight files of these names, shapes and dtypes."""
+    nbytes = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
+    files = [stored[start : start + tensors_per_file] for start in range(0, len(stored), tensors_per_file)]
     weight_map = {}
     for index, group in enumerate(files, 1):
         filename = f"model-{index:05d}-of-{len(files):05d}.safetensors"
         header: dict[str, Any] = {}
         end = 0
-        for name, shape in group:
-            begin, end = end, end + 2 * torch.Size(shape).numel()
-            header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
+        for name, shape, dtype in group:
+            begin, end = end, end + nbytes[dtype] * torch.Size(shape).numel()
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
             weight_map[name] = filename
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)

@@ -23,6 +23,8 @@ class HubServer:
     Attributes:
         url: value for HF_ENDPOINT.
         requests: (method, path, status) of each request so far.
+        sent: (name, first byte, byte behind the last) of each part of a file that a GET request asked for.
+        ignores_ranges: whether requests for a part of a file are answered with all of it.
         missing_files: files that the repository lists but answers 404 for.
         unauthorized: X-Error-Code of the answer to every request without `token`; None to let everyone in.
         refusal: the status of that answer.
@@ -40,6 +42,7 @@ class HubServer:
         refusal: int = 401,
         token: str = "",
         cut_after_bytes: int | None = None,
+        ignores_ranges: bool = False,
     ) -> None:
         self.folder = folder
         self.repo_id = repo_id
@@ -48,7 +51,9 @@ class HubServer:
         self.refusal = refusal
         self.token = token
         self.cut_after_bytes = cut_after_bytes
+        self.ignores_ranges = ignores_ranges
         self.requests: list[tuple[str, str, int]] = []
+        self.sent: list[tuple[str, int, int]] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -120,13 +125,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _file(self, path: str, file: Path) -> None:
         content = file.read_bytes()
-        begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
+        begin, end, status = 0, len(content), 200
         headers = {"ETag": f'"{_blob_id(file)}"', "Accept-Ranges": "bytes"}
-        status = 200
-        if "Range" in self.headers:
+        if "Range" in self.headers and not self.hub.ignores_ranges:
             status = 206
-            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-        self._send(path, status, headers, content[begin:], cut_at=self.hub.cut_after_bytes, begin=begin)
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            begin, end = int(first), min(int(last) + 1, end) if last else end
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(content)}"
+        if self.command == "GET":
+            self.hub.sent.append((file.relative_to(self.hub.folder).as_posix(), begin, end))
+        self._send(path, status, headers, content[begin:end], cut_at=self.hub.cut_after_bytes, begin=begin)
 
     def _json(self, path: str, value: object) -> None:
         self._send(path, 200, {"Content-Type": "application/json"}, json.dumps(value).encode())

@@ -29,7 +29,8 @@ def test_the_table_of_families_is_light() -> None:
 
 
 def test_public_names() -> None:
-    assert sorted(megatron.bridge.__all__) == ["AutoBridge", "BridgeError", "__version__", "dequantize_checkpoint"]
+    names = ["AutoBridge", "BridgeError", "__version__", "dequantize_checkpoint", "inspect_model"]
+    assert sorted(megatron.bridge.__all__) == names
     for name in megatron.bridge.__all__:
         assert getattr(megatron.bridge, name) is not None
 

@@ -6,11 +6,12 @@ Importing the package imports neither torch nor megatron-core; names are loaded 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from megatron.bridge.discovery.inspection import inspect_model
     from megatron.bridge.errors import BridgeError
     from megatron.bridge.models.conversion.auto_bridge import AutoBridge
     from megatron.bridge.models.conversion.dequantize import dequantize_checkpoint
 
-__all__ = ["AutoBridge", "BridgeError", "__version__", "dequantize_checkpoint"]
+__all__ = ["AutoBridge", "BridgeError", "__version__", "dequantize_checkpoint", "inspect_model"]
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ _LAZY = {
     "AutoBridge": "megatron.bridge.models.conversion.auto_bridge",
     "BridgeError": "megatron.bridge.errors",
     "dequantize_checkpoint": "megatron.bridge.models.conversion.dequantize",
+    "inspect_model": "megatron.bridge.discovery.inspection",
 }
 
 

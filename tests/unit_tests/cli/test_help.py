@@ -9,7 +9,7 @@ import pytest
 from megatron.bridge import __version__
 from megatron.bridge.cli import main
 
-COMMANDS = ("import", "export", "verify", "roundtrip", "compare", "generate", "models", "quickstart")
+COMMANDS = ("inspect", "import", "export", "verify", "roundtrip", "compare", "generate", "models", "quickstart")
 
 HEAVY = ("torch", "transformers", "megatron.core", "numpy", "safetensors", "huggingface_hub")
 

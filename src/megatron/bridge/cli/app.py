@@ -96,6 +96,30 @@ def quickstart(
     _finish(commands.quickstart(workdir, json))
 
 
+@app.command(rich_help_panel="Start here")
+def inspect(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model's folder, its config.json alone, or a hub id.")
+    ],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a page with pictures, in one file.")
+    ] = None,
+    revision: options.Revision = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Say what a model is before anything is loaded: its parts, its parameters, what is quantised, how it can be cut.
+
+    Reads the config and the headers of the weight files. Of a hub id no weights are downloaded. Ends in the next step:
+    the command that imports the model, or what is to be written first.
+
+    Example: [bold]megatron-bridge inspect deepseek-ai/DeepSeek-V3 --html deepseek.html[/bold]
+    """
+    from megatron.bridge.cli import commands
+
+    commands.inspect(model, html, revision, json)
+
+
 @app.command("import", rich_help_panel="Convert")
 def import_(
     hf: options.HFModel,

@@ -60,6 +60,36 @@ def _say(json: bool) -> Any:
     return console
 
 
+# Inspection
+
+
+def inspect(name: str, html: Path | None, revision: str | None, json: bool) -> None:
+    """Shows what a model is, and writes the page with pictures if one is wanted."""
+    from megatron.bridge.discovery.light_imports import use_light_imports
+
+    use_light_imports()
+    from megatron.bridge.discovery import inspect_model
+
+    report = inspect_model(name, revision=revision)
+    if html is not None:
+        from megatron.bridge.discovery.html_page import html_page
+
+        try:
+            html.write_text(html_page(report), encoding="utf-8")
+        except OSError as error:
+            raise BridgeError(
+                f"{html}: the page cannot be written here: {error.strerror}. Give another path."
+            ) from error
+    if json:
+        output.print_json(report.to_dict())
+        return
+    from megatron.bridge.discovery.text_page import text_page
+
+    output.console(soft_wrap=False).print(text_page(report))
+    if html is not None:
+        output.console().print(f"\nWritten: {html}", markup=False)
+
+
 # Conversion
 
 

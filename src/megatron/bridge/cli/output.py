@@ -69,11 +69,15 @@ def show_progress(json: bool) -> bool:
     return not json and sys.stderr.isatty()
 
 
-def console(stderr: bool = False) -> "Console":
-    """Where text goes; nowhere on ranks other than 0."""
+def console(stderr: bool = False, soft_wrap: bool = True) -> "Console":
+    """Where text goes; nowhere on ranks other than 0.
+
+    Args:
+        soft_wrap: whether long lines are left to the terminal; pages with columns are fitted to its width instead.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, quiet=not is_main_rank(), soft_wrap=True)
+    return Console(stderr=stderr, highlight=False, quiet=not is_main_rank(), soft_wrap=soft_wrap)
 
 
 def print_json(values: Mapping[str, Any]) -> None:

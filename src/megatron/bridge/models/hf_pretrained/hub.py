@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from megatron.bridge.errors import CheckpointError, HubError
+from megatron.bridge.errors import BridgeError, CheckpointError, HubError
 from megatron.bridge.models.hf_pretrained.source import has_weights
 
 _TEXT_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
@@ -50,14 +52,19 @@ def resolve(path_or_repo_id: str | Path, *, revision: str | None = None, weights
 
 def lists_weights(repo_id: str, commit: str) -> bool:
     """Whether a repository, resolved before at this commit, lists safetensors weights, downloaded or not."""
+    return bool(listed_weights(repo_id, commit))
+
+
+def listed_weights(repo_id: str, commit: str) -> list[str]:
+    """The safetensors files that a repository, resolved before at this commit, lists, downloaded or not."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     try:
         names = [file.path for file in get_cached_repo_tree(repo_id, revision=commit)]
     except CachedRepoTreeNotFoundError:  # the snapshot was made by an older huggingface_hub
-        return False
-    return any(_matches(name, _WEIGHT_PATTERNS) and not _matches(name, _IGNORED_WEIGHTS) for name in names)
+        return []
+    return sorted(name for name in names if _matches(name, _WEIGHT_PATTERNS) and not _matches(name, _IGNORED_WEIGHTS))
 
 
 def _matches(name: str, patterns: list[str]) -> bool:
@@ -65,19 +72,32 @@ def _matches(name: str, patterns: list[str]) -> bool:
 
 
 def _download(repo_id: str, revision: str | None, weights: bool) -> Path:
+    return download(repo_id, revision, _TEXT_PATTERNS + (_WEIGHT_PATTERNS if weights else []), _IGNORED_WEIGHTS)
+
+
+def download(repo_id: str, revision: str | None, patterns: list[str], ignored: list[str] | None = None) -> Path:
+    """Brings the files of a repository that fit a pattern into the Hugging Face cache, and returns their folder.
+
+    Raises:
+        HubError: it failed.
+        OSError: the cache cannot be written.
+    """
     from huggingface_hub import snapshot_download
+
+    with hub_errors(repo_id, revision):
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
+
+
+@contextmanager
+def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Makes what requests to the hub raise within the block into a `HubError` that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
     try:
-        return Path(
-            snapshot_download(
-                repo_id,
-                revision=revision,
-                allow_patterns=_TEXT_PATTERNS + (_WEIGHT_PATTERNS if weights else []),
-                ignore_patterns=_IGNORED_WEIGHTS,
-            )
-        )
+        yield
+    except BridgeError:
+        raise
     except HFValidationError as error:
         raise HubError(f"{repo_id}: neither a folder here nor a valid hub id (org/name). Check the path.") from error
     except LocalEntryNotFoundError as error:

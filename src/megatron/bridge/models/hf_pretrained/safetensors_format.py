@@ -251,7 +251,7 @@ def _stored_tensor(name: str, entry: dict[str, Any]) -> StoredTensor:
     shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
     if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"tensor {name:.200}: its shape is not a list of whole numbers from 0 up")
-    if not all(type(offset) is int for offset in (start, end)) or type(entry["dtype"]) is not str:
+    if type(start) is not int or type(end) is not int or type(entry["dtype"]) is not str:
         raise ValueError(f"tensor {name:.200}: its dtype is not a code, or its data_offsets are not whole numbers")
     return StoredTensor(name, shape, entry["dtype"], start, end)
 

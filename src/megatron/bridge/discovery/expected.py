@@ -1,0 +1,167 @@
+"""The weights that a config alone announces: the family's rules say which there are, its sizes how large they are.
+
+For decoders of the usual parts: attention or multi-latent attention, MLPs, mixtures of experts. A family with any other
+weight is not counted, rather than counted wrong. The tests compare the result with the checkpoints that transformers
+writes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import prod
+from typing import TYPE_CHECKING
+
+from megatron.bridge.discovery import facts
+from megatron.bridge.discovery.weights import Weight, category
+from megatron.bridge.models.conversion.param_mapping import LayerQKVMapping
+
+if TYPE_CHECKING:
+    from megatron.bridge.discovery.config_levels import LeveledConfig
+    from megatron.bridge.discovery.families import FamilyMatch
+    from megatron.bridge.models.conversion.param_mapping import MegatronParamMapping
+
+Shape = tuple[int, ...]
+
+_LAYER = "decoder.layers.*."
+_PREDICTION = re.compile(r"mtp\.layers\.\d+\.(transformer_layer\.)?")
+_DENSE = re.compile(r"mlp\.linear_fc[12]\.(weight|bias)")
+_MOE = re.compile(r"mlp\.(router|experts|shared_experts)\.")
+_EXPERT = re.compile(r"mlp\.experts\..*")
+_CODES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
+
+
+def expected_weights(config: LeveledConfig, family: FamilyMatch, sizes: Mapping[str, int]) -> list[Weight]:
+    """The weights of a model, as if each Megatron weight were one tensor; none if they cannot be told.
+
+    Fills `family.megatron_names` with their Megatron names.
+
+    Args:
+        sizes: of the provider's fields (`layouts.provider_sizes`).
+    """
+    if family.registry is None or family.entry is None or not family.is_supported:
+        return []
+    shapes = _Shapes(config, family, sizes)
+    num_layers, is_moe = facts.num_layers(config), moe_layers(config)
+    dtype = config.text("dtype") or config.top("dtype")
+    code, nbytes = _CODES.get(str(dtype.value) if dtype else "", _CODES["bfloat16"])
+    weights: dict[str, Weight] = {}
+
+    def add(mapping: MegatronParamMapping, layer: int | None, part: str) -> bool:
+        shape = shapes.of(part)
+        if shape is None or isinstance(mapping, LayerQKVMapping):
+            return False
+        resolved = mapping if layer is None else mapping.resolve([str(layer), "0"])
+        name = next(iter(resolved.hf_names.values()))
+        if name not in weights:
+            copies = sizes["num_moe_experts"] if _EXPERT.fullmatch(part) else 1
+            kind = "prediction layers" if mapping.megatron_param.startswith("mtp.") else category(name)
+            weights[name] = Weight(name, shape, copies, code, prod(shape) * nbytes, kind, layer)
+            family.megatron_names[name] = resolved.megatron_param
+        return True
+
+    for mapping in family.registry:
+        pattern = mapping.megatron_param
+        if not pattern.startswith(_LAYER):
+            if not add(mapping, None, _PREDICTION.sub("", pattern)):
+                return []
+            continue
+        part = pattern.removeprefix(_LAYER)
+        for layer in range(num_layers):
+            if is_moe is None or (_DENSE.fullmatch(part) and is_moe[layer]) or (_MOE.match(part) and not is_moe[layer]):
+                continue
+            if not add(mapping, layer, part):
+                return []
+    return list(weights.values()) if is_moe is not None else []
+
+
+def moe_layers(config: LeveledConfig) -> list[bool] | None:
+    """For each layer whether it has experts; `None` if the config's fields do not say it in a way that is known."""
+    num_layers = facts.num_layers(config)
+    if not facts.num_experts(config):
+        return [False] * num_layers
+    kinds, numbers = facts.listed(config, "mlp_layer_types"), facts.listed(config, "moe_layers")
+    if kinds is not None:
+        return [kind == "sparse" for kind in kinds] if len(kinds) == num_layers else None
+    if numbers is not None:
+        return [layer in numbers for layer in range(num_layers)]
+    if config.text("first_k_dense_replace") or config.text("num_dense_layers"):
+        first = facts.number(config, "first_k_dense_replace", "num_dense_layers")
+        return [layer >= first for layer in range(num_layers)]
+    if config.text("decoder_sparse_step"):
+        without, step = facts.listed(config, "mlp_only_layers") or [], facts.number(config, "decoder_sparse_step")
+        return [layer not in without and (layer + 1) % step == 0 for layer in range(num_layers)] if step else None
+    if any(config.text(name) for name in ("moe_layer_interval", "moe_layer_freq", "layers_block_type")):
+        return None
+    return [True] * num_layers
+
+
+class _Shapes:
+    """Shapes of Megatron weights below the name of their layer."""
+
+    def __init__(self, config: LeveledConfig, family: FamilyMatch, sizes: Mapping[str, int]) -> None:
+        assert family.entry is not None
+        defaults = family.entry.bridge_class.CONFIG_DEFAULTS
+        hidden, vocabulary = facts.number(config, "hidden_size"), facts.number(config, "vocab_size")
+        heads, groups = sizes.get("num_attention_heads", 0), sizes.get("num_query_groups", 0)
+        dim, value_dim = facts.head_dim(config), facts.number(config, "v_head_dim")
+        q_rank, kv_rank = facts.number(config, "q_lora_rank"), facts.number(config, "kv_lora_rank")
+        nope, rope = facts.number(config, "qk_nope_head_dim"), facts.number(config, "qk_rope_head_dim")
+        experts, expert_width = sizes.get("num_moe_experts", 0), sizes.get("moe_ffn_hidden_size", 0)
+        shared = sizes.get("moe_shared_expert_intermediate_size", 0)
+        width = sizes.get("ffn_hidden_size", 0)
+        parts = 2 if defaults.get("gated_linear_unit") else 1
+        by_head = defaults.get("qk_layernorm_scope") not in ("projection", "separate_heads")
+        attended = heads * (value_dim if kv_rank else dim)
+        self._shapes: dict[str, Shape] = {
+            "embedding.word_embeddings.weight": (vocabulary, hidden),
+            "output_layer.weight": (vocabulary, hidden),
+            "output_layer.bias": (vocabulary,),
+            "self_attention.linear_qkv.weight": ((heads + 2 * groups) * dim, hidden),
+            "self_attention.linear_qkv.bias": ((heads + 2 * groups) * dim,),
+            "self_attention.linear_proj.weight": (hidden, attended),
+            "self_attention.linear_proj.bias": (hidden,),
+            "self_attention.q_layernorm.weight": (dim if by_head else heads * dim,),
+            "self_attention.k_layernorm.weight": (dim if by_head else groups * dim,),
+            "self_attention.core_attention.softmax_offset": (heads,),
+            "self_attention.linear_q_proj.weight": (heads * (nope + rope), hidden),
+            "self_attention.linear_q_down_proj.weight": (q_rank, hidden),
+            "self_attention.linear_q_up_proj.weight": (heads * (nope + rope), q_rank),
+            "self_attention.linear_q_up_proj.layer_norm_weight": (q_rank,),
+            "self_attention.linear_kv_down_proj.weight": (kv_rank + rope, hidden),
+            "self_attention.linear_kv_up_proj.weight": (heads * (nope + value_dim), kv_rank),
+            "self_attention.linear_kv_up_proj.layer_norm_weight": (kv_rank,),
+            **_two_layers("mlp.", hidden, width, parts),
+            **_two_layers("mlp.shared_experts.", hidden, shared, parts),
+            **_two_layers("mlp.experts.", hidden, expert_width, parts, "*"),
+            "mlp.shared_experts.gate_weight": (1, hidden),
+            "mlp.router.weight": (experts, hidden),
+            "mlp.router.bias": (experts,),
+            "mlp.router.expert_bias": (experts,),
+            "eh_proj.weight": (hidden, 2 * hidden),
+            **dict.fromkeys(_norms("weight"), (hidden,)),
+            **dict.fromkeys(_norms("bias"), (hidden,)),
+        }
+
+    def of(self, part: str) -> Shape | None:
+        """The shape of a weight; `None` for one of another kind, or of a size that the config does not say."""
+        shape = self._shapes.get(part)
+        return shape if shape is not None and all(shape) else None
+
+
+def _two_layers(prefix: str, hidden: int, width: int, parts: int, end: str = "") -> dict[str, Shape]:
+    return {
+        f"{prefix}linear_fc1.weight{end}": (parts * width, hidden),
+        f"{prefix}linear_fc1.bias{end}": (parts * width,),
+        f"{prefix}linear_fc2.weight{end}": (hidden, width),
+        f"{prefix}linear_fc2.bias{end}": (hidden,),
+    }
+
+
+def _norms(kind: str) -> list[str]:
+    names = (
+        *("decoder.final_layernorm.", "self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_"),
+        *("pre_mlp_layernorm.", "input_layernorm.", "enorm.", "hnorm.", "final_layernorm."),
+        *("self_attention.linear_proj.post_layernorm.", "mlp.linear_fc2.post_layernorm."),
+    )
+    return [f"{name}{kind}" for name in names]

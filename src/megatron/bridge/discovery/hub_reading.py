@@ -1,0 +1,88 @@
+"""A model of the hub, read without its weights: two JSON files, and the first bytes of each weight file."""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron.bridge.discovery.reading import ModelFiles, WeightIndex, add_weights, file_header, read_index
+from megatron.bridge.errors import HubError
+from megatron.bridge.models.hf_pretrained import hub
+from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, read_config_json
+from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, SINGLE_NAME, header_size, parse_header
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.hf_pretrained.safetensors_format import StoredTensor
+
+_NUM_REQUESTS = 16  # at the same time
+_LENGTH_NBYTES = 8
+
+
+def read_hub_model(repo_id: str, revision: str | None = None) -> ModelFiles:
+    """Reads a model of the hub: `config.json`, the index, and the headers of the weight files by range requests.
+
+    The JSON files go into the Hugging Face cache. A weight file that is in the cache is read there; with HF_HUB_OFFLINE
+    those are the only ones. (huggingface_hub's own `parse_safetensors_file_metadata` asks for the first 100 kB of each
+    file, which of a small file are its weights.)
+
+    Raises:
+        HubError: no such model, or the hub cannot be reached.
+        CheckpointError: no config, or a malformed file.
+    """
+    folder = hub.download(repo_id, revision, [CONFIG_NAME, INDEX_NAME])
+    model = ModelFiles(repo_id, "hub id", read_config_json(folder), folder)
+    index = _weight_index(repo_id, folder)
+    if _is_offline():
+        present = [filename for filename in index.filenames if (folder / filename).is_file()]
+        add_weights(model, index, present, (file_header(folder / filename) for filename in present))
+        return model
+    with ThreadPoolExecutor(_NUM_REQUESTS) as pool:
+        headers = pool.map(lambda filename: _header(repo_id, folder, filename), index.filenames)
+        add_weights(model, index, index.filenames, headers)
+    return model
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _weight_index(repo_id: str, folder: Path) -> WeightIndex:
+    if (folder / INDEX_NAME).is_file():
+        return read_index(folder / INDEX_NAME)
+    names = hub.listed_weights(repo_id, folder.name)
+    return WeightIndex([SINGLE_NAME] if SINGLE_NAME in names else names, None)
+
+
+def _header(repo_id: str, folder: Path, filename: str) -> list[StoredTensor]:
+    """The tensors of one file at the commit that `folder` is the snapshot of."""
+    if (folder / filename).is_file():
+        return file_header(folder / filename)
+    from huggingface_hub import hf_hub_url
+
+    what = f"{repo_id}/{filename}"
+    url = hf_hub_url(repo_id, filename, revision=folder.name)
+    with hub.hub_errors(repo_id, folder.name):
+        prefix, size = _read_range(url, 0, _LENGTH_NBYTES, what)
+        nbytes = header_size(prefix, size, what)
+        text, _ = _read_range(url, _LENGTH_NBYTES, _LENGTH_NBYTES + nbytes, what)
+    return parse_header(text, what)[0]
+
+
+def _read_range(url: str, start: int, stop: int, what: str) -> tuple[bytes, int]:
+    """Bytes of a file, and how many it has. A server that would send the whole file instead is not listened to."""
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+    headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    with http_stream_backoff("GET", url, headers=headers) as response:
+        hf_raise_for_status(response)
+        size = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        if response.status_code != 206 or size is None:
+            raise HubError(
+                f"{what}: the server does not answer requests for a part of a file (status {response.status_code}), so "
+                "its header cannot be read without its weights. Download the model, and inspect the folder."
+            )
+        return response.read(), int(size[1])

@@ -1,0 +1,300 @@
+"""The parallel layouts that a model allows, and the bytes of its parameters on each rank.
+
+Where a weight goes is read here from its Megatron name, because asking megatron-core needs torch and a model:
+`cut_of` states what `sharded_state_dict` of megatron-core 0.19's modules (and of this package's) says, and the tests
+compare the two. A weight without a Megatron name is taken to be whole on every tensor-parallel rank, unless its HF name
+is that of an expert.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from math import gcd, lcm
+from typing import TYPE_CHECKING, NamedTuple
+
+from megatron.bridge.discovery import facts
+from megatron.bridge.models.conversion.config_mapping import DECODER_FIELDS
+
+if TYPE_CHECKING:
+    from megatron.bridge.discovery.config_levels import LeveledConfig
+    from megatron.bridge.discovery.families import FamilyMatch
+    from megatron.bridge.discovery.weights import Weight
+
+_MAX_TP = 64
+_UNEVEN_PP = (2, 4, 8, 16, 32, 64)
+# Provider fields that tensor parallelism must divide. (Experts are cut by expert tensor parallelism.)
+_TP_FIELDS = (
+    *("num_attention_heads", "num_query_groups", "ffn_hidden_size", "moe_shared_expert_intermediate_size"),
+    *("mamba_num_heads", "mamba_num_groups", "linear_num_key_heads", "linear_num_value_heads"),
+)
+_TRAINING_BYTES = {"float32": 4, "float64": 4}  # of a parameter; other dtypes are trained in bfloat16 or float16
+
+# Megatron weights that are cut over tensor-parallel ranks, below the name of their layer.
+_COLUMN = r"self_attention\.(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj)\.(weight|bias)"
+_ROW = r"self_attention\.linear_proj\.weight"
+_MLP = r"mlp\.(shared_experts\.)?(linear_fc1\.(weight|bias)|linear_fc2\.weight)"
+_MIXER = r"\.(in_proj|conv1d)\.(weight|bias)\.\w+|\.(conv1d)\.(weight|bias)|\.(A_log|D|dt_bias)|\.out_proj\.weight"
+_OTHERS = r"core_attention\.softmax_offset|mixer\.norm\.weight|eh_proj\.weight"
+_CUT = re.compile(rf"(.*\.)?({_COLUMN}|{_ROW}|{_MLP})|.*({_MIXER})|(.*\.)?({_OTHERS})")
+# With megatron-core's own layers these are cut as well; Transformer Engine's are whole on each rank.
+_CUT_WITHOUT_TE = re.compile(r".*self_attention\.linear_(q|kv)_down_proj\.weight")
+_EXPERT = re.compile(r".*\.experts\.(linear_fc1\.(weight|bias)|linear_fc2\.weight)(\d+|\*)?")
+_EXPERT_BIAS = re.compile(r".*\.experts\.linear_fc2\.bias(\d+|\*)?")
+_VOCABULARY = re.compile(r"embedding\.word_embeddings\.weight|output_layer\.(weight|bias)")
+_PROJECTION_NORM = re.compile(r".*self_attention\.[qk]_layernorm\.weight")
+
+
+@dataclass
+class _Share:
+    """Bytes of a part of the model, by how they are cut."""
+
+    whole: int = 0
+    tensor: int = 0
+    expert: int = 0
+    expert_whole: int = 0
+    vocabulary: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # bytes of a row, by number of rows
+
+    def add(self, other: _Share) -> None:
+        self.whole, self.tensor = self.whole + other.whole, self.tensor + other.tensor
+        self.expert, self.expert_whole = self.expert + other.expert, self.expert_whole + other.expert_whole
+        for num_rows, nbytes in other.vocabulary.items():
+            self.vocabulary[num_rows] += nbytes
+
+    def on_rank(self, tp: int, ep: int, etp: int) -> int:
+        """Bytes on each rank."""
+        padded = 0
+        for num_rows, nbytes in self.vocabulary.items():
+            multiple = min(num_rows & -num_rows, 128) * tp  # as `make_vocab_size_divisible_by` of the families
+            padded += -(-num_rows // multiple) * multiple // tp * nbytes
+        return self.whole + self.tensor // tp + self.expert // (ep * etp) + self.expert_whole // ep + padded
+
+
+class ParallelLayout(NamedTuple):
+    """One layout, with the smallest number of ranks that it needs.
+
+    Attributes:
+        tp, pp, ep, etp: tensor, pipeline, expert and expert-tensor parallel size.
+        num_ranks: at data-parallel size 1, or what expert parallelism needs.
+        max_bytes, min_bytes: of parameters on a rank of the fullest and of the emptiest pipeline stage.
+        first_stage, last_stage: layers of these stages (`num_layers_in_first_pipeline_stage` and `..._last_...`) where
+            stages are not equal.
+    """
+
+    tp: int
+    pp: int
+    ep: int
+    etp: int
+    num_ranks: int
+    max_bytes: int
+    min_bytes: int
+    first_stage: int | None = None
+    last_stage: int | None = None
+
+
+@dataclass
+class ParallelLayouts:
+    """What may be chosen.
+
+    Attributes:
+        tp, pp, ep: sizes that are allowed, each on its own; of pipeline stages, those that are equal.
+        uneven_pp: numbers of pipeline stages with a first and a last one of another size.
+        sizes: what must be divided, by provider field, with its value.
+        bytes_per_parameter: in training.
+        rows: every combination of them; of expert-tensor parallelism 1 and tp.
+        notes: rules that a table cannot show.
+    """
+
+    tp: list[int]
+    pp: list[int]
+    uneven_pp: list[int]
+    ep: list[int]
+    sizes: dict[str, int]
+    bytes_per_parameter: int
+    rows: list[ParallelLayout]
+    notes: list[str]
+
+
+def cut_of(
+    megatron_name: str | None, category: str, *, with_transformer_engine: bool = True, whole_norms: bool = True
+) -> str:
+    """How a weight is cut: "tensor", "expert", "expert_whole", "vocabulary" or "whole" (on every rank).
+
+    Args:
+        megatron_name: `None` if no rule gives one.
+        category: of the HF tensor (`weights.CATEGORIES`).
+        with_transformer_engine: whether layers are Transformer Engine's, or megatron-core's own.
+        whole_norms: whether norms of queries and keys are the same for each head, so that no rank has a part.
+    """
+    if megatron_name is None:
+        return "expert" if category == "experts" else "whole"
+    if _EXPERT.fullmatch(megatron_name):
+        return "expert"
+    if _EXPERT_BIAS.fullmatch(megatron_name):
+        return "expert_whole"
+    if _VOCABULARY.fullmatch(megatron_name):
+        return "vocabulary"
+    if not with_transformer_engine and _CUT_WITHOUT_TE.fullmatch(megatron_name):
+        return "tensor"
+    if not whole_norms and _PROJECTION_NORM.fullmatch(megatron_name):
+        return "tensor"
+    return "tensor" if _CUT.fullmatch(megatron_name) else "whole"
+
+
+def parallel_layouts(
+    config: LeveledConfig,
+    family: FamilyMatch,
+    weights: list[Weight],
+    *,
+    is_tied: bool,
+    with_transformer_engine: bool = True,
+) -> ParallelLayouts | None:
+    """The layouts that megatron-core's divisibility rules allow; `None` for a model without decoder layers.
+
+    The rules: `GPTModelProvider.finalize`, and megatron-core 0.19, `TransformerConfig.__post_init__`,
+    `MambaMixer.__init__`, `get_num_layers_to_build` and `parallel_state.initialize_model_parallel`.
+
+    Args:
+        weights: for the bytes; none, and there are none.
+        is_tied: whether the output layer is the embedding.
+        with_transformer_engine: as of `cut_of`.
+    """
+    num_layers = facts.num_layers(config)
+    if config.text_level is None or not num_layers:
+        return None
+    sizes = provider_sizes(config, family)
+    tensor_sizes = [size for name, size in sizes.items() if name in _TP_FIELDS]
+    defaults = family.entry.bridge_class.CONFIG_DEFAULTS if family.entry else {}
+    num_experts = sizes.get("num_moe_experts", 0)
+    dtype = config.text("dtype") or config.top("dtype")
+    nbytes = _TRAINING_BYTES.get(str(dtype.value), 2) if dtype else 2
+    tp = [size for size in range(1, _MAX_TP + 1) if gcd(*tensor_sizes) % size == 0] if tensor_sizes else [1]
+    pp = _divisors(num_layers)
+    is_hybrid = config.text("layers_block_type") is not None
+    uneven = [] if is_hybrid else [size for size in _UNEVEN_PP if size < num_layers and size not in pp]
+    found = ParallelLayouts(tp, pp, uneven, _divisors(num_experts or 1), sizes, nbytes, [], [])
+    model = _Model(weights, family, num_layers, is_tied, nbytes, with_transformer_engine)
+    expert_width = sizes.get("moe_ffn_hidden_size", 0)
+    cuts_experts = num_experts and "expert_tensor_parallel_size" not in defaults
+    for num_stages in (*pp, *uneven):
+        counts = layers_per_stage(num_layers, num_stages)
+        ends = (counts[0], counts[-1]) if num_stages in uneven else (None, None)
+        stages = model.stages(counts)
+        for tp_size, ep in product(found.tp, found.ep):
+            for etp in sorted({1, tp_size}) if cuts_experts else (1,):
+                if num_experts and expert_width % etp:
+                    continue
+                nbytes_on = [stage.on_rank(tp_size, ep, etp) for stage in stages]
+                num_ranks = num_stages * (lcm(tp_size, ep * etp) if num_experts else tp_size)
+                sizes_of = (tp_size, num_stages, ep, etp, num_ranks)
+                found.rows.append(ParallelLayout(*sizes_of, max(nbytes_on), min(nbytes_on), *ends))
+    found.notes = _notes(sizes, bool(num_experts))
+    return found
+
+
+def layers_per_stage(num_layers: int, num_stages: int) -> list[int]:
+    """Layers of each pipeline stage: equal ones, or between a first and a last one of another size.
+
+    megatron-core 0.19 (`get_num_layers_to_build`) wants the stages between these two to be equal.
+    """
+    if num_layers % num_stages == 0:
+        return [num_layers // num_stages] * num_stages
+    between = -(-num_layers // num_stages)
+    if num_layers - between * (num_stages - 2) < 2:
+        between = num_layers // num_stages
+    ends = num_layers - between * (num_stages - 2)
+    return [ends - ends // 2, *[between] * (num_stages - 2), ends // 2]
+
+
+def provider_sizes(config: LeveledConfig, family: FamilyMatch) -> dict[str, int]:
+    """Provider fields that parallel sizes must divide, with their values, as the family reads them from the config."""
+    mapping: Mapping[str, object] = dict(family.entry.bridge_class.CONFIG_MAPPING) if family.entry else DECODER_FIELDS
+    sizes: dict[str, int] = {}
+    for hf_name, targets in mapping.items():
+        for target in (targets,) if isinstance(targets, str) else targets:  # type: ignore[attr-defined]
+            if target in (*_TP_FIELDS, "num_moe_experts", "moe_ffn_hidden_size"):
+                size = facts.number(config, hf_name)
+                if size:
+                    sizes[target] = size
+    if "num_attention_heads" in sizes:
+        sizes.setdefault("num_query_groups", sizes["num_attention_heads"])
+    if facts.num_experts(config):
+        sizes.setdefault("num_moe_experts", facts.num_experts(config))
+        shared = facts.number(config, "n_shared_experts", "num_shared_experts")
+        if shared and "moe_ffn_hidden_size" in sizes:
+            sizes.setdefault("moe_shared_expert_intermediate_size", shared * sizes["moe_ffn_hidden_size"])
+    return sizes
+
+
+class _Model:
+    """The bytes of each decoder layer, and of what comes before and after them."""
+
+    def __init__(
+        self,
+        weights: list[Weight],
+        family: FamilyMatch,
+        num_layers: int,
+        is_tied: bool,
+        nbytes: int,
+        with_transformer_engine: bool,
+    ) -> None:
+        self._layers = [_Share() for _ in range(num_layers)]
+        self._first, self._last, self._copy = _Share(), _Share(), _Share()
+        has_prediction = False
+        defaults = family.entry.bridge_class.CONFIG_DEFAULTS if family.entry else {}
+        whole_norms = defaults.get("qk_layernorm_scope") not in ("projection", "separate_heads")
+        for weight in weights:
+            name = family.megatron_names.get(weight.name)
+            if weight.category == "copies" or weight.name in family.dropped:
+                continue
+            share = self._layers[weight.layer] if weight.layer is not None and weight.layer < num_layers else self._last
+            if weight.category in ("embedding", "vision", "audio", "projector"):
+                share = self._first
+            has_prediction |= name is not None and name.startswith("mtp.")
+            size = 4 if name is not None and name.endswith("router.expert_bias") else nbytes
+            cut = cut_of(
+                name, weight.category, with_transformer_engine=with_transformer_engine, whole_norms=whole_norms
+            )
+            if cut == "vocabulary" and weight.num_parameters and weight.shape:
+                share.vocabulary[weight.shape[0]] += weight.num_parameters // weight.shape[0] * size
+                if weight.category == "embedding":
+                    self._copy.vocabulary[weight.shape[0]] += weight.num_parameters // weight.shape[0] * size
+            elif cut != "vocabulary":
+                setattr(share, cut, getattr(share, cut) + weight.num_parameters * size)
+        if not is_tied and not has_prediction:
+            self._copy = _Share()
+
+    def stages(self, counts: list[int]) -> list[_Share]:
+        """What each pipeline stage holds.
+
+        Args:
+            counts: layers of each stage.
+        """
+        stages, start = [], 0
+        for count in counts:
+            stages.append(_Share())
+            for layer in self._layers[start : start + count]:
+                stages[-1].add(layer)
+            start += count
+        stages[0].add(self._first)
+        stages[-1].add(self._last)
+        if len(stages) > 1:  # the last stage has its own copy of a tied embedding, or of one that MTP layers read
+            stages[-1].add(self._copy)
+        return stages
+
+
+def _notes(sizes: Mapping[str, int], has_experts: bool) -> list[str]:
+    notes = []
+    groups = sizes.get("num_query_groups", 0)
+    if groups and groups < sizes.get("num_attention_heads", 0):
+        notes.append(f"pad_query_groups allows tensor parallelism beyond {groups} query groups, with groups of zeros")
+    if has_experts:
+        notes.append("training experts with tensor parallelism needs sequence_parallel")
+    return notes
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]

@@ -1,0 +1,152 @@
+"""What is quantised in a model: as its config says, as its tensors show, and whether the two agree."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from megatron.bridge.models.hf_pretrained.quantization.detection import Detection, detect
+
+if TYPE_CHECKING:
+    from megatron.bridge.discovery.reading import ModelFiles
+
+# What the tensors of a `quant_method` look like: what the name of their format has in it.
+_FORMATS_BY_METHOD = {
+    "fp8": ("FP8",),
+    "fbgemm_fp8": ("FP8",),
+    "mxfp4": ("MXFP4",),
+    "gptq": ("GPTQ",),
+    "awq": ("AWQ",),
+    "bitsandbytes": ("bitsandbytes",),
+}
+_DIGITS = re.compile(r"\d+")
+
+
+@dataclass
+class Quantization:
+    """What is quantised.
+
+    Attributes:
+        stated: the method that the config names, with its details; `None` if it names none.
+        formats: tensors by format and granularity, as found.
+        companions: how the stored parts of quantised tensors are called, by format: role and ending.
+        agree: whether config and tensors say the same; `None` where there is nothing to compare.
+        disagreements: what does not.
+        dropped: stored tensors that weights are not made of, by reason.
+        problems: what cannot be read, each named.
+    """
+
+    stated: str | None = None
+    formats: dict[str, int] = field(default_factory=dict)
+    companions: dict[str, dict[str, str]] = field(default_factory=dict)
+    agree: bool | None = None
+    disagreements: list[str] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def quantization_config(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config's statement: at the top level, or in the config of a part; empty if there is none."""
+    for level in (values, *(part for part in values.values() if isinstance(part, Mapping))):
+        for name in ("quantization_config", "compression_config"):
+            if isinstance(level.get(name), Mapping) and level[name]:
+                return level[name]
+    return {}
+
+
+def find_quantization(model: ModelFiles) -> tuple[Detection, Quantization]:
+    """The quantised tensors of a model, and what is to be said about them."""
+    stated = quantization_config(model.config)
+    found = detect(model.stored, stated)
+    formats: Counter[str] = Counter()
+    companions: dict[str, dict[str, str]] = {}
+    for tensor in found.tensors.values():
+        formats[tensor.format] += model.copies.get(tensor.parts["weight"], 1)
+        stem = tensor.name.rpartition(".")[0]
+        parts = {role: part.removeprefix(stem).lstrip(".") for role, part in tensor.parts.items()}
+        companions.setdefault(tensor.format, parts)
+    dropped: Counter[str] = Counter()
+    for name, reason in found.dropped.items():
+        dropped[reason] += model.copies.get(name, 1)
+    result = Quantization(
+        _statement(stated), dict(formats.most_common()), companions, None, [], dict(dropped), list(found.problems)
+    )
+    if model.stored and (stated or found.tensors):
+        result.disagreements = list(_disagreements(stated, found))
+        result.agree = not result.disagreements
+    return found, result
+
+
+def _statement(stated: Mapping[str, Any]) -> str | None:
+    if not stated:
+        return None
+    method = str(stated.get("quant_method") or stated.get("quantization_method") or "no quant_method")
+    details = []
+    for name in ("quant_algo", "format", "fmt", "bits", "group_size", "weight_block_size", "activation_scheme"):
+        if stated.get(name) is not None:
+            details.append(f"{name} {stated[name]}")
+    details += [f"weights of {weights}" for weights in _group_weights(stated)]
+    return f"{method} ({', '.join(details)})" if details else method
+
+
+def _group_weights(stated: Mapping[str, Any]) -> list[str]:
+    """Number and kind of bits of each group of compressed-tensors' config."""
+    groups = stated.get("config_groups")
+    found = []
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if isinstance(weights, Mapping):
+            found.append(f"{weights.get('num_bits', '?')}-bit {weights.get('type', '')} per {weights.get('strategy')}")
+    return found
+
+
+def _expected_formats(stated: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the names of the formats have in them that the config announces; nothing if it cannot be told."""
+    method = str(stated.get("quant_method") or "").lower()
+    if method == "modelopt" or "quant_algo" in stated:
+        algorithm = str(stated.get("quant_algo") or "").upper()
+        return ("NVFP4",) if "FP4" in algorithm else ("FP8",) if "FP8" in algorithm else ()
+    if method == "compressed-tensors":
+        form = str(stated.get("format") or "")
+        expected: list[str] = []
+        for group in _group_weights(stated):
+            bits, kind = group.split("-bit ")[0], group.split("-bit ")[1]
+            floats = ("FP8",) if bits == "8" else ("MXFP4",) if "mxfp4" in form else ("NVFP4",)
+            expected += floats if kind.startswith("float") else (f"INT{bits}",)
+        return tuple(expected)
+    return _FORMATS_BY_METHOD.get(method, ())
+
+
+def _disagreements(stated: Mapping[str, Any], found: Detection) -> Iterator[str]:
+    formats = found.formats
+    if not stated:
+        yield f"the config has no quantization_config, and tensors are quantised: {', '.join(formats)}"
+        return
+    method = stated.get("quant_method") or stated.get("quant_algo")
+    if not formats:
+        unread = f"{len(found.problems)} tensors cannot be read so" if found.problems else "no tensor is quantised"
+        yield f"the config states {method}, and {unread}"
+        return
+    expected = _expected_formats(stated)
+    for name, count in formats.items():
+        if expected and not any(kind in name for kind in expected):
+            yield f"the config states {method} ({' or '.join(expected)}), and {count} tensors are {name}"
+    block = stated.get("weight_block_size")
+    if isinstance(block, list) and all(type(size) is int for size in block):
+        sizes = Counter(
+            tuple(tensor.block[-2:])  # type: ignore[attr-defined]
+            for tensor in found.tensors.values()
+            if len(getattr(tensor, "block", ())) > 1 and tensor.block != tensor.shape  # type: ignore[attr-defined]
+        )
+        for size, count in sizes.items():
+            if sorted(size) != sorted(block):
+                yield f"weight_block_size is {block}, and the scales of {count} tensors are for blocks of {list(size)}"
+    kept = stated.get("modules_to_not_convert") or stated.get("ignore") or stated.get("exclude_modules") or []
+    for module in kept if isinstance(kept, list) else ():
+        if isinstance(module, str) and module and not module.startswith("re:") and "*" not in module:
+            inside = next((name for name in found.tensors if name.startswith(f"{module}.")), None)
+            if inside is not None:
+                yield f"the config leaves {module} as it is, and {inside} is quantised"

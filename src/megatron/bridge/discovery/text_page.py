@@ -1,0 +1,241 @@
+"""The report as a page of text, for terminals from 80 columns up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from megatron.bridge.discovery import formatting
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from megatron.bridge.discovery.report import ModelReport
+
+_BAR = 16
+_MAX_LISTED = 12
+_EXPERT_SIZES = ("num_moe_experts", "moe_ffn_hidden_size")
+
+
+def text_page(report: ModelReport) -> RenderableType:
+    """Everything of a report, for `rich`'s console."""
+    return Group(*_blocks(report))
+
+
+def _blocks(report: ModelReport) -> Iterator[RenderableType]:
+    yield from _title(report)
+    yield from _section("What it is", _summary(report))
+    if report.facts:
+        yield from _section("Config", _facts(report))
+    if report.parameters.by_category:
+        yield from _section("Where the parameters are", _parameters(report))
+    if report.quantization.stated or report.quantization.formats or report.quantization.problems:
+        yield from _section("Quantisation", _quantization(report))
+    yield from _section("Support", _support(report))
+    if report.layouts is not None:
+        yield from _section("Parallel layouts", _layouts(report))
+    yield from _section("What to do", _decisions(report))
+    yield Text.assemble("\n", ("Next step: ", "bold green"), (report.next_step, "bold"))
+
+
+def _section(title: str, body: RenderableType) -> Iterator[RenderableType]:
+    yield Text(f"\n{title}", style="bold cyan")
+    yield Padding(body, (0, 0, 0, 2))
+
+
+def _title(report: ModelReport) -> Iterator[RenderableType]:
+    yield Text.assemble((report.name, "bold"), f"  ({report.source})")
+    parameters = report.parameters
+    parts = [report.kind, ", ".join(report.classes.architectures) or "no architecture"]
+    if parameters.total:
+        count = f"{formatting.count(parameters.total)} parameters"
+        if parameters.active != parameters.total:
+            count += f", {formatting.count(parameters.active)} active"
+        files = f"{parameters.num_files} file{'s' if parameters.num_files > 1 else ''}"
+        stored = f"{formatting.size(parameters.stored_bytes)} in {files}"
+        parts += [count, "counted from the config" if parameters.is_expected else stored]
+    yield Text(" · ".join(parts))
+    for problem in report.problems:
+        yield Text(f"! {problem}", style="yellow")
+
+
+def _grid(*widths: int | None) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for width in widths:
+        grid.add_column(min_width=width, overflow="fold")
+    return grid
+
+
+def _summary(report: ModelReport) -> Table:
+    classes, tying = report.classes, report.tying
+    grid = _grid(16, None)
+    rows = {
+        "kind": f"{report.kind}: {report.kind_reason}",
+        "model_type": f"{classes.model_type}, config class {classes.config_class or 'not in transformers'}",
+        "text model": f"its fields stand at: {report.text_level}",
+        **report.summaries,
+        "layers": formatting.layers_in_words(report.layers),
+        "embeddings": _tying(report),
+        "remote code": ", ".join(f"{name}: {target}" for name, target in classes.auto_map.items()),
+        "modeling file": classes.modeling_file or "",
+        "refused": classes.refusal or "",
+    }
+    if tying.fact is None:
+        rows.pop("embeddings")
+    for name, text in rows.items():
+        if text:
+            grid.add_row(Text(name, style="dim"), Text(text))
+    return grid
+
+
+def _tying(report: ModelReport) -> str:
+    tying = report.tying
+    assert tying.fact is not None
+    words = f"{'tied' if tying.is_tied else 'not tied'} (tie_word_embeddings, {tying.fact.level})"
+    if tying.text_level is not None and bool(tying.text_level) != tying.is_tied:
+        words += f"; {report.text_level} says {str(tying.text_level).lower()}, which transformers does not follow"
+    if tying.has_output_layer is not None and tying.has_output_layer == tying.is_tied:
+        words += "; an output layer is stored all the same" if tying.is_tied else "; but no output layer is stored"
+    return words
+
+
+def _facts(report: ModelReport) -> Table:
+    grid = _grid(16, None)
+    for subject, facts in report.facts.items():
+        levels: dict[str, list[str]] = {}
+        for fact in facts:
+            levels.setdefault(fact.level, []).append(f"{fact.name} {formatting.value(fact.value)}")
+        for index, (level, values) in enumerate(levels.items()):
+            text = Text.assemble(", ".join(values), (f"  [{level}]", "dim"))
+            grid.add_row(Text("" if index else subject, style="dim"), text)
+    return grid
+
+
+def _parameters(report: ModelReport) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("", "parameters", "share", "", "stored as"):
+        table.add_column(name, justify="right" if name in ("parameters", "share") else "left")
+    whole = sum(report.parameters.by_category.values()) or 1
+    for name, number in report.parameters.by_category.items():
+        dtypes = report.parameters.bytes_by_dtype.get(name, {})
+        stored = ", ".join(f"{dtype} {formatting.size(nbytes)}" for dtype, nbytes in dtypes.items())
+        bar = "█" * round(number / whole * _BAR) or "▏"
+        table.add_row(name, formatting.count(number), f"{number / whole:.1%}", Text(bar, style="cyan"), Text(stored))
+    return table
+
+
+def _quantization(report: ModelReport) -> Table:
+    found, grid = report.quantization, _grid(16, None)
+    grid.add_row(Text("config says", style="dim"), Text(found.stated or "nothing"))
+    for name, number in found.formats.items():
+        parts = ", ".join(f"{role}: {ending}" for role, ending in found.companions.get(name, {}).items())
+        grid.add_row(Text("tensors show", style="dim"), Text(f"{number}x {name} ({parts})"))
+    if found.agree is not None:
+        grid.add_row(
+            Text("agree", style="dim"), Text("yes" if found.agree else "no", style="green" if found.agree else "yellow")
+        )
+    for text in (*found.disagreements, *found.problems[:_MAX_LISTED]):
+        grid.add_row("", Text(text, style="yellow"))
+    for reason, number in found.dropped.items():
+        grid.add_row(Text("left out", style="dim"), Text(f"{number}x {reason}"))
+    return grid
+
+
+def _support(report: ModelReport) -> Table:
+    support, grid = report.support, _grid(16, None)
+
+    def row(label: str, text: str, style: str = "") -> None:
+        grid.add_row(Text(label, style="dim"), Text(text, style=style))
+
+    label = "bridge" if support.is_supported else "nearest bridge"
+    if support.reason:
+        row("", support.reason, "yellow")
+    if support.bridge:
+        row(label, f"{support.bridge} for {support.architecture} ({support.bridge_file})")
+        row("provider", support.provider or "")
+        row("proven on", ", ".join(support.proven_layouts) or "not proven")
+    for field in support.unknown_fields:
+        where = "transformers' class has it" if field.in_transformers else "transformers does not have it"
+        shown = formatting.value(field.value)
+        row("unknown field", f"{field.name} = {shown}  [{field.level}] no family knows it; {where}", "yellow")
+    if support.unknown_fields:
+        row("", f"likely a new block: look at {report.classes.modeling_file or 'the modeling file'}", "yellow")
+    for field in support.foreign_fields[:_MAX_LISTED]:
+        known = ", ".join(field.known_to[:3])
+        row("other families'", f"{field.name} = {formatting.value(field.value)}  [{field.level}] known to {known}")
+    if support.encoder_fields:
+        names = ", ".join(field.name for field in support.encoder_fields)
+        row("of the encoder", f"{names}  [top level] transformers' class reads them")
+    for item in support.refused:
+        row("refused value", f"{item.name} = {item.found!r}: must be {item.expected!r}", "yellow")
+    _tensor_rows(report, row)
+    return grid
+
+
+def _tensor_rows(report: ModelReport, row: Any) -> None:
+    support = report.support
+    if not report.parameters.num_tensors:
+        row("tensors", "no weights were read; names are those of the index" if support.num_matched else "none")
+    if not (support.num_matched or support.unmatched):
+        return
+    unmatched = sum(support.unmatched.values())
+    encoders = f", {support.num_of_encoders} of encoders" if support.num_of_encoders else ""
+    left_out = sum(support.dropped.values())
+    row("tensors", f"{support.num_matched} with a rule, {unmatched} without, {left_out} left out{encoders}")
+    patterns = formatting.by_pattern(support.unmatched)
+    for name, number in list(patterns.items())[:_MAX_LISTED]:
+        row("without a rule", f"{name}{f' ({number} tensors)' if number > 1 else ''}", "yellow")
+    if len(patterns) > _MAX_LISTED:
+        row("", f"... and {len(patterns) - _MAX_LISTED} more (--json lists all)")
+    for reason, number in support.dropped.items():
+        row("left out", f"{number}x {reason}")
+    if not support.is_supported and support.absent:
+        more = len(support.absent) - _MAX_LISTED
+        listed = ", ".join(support.absent[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+        row("not here", f"tensors that {support.bridge} has: {listed}")
+
+
+def _layouts(report: ModelReport) -> RenderableType:
+    layouts = report.layouts
+    assert layouts is not None
+    grid = _grid(16, None)
+    for label, sizes, what in (
+        ("TP", layouts.tp, [name for name in layouts.sizes if name not in _EXPERT_SIZES]),
+        ("PP", layouts.pp, []),
+        ("EP", layouts.ep, [name for name in layouts.sizes if name == "num_moe_experts"]),
+    ):
+        why = ", ".join(f"{name} {layouts.sizes[name]}" for name in what)
+        more = f"; uneven: {' '.join(map(str, layouts.uneven_pp))}" if label == "PP" and layouts.uneven_pp else ""
+        grid.add_row(Text(label, style="dim"), " ".join(map(str, sizes)) + more + (f"  (of {why})" if why else ""))
+    for note in layouts.notes:
+        grid.add_row("", Text(note, style="dim"))
+    chosen = formatting.chosen_layouts(layouts)
+    if not chosen:
+        return grid
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in ("ranks", "TP", "PP", "EP", "ETP", "parameter bytes per rank"):
+        table.add_column(name, justify="right")
+    for row in chosen:
+        span = formatting.size(row.max_bytes)
+        if row.min_bytes < row.max_bytes * 0.99:
+            span = f"{formatting.size(row.min_bytes)} to {span}"
+        stages = f"{row.pp} ({row.first_stage}..{row.last_stage})" if row.first_stage is not None else str(row.pp)
+        table.add_row(str(row.num_ranks), str(row.tp), stages, str(row.ep), str(row.etp), span)
+    caption = (
+        f"The fewest bytes on the fullest rank, with TP up to 8; {layouts.bytes_per_parameter} bytes a parameter, no "
+        "optimizer. In brackets the layers of a first and last stage that differ."
+    )
+    return Group(grid, Text(caption, style="dim"), table)
+
+
+def _decisions(report: ModelReport) -> Table:
+    grid = _grid(None, None)
+    for decision in report.decisions:
+        grid.add_row(Text(decision.question, style="dim"), Text(decision.answer))
+    return grid

@@ -1,0 +1,46 @@
+"""Configs of any shape: a report, or one error that names the file; never another exception, never a long wait."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from megatron.bridge.discovery import inspect_model
+from megatron.bridge.discovery.html_page import html_page
+from megatron.bridge.discovery.text_page import text_page
+from megatron.bridge.errors import BridgeError
+from tests.tiny_models import TINY_MODELS
+
+VALUES = ("x", 0, 10**12, ["x", 1], {"x": {"y": 1}}, 1.5)
+ADDED = (
+    "quantization_config",
+    "text_config",
+    "vision_config",
+    "auto_map",
+    "layers_block_type",
+    "moe_layers",
+    "thinker_config",
+)
+
+
+@pytest.mark.parametrize("loadable", [True, False])
+def test_any_value_of_any_field(loadable: bool, tmp_path: Path) -> None:
+    TINY_MODELS["deepseek-v3"].save(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    if not loadable:
+        config |= {"model_type": "unheard_of"}
+    num_reports = 0
+    for number, field in enumerate((*config, *ADDED)):
+        for value in VALUES:
+            path.write_text(json.dumps({**config, field: value}))
+            try:
+                report = inspect_model(path if number % 2 else tmp_path)
+            except BridgeError:
+                continue
+            num_reports += 1
+            json.dumps(report.to_dict())
+            html_page(report)
+            Console(width=80, quiet=True).print(text_page(report))
+    assert num_reports > 200
