@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# compressed-tensors compiles some of its functions. A process that has compiled one and forks then has children that die.
+# compressed-tensors compiles some of its functions. Of a process that has compiled one, forked children crash.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import hypothesis
