@@ -222,26 +222,11 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
                 pipeline rank and `vp_stage`.
             vp_stage: index of the model chunk on this rank.
         """
-        pre_process, post_process = self._stage_ends(pre_process, post_process, vp_stage)
         layer_spec = self._layer_spec(vp_stage)
         model = self.model_class(
-            config=self,
             transformer_layer_spec=layer_spec,
             mtp_block_spec=mtp_block_spec(self, layer_spec, vp_stage),
-            vocab_size=self.padded_vocab_size,
-            max_sequence_length=self.seq_length,
-            pre_process=pre_process,
-            post_process=post_process,
-            fp16_lm_cross_entropy=self.fp16_lm_cross_entropy,
-            parallel_output=self.parallel_output,
-            share_embeddings_and_output_weights=self.share_embeddings_and_output_weights,
-            position_embedding_type=self.position_embedding_type,
-            rotary_percent=self.rotary_percent,
-            rotary_base=self.rotary_base,
-            scatter_embedding_sequence_parallel=self.scatter_embedding_sequence_parallel,
-            seq_len_interpolation_factor=self.seq_len_interpolation_factor,
-            pg_collection=self._pg_collection,
-            vp_stage=vp_stage,
+            **self._model_arguments(pre_process, post_process, vp_stage),
         )
         apply_rope_parameters(model, self.rope_parameters, self.window_rope_parameters, self.seq_length)
         return model
@@ -276,16 +261,33 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         """Rows of the Megatron embedding."""
         return padded_vocab_size(self.vocab_size, self.make_vocab_size_divisible_by, self.tensor_model_parallel_size)
 
-    @staticmethod
-    def _stage_ends(pre_process: bool | None, post_process: bool | None, vp_stage: int | None) -> tuple[bool, bool]:
-        """Whether a stage has the embedding and the output layer, where that is not given."""
+    def _model_arguments(
+        self, pre_process: bool | None, post_process: bool | None, vp_stage: int | None
+    ) -> dict[str, Any]:
+        """What every model of megatron-core is built with."""
         from megatron.core import parallel_state
 
         if pre_process is None:
             pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         if post_process is None:
             post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
-        return pre_process, post_process
+        return {
+            "config": self,
+            "vocab_size": self.padded_vocab_size,
+            "max_sequence_length": self.seq_length,
+            "pre_process": pre_process,
+            "post_process": post_process,
+            "fp16_lm_cross_entropy": self.fp16_lm_cross_entropy,
+            "parallel_output": self.parallel_output,
+            "share_embeddings_and_output_weights": self.share_embeddings_and_output_weights,
+            "position_embedding_type": self.position_embedding_type,
+            "rotary_percent": self.rotary_percent,
+            "rotary_base": self.rotary_base,
+            "scatter_embedding_sequence_parallel": self.scatter_embedding_sequence_parallel,
+            "seq_len_interpolation_factor": self.seq_len_interpolation_factor,
+            "pg_collection": self._pg_collection,
+            "vp_stage": vp_stage,
+        }
 
     def _layer_spec(self, vp_stage: int | None) -> Any:
         import inspect

@@ -122,25 +122,10 @@ class HybridProvider(GPTModelProvider):
         self, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
     ) -> "GPTModel":
         """Builds this rank's part of the model, as `GPTModelProvider.provide`."""
-        pre_process, post_process = self._stage_ends(pre_process, post_process, vp_stage)
         model: Any = HybridModel(
-            config=self,
             hybrid_stack_spec=self._layer_spec(vp_stage),
             hybrid_layer_pattern=self._whole_pattern(),
-            vocab_size=self.padded_vocab_size,
-            max_sequence_length=self.seq_length,
-            pre_process=pre_process,
-            post_process=post_process,
-            fp16_lm_cross_entropy=self.fp16_lm_cross_entropy,
-            parallel_output=self.parallel_output,
-            share_embeddings_and_output_weights=self.share_embeddings_and_output_weights,
-            position_embedding_type=self.position_embedding_type,
-            rotary_percent=self.rotary_percent,
-            rotary_base=self.rotary_base,  # type: ignore[arg-type]
-            scatter_embedding_sequence_parallel=self.scatter_embedding_sequence_parallel,
-            seq_len_interpolation_factor=self.seq_len_interpolation_factor,
-            pg_collection=self._pg_collection,
-            vp_stage=vp_stage,
+            **self._model_arguments(pre_process, post_process, vp_stage),
         )
         if self.position_embedding_type == "rope":
             apply_rope_parameters(model, self.rope_parameters, self.window_rope_parameters, self.seq_length)
