@@ -15,7 +15,7 @@ from megatron.bridge.errors import QuantizationError
 from megatron.bridge.models.forward import full_logits
 from megatron.bridge.models.hf_pretrained.quantization import quantize
 from tests.parity import build_on, run_on
-from tests.quantized import FP8_BLOCK, in_bytes, save_quantized, stored_bytes
+from tests.quantized import FP8_BLOCK, in_bytes, is_linear, save_quantized, stored_bytes
 from tests.tiny_models import TINY_MODELS, TOLERANCE
 
 TOKENS = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
@@ -34,9 +34,11 @@ def _with_scales_of_activations(folder: Path) -> None:
     save_file(stored, path, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("name", ["llama-odd-vocabulary", "qwen3-moe"])
+@pytest.mark.parametrize("name", ["llama-odd-vocabulary", "qwen3-moe", "qwen3-next", "deepseek-v3.2"])
 def test_the_same_bytes_offline(name: str, tmp_path: Path) -> None:
-    save_quantized(name, tmp_path / "hf")
+    """Of some models more is quantised than their linear layers."""
+    further = ("lm_head.weight", "in_proj_qkvz.weight", "indexer.wq_b.weight")
+    save_quantized(name, tmp_path / "hf", quantizes=lambda tensor: is_linear(tensor) or tensor.endswith(further))
     _with_scales_of_activations(tmp_path / "hf")
     AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
     bridge = AutoBridge.from_hf_pretrained(tmp_path / "hf")

@@ -10,10 +10,10 @@ from megatron.bridge.models.conversion.hf_save import output_shards
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, check_names
 from megatron.bridge.models.conversion.quantized_export import (
-    linear_weights,
     not_converted,
     quantized_shards,
     quantizer_of,
+    weights_to_quantize,
 )
 from megatron.bridge.models.hf_pretrained.range_writer import RangeWriter
 from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
@@ -43,7 +43,7 @@ def save(
     Args:
         distributed_save: every rank writes the byte ranges of what it holds, without gathering. Otherwise rank 0 writes
             each tensor as it is gathered.
-        quantization: a form for the weights of linear layers (see `quantized_export.quantizer_of`).
+        quantization: a form for weights (see `quantized_export.quantizer_of`).
 
     Returns:
         The `quantization_config` of what was written; `None` for plain weights.
@@ -65,9 +65,10 @@ def save(
     further: dict[str, Any] = {}
     quantization_config = None
     if quantization is not None:
-        quantizer, linear = quantizer_of(quantization, hf_pretrained), linear_weights(plan)
-        quantization_config = quantizer.config(not_converted(plan.hf_shapes(), quantizer, linear))
-        shards, further = quantized_shards(shards, quantizer, linear), quantizer.further()
+        quantizer = quantizer_of(quantization, hf_pretrained)
+        chosen = weights_to_quantize(plan, quantizer)
+        quantization_config = quantizer.config(not_converted(plan.hf_shapes(), chosen))
+        shards, further = quantized_shards(shards, quantizer, chosen), quantizer.further()
     elif distributed_save and not bridge.changes_exported_weights:
         _save_ranges(plan, out, shards, options)
         return None

@@ -25,10 +25,10 @@ from megatron.bridge.models.conversion.placement import Shard
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan, check_names
 from megatron.bridge.models.conversion.quantized_export import (
     QuantizedBlocks,
-    linear_weights,
     not_converted,
     quantized_shards,
     quantizer_of,
+    weights_to_quantize,
 )
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.conversion.sanity import check_weights
@@ -193,7 +193,7 @@ def export_checkpoint(
         folder: the iteration's folder.
         dtype: convert floating-point weights; default: as stored.
         strict: the tensors must be exactly those of the source.
-        quantization: a form for the weights of linear layers (see `quantized_export.quantizer_of`).
+        quantization: a form for weights (see `quantized_export.quantizer_of`).
 
     Raises:
         QuantizationError: a form that does not exist, or in which a changed weight cannot be written.
@@ -209,10 +209,11 @@ def export_checkpoint(
     tensors: TensorBlocks = weights
     quantization_config = None
     if quantization is not None:
-        quantizer, linear = quantizer_of(quantization, hf_pretrained), linear_weights(weights.plan)
-        shards = quantized_shards(shards, quantizer, linear)
-        tensors = QuantizedBlocks(weights, quantizer, linear)
-        quantization_config = quantizer.config(not_converted(weights.plan.hf_shapes(), quantizer, linear))
+        quantizer = quantizer_of(quantization, hf_pretrained)
+        chosen = weights_to_quantize(weights.plan, quantizer)
+        shards = quantized_shards(shards, quantizer, chosen)
+        tensors = QuantizedBlocks(weights, quantizer, chosen)
+        quantization_config = quantizer.config(not_converted(weights.plan.hf_shapes(), chosen))
     sources = [weights.files] if hf_tensor_infos(hf_pretrained) is None else [weights.files, hf_pretrained.state.files]
     content = {name: [[info.name, info.shape, str(info.dtype)] for info in infos] for name, infos in shards.items()}
     fingerprint = ["export", quantization, [files.fingerprint() for files in sources], content, options]

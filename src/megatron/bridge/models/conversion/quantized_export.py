@@ -46,21 +46,26 @@ def quantizer_of(name: str, hf_pretrained: Any) -> "Quantizer":
     return QUANTIZERS[name]()
 
 
-def linear_weights(tasks: Iterable["WeightConversionTask | None"]) -> dict[str, "Shape"]:
-    """HF names and shapes of the weights of linear layers that the tasks give."""
+def weights_to_quantize(tasks: Iterable["WeightConversionTask | None"], quantizer: "Quantizer") -> dict[str, "Shape"]:
+    """HF names and shapes of the weights, of those that the tasks give, that have a quantised form."""
     return {
         name: shape
         for task in tasks
-        if task is not None and _LINEAR.fullmatch(task.global_param_name) and _NOT_LINEAR not in task.global_param_name
+        if task is not None and (quantizer.IS_GIVEN or _is_linear(task.global_param_name))
         for name, shape in task.hf_shapes.items()
+        if quantizer.parts(name, shape) is not None
     }
 
 
-def quantized(weights: Mapping[str, "Tensor"], quantizer: "Quantizer", linear: Container[str]) -> dict[str, "Tensor"]:
-    """HF tensors by name, with what is stored in place of each weight of a linear layer."""
+def _is_linear(param_name: str) -> bool:
+    return _LINEAR.fullmatch(param_name) is not None and _NOT_LINEAR not in param_name
+
+
+def quantized(weights: Mapping[str, "Tensor"], quantizer: "Quantizer", chosen: Container[str]) -> dict[str, "Tensor"]:
+    """HF tensors by name, with what is stored in place of each chosen weight."""
     found: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        if name not in linear or quantizer.parts(name, weight.shape) is None:
+        if name not in chosen:
             found[name] = weight
         else:
             stored = quantizer.unchanged(name, lambda whole=weight: [whole])  # type: ignore[misc]
@@ -69,16 +74,16 @@ def quantized(weights: Mapping[str, "Tensor"], quantizer: "Quantizer", linear: C
 
 
 def quantized_shards(
-    shards: Mapping[str, Sequence[TensorInfo]], quantizer: "Quantizer", linear: Mapping[str, "Shape"]
+    shards: Mapping[str, Sequence[TensorInfo]], quantizer: "Quantizer", chosen: Container[str]
 ) -> dict[str, list[TensorInfo]]:
-    """The files of an export with the stored tensors in place of each weight that is quantised.
+    """The files of an export with the stored tensors in place of each chosen weight.
 
     They are in the weight's file, or where the source has them, if that is quantised in the same form.
     """
     found: dict[str, TensorInfo] = {}
     for filename, infos in shards.items():
         for info in infos:
-            parts = quantizer.parts(info.name, info.shape) if info.name in linear else None
+            parts = quantizer.parts(info.name, info.shape) if info.name in chosen else None
             for name, (shape, dtype) in (parts or {info.name: (info.shape, info.dtype)}).items():
                 found[name] = TensorInfo(name, shape, dtype, quantizer.filename(name) or filename)
     first = next(iter(shards))
@@ -90,12 +95,12 @@ def quantized_shards(
     }
 
 
-def not_converted(shapes: Mapping[str, "Shape"], quantizer: "Quantizer", linear: Mapping[str, "Shape"]) -> list[str]:
+def not_converted(shapes: Mapping[str, "Shape"], chosen: Container[str]) -> list[str]:
     """The modules with a matrix that stays as it is."""
     return [
         name.removesuffix(".weight")
         for name, shape in shapes.items()
-        if name.endswith(".weight") and len(shape) == 2 and not (name in linear and quantizer.parts(name, shape))
+        if name.endswith(".weight") and len(shape) == 2 and name not in chosen
     ]
 
 
@@ -105,10 +110,10 @@ class QuantizedBlocks:
     Args:
         weights: the weights.
         quantizer: their form.
-        shapes: of the weights that are to be quantised.
+        shapes: of the chosen weights.
 
     Attributes:
-        parts: for each weight that has a quantised form, its stored tensors: name, shape and dtype, the weight's first.
+        parts: for each of these, the stored tensors: name, shape and dtype, the weight's first.
     """
 
     def __init__(self, weights: TensorBlocks, quantizer: "Quantizer", shapes: Mapping[str, "Shape"]):

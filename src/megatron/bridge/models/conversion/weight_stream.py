@@ -15,7 +15,7 @@ from megatron.bridge.models.conversion.layout import Box, Layout, Shape
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.placement import Parameter, read_placement
 from megatron.bridge.models.conversion.plan import Plan, TensorInfo, WeightConversionTask, build_plan
-from megatron.bridge.models.conversion.quantized_export import linear_weights, quantized, quantizer_of
+from megatron.bridge.models.conversion.quantized_export import quantized, quantizer_of, weights_to_quantize
 from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.model_building import unwrap_model
 from megatron.bridge.transport import collectives
@@ -219,7 +219,7 @@ def export(
         weight_dtype: convert floating-point tensors.
         select: export only the HF tensors whose names it accepts; the others are not moved.
         bucket_bytes: Megatron weights that are gathered at a time.
-        quantization: a form for the weights of linear layers (see `quantized_export.quantizer_of`).
+        quantization: a form for weights (see `quantized_export.quantizer_of`).
 
     Raises:
         PlanError: at the end, if the tasks gave only a part of an HF tensor.
@@ -240,7 +240,7 @@ def export(
                     continue
                 weights = bridge.maybe_modify_converted_hf_weight(task, finished, state)
                 if form is not None:
-                    weights = quantized(weights, form, linear_weights([task]))
+                    weights = quantized(weights, form, weights_to_quantize([task], form))
                 for name, weight in weights.items():
                     weight = _convert(weight, cpu, None if form is not None else weight_dtype)
                     progress.advance(weight.nbytes)

@@ -23,6 +23,8 @@ class Quantizer(ABC):
     """One form of quantised weights: which stored tensors stand for one, and how they are made."""
 
     NAME: ClassVar[str]
+    # Whether it knows which weights are quantised; otherwise those of linear layers are.
+    IS_GIVEN: ClassVar[bool] = False
 
     @abstractmethod
     def parts(self, name: str, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], torch.dtype]] | None:

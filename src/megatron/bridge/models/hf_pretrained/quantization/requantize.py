@@ -26,6 +26,7 @@ class SourceQuantizer(Quantizer):
     """
 
     NAME = "source"
+    IS_GIVEN = True
 
     def __init__(self, source: DequantizedSource, config: dict[str, Any]):
         self._source, self._config = source, config
