@@ -114,6 +114,8 @@ class AutoBridge:
         """A fresh bridge for the present config; the architecture is read again each time."""
         bridge = find_bridge(self.hf_pretrained.config).bridge_class()
         bridge.hf_config = self.hf_pretrained.config
+        if bridge.changes_loaded_weights and isinstance(self.hf_pretrained, PreTrainedCausalLM):
+            self.hf_pretrained.leaves_unknown_numbers = True
         return bridge
 
     @property

@@ -120,7 +120,10 @@ def _entries(
 ) -> Iterator[torch_dist.Entry]:
     for task in plan:
         name = next(iter(task.hf_shapes))
-        target = _target_dtype(state.infos[name].dtype, dtype)
+        stored = state.infos[name].dtype
+        if bridge.changes_loaded_weights and not (stored.is_floating_point and stored.itemsize > 1):
+            stored = task.dtype  # numbers that the family reads
+        target = _target_dtype(stored, dtype)
         is_stored = state.infos[name].dtype == target and state.is_stored(name)
         for shard in task.shards:
             for box in _blocks(task.layout, shard.box, target.itemsize, block_bytes, is_stored):

@@ -30,6 +30,8 @@ class PreTrainedCausalLM:
         dtype: the dtype of `model`; None for that of the checkpoint.
         quantization_config: what `config.json` says of quantised weights; empty for none. `config` does not say it,
             because the weights are read as numbers.
+        leaves_unknown_numbers: whether `state` gives numbers that it cannot read as they are stored, for a family that
+            reads them itself (`maybe_modify_loaded_hf_weight`); otherwise they are an error.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class PreTrainedCausalLM:
         self.trust_remote_code = trust_remote_code
         self.dtype = dtype
         self.quantization_config: dict[str, Any] = {}
+        self.leaves_unknown_numbers = False
         self._config_on_disk: dict[str, Any] | None = None  # what `config` was when loaded
 
     @classmethod
@@ -102,7 +105,7 @@ class PreTrainedCausalLM:
             QuantizationError: quantised numbers that cannot be read.
             HubError: the download failed.
         """
-        return open_weights(self._resolve_weights())
+        return open_weights(self._resolve_weights(), is_strict=not self.leaves_unknown_numbers)
 
     @cached_property
     def tensor_names(self) -> Collection[str]:

@@ -25,6 +25,7 @@ class DequantizedSource(WeightSource):
         stored: the checkpoint as it is.
         found: what is quantised in it, from the headers.
         dtype: of the quantised tensors once they are read; others keep theirs.
+        is_strict: whether what cannot be read is an error; otherwise it is left as it is stored.
 
     Attributes:
         stored: as given.
@@ -35,11 +36,12 @@ class DequantizedSource(WeightSource):
         QuantizationError: stored tensors that cannot be read, all of them named.
     """
 
-    def __init__(self, stored: SafetensorsSource, found: Detection, dtype: torch.dtype) -> None:
+    def __init__(self, stored: SafetensorsSource, found: Detection, dtype: torch.dtype, is_strict: bool = True) -> None:
         import torch
 
         found = complete(found, lambda name: bytes(stored.read(name).flatten().view(torch.uint8).numpy()))
-        found.check(str(stored.folder))
+        if is_strict:
+            found.check(str(stored.folder))
         self.stored, self.found = stored, found
         self.folder, self.files = stored.folder, stored.files
         self.file_metadata, self.index_metadata = stored.file_metadata, stored.index_metadata
@@ -76,13 +78,14 @@ class DequantizedSource(WeightSource):
         return view.whole() if isinstance(view, QuantizedView) else view
 
 
-def open_weights(folder: str | Path, dtype: torch.dtype | None = None) -> WeightSource:
+def open_weights(folder: str | Path, dtype: torch.dtype | None = None, is_strict: bool = True) -> WeightSource:
     """The weights of a model's folder as numbers, whatever they are stored as.
 
     What is quantised is found in the tensors themselves; `config.json` says no more than block sizes.
 
     Args:
         dtype: in which quantised tensors are read; default: that of `config.json`, bfloat16 where it states none.
+        is_strict: whether what cannot be read is an error; otherwise it is left as it is stored.
 
     Raises:
         CheckpointError: as `SafetensorsSource`.
@@ -91,7 +94,9 @@ def open_weights(folder: str | Path, dtype: torch.dtype | None = None) -> Weight
     stored = SafetensorsSource(folder)
     found = detect_in(stored)
     is_plain = not (found.tensors or found.dropped or found.problems)
-    return stored if is_plain else DequantizedSource(stored, found, dtype or _dtype(_config(stored.folder)))
+    if is_plain:
+        return stored
+    return DequantizedSource(stored, found, dtype or _dtype(_config(stored.folder)), is_strict)
 
 
 def detect_in(stored: SafetensorsSource) -> Detection:
