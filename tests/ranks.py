@@ -1,11 +1,13 @@
 """Runs a function on several gloo ranks, forked from this process so that no rank pays for importing megatron-core.
 
-Fork is safe here because this process computes with one thread (set before its first operation) and the ranks forget
-its process groups: `tests/conftest.py` does the first, `_forget_groups` the second.
+Fork is safe here because this process computes with one thread (set before its first operation), the ranks forget
+its process groups, and they never collect its garbage: a destructor may join a thread that only the parent has, and
+would wait for ever. `tests/conftest.py` does the first, `_forget_groups` the second, `gc.freeze` the third.
 """
 
 import contextlib
 import faulthandler
+import gc
 import inspect
 import os
 import pickle
@@ -27,6 +29,7 @@ from megatron.bridge import runtime
 from megatron.bridge.transport import process_groups
 
 _inherited: list[Any] = []
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 class RankFailure(AssertionError):

@@ -1,5 +1,6 @@
 """`tests/ranks.py` itself: results in order, every failure reported, nothing left running."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -35,6 +36,23 @@ def test_ranks_do_not_mind_what_the_parent_has_started():
         dist.all_reduce(torch.ones(1))
     finally:
         process_groups.destroy()
+
+
+def test_ranks_do_not_collect_what_the_parent_left_behind(tmp_path):
+    """A process group's destructor joins its threads, which a fork does not have."""
+
+    def collect() -> bool:
+        gc.collect()
+        return True
+
+    gc.disable()
+    try:
+        garbage = [dist.ProcessGroupGloo(dist.FileStore(str(tmp_path / "store"), 1), 0, 1)]
+        garbage.append(garbage)
+        del garbage
+        assert run_ranks(collect, 1, timeout=30) == [True]
+    finally:
+        gc.enable()
 
 
 def test_an_exception_is_raised_here_with_its_traceback():
