@@ -15,8 +15,9 @@ Made by `make docs` from the registered bridges and the record of the parity sui
 Each architecture is compared with transformers on tiny models with random weights, in float32: the logits on every
 rank, and the exported checkpoint, which must have the bits of the imported one. A variant is another setting of the
 config (biases, tied embeddings, windows, kinds of rope). A layout is listed where all variants of the architecture
-passed: `tp`, `pp`, `ep` and `etp` are the sizes of tensor, pipeline, expert and expert-tensor parallelism, `sp`
-is sequence parallelism. The difference is the largest of any logit, over all variants and layouts.
+passed (of layouts with `ep` or `etp`, all variants with experts): `tp`, `pp`, `ep` and `etp` are the sizes of tensor,
+pipeline, expert and expert-tensor parallelism, `sp` is sequence parallelism. The difference is the largest of any
+logit, over all variants and layouts.
 
 Where transformers does not have an architecture, it is compared with one of transformers that computes the same under
 other names, which the table says.

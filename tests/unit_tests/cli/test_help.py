@@ -9,7 +9,20 @@ import pytest
 from megatron.bridge import __version__
 from megatron.bridge.cli import main
 
-COMMANDS = ("inspect", "import", "export", "verify", "roundtrip", "compare", "generate", "models", "quickstart")
+COMMANDS = (
+    *(
+        "quickstart",
+        "inspect",
+        "import",
+        "export",
+        "dequantize",
+        "verify",
+        "roundtrip",
+        "compare",
+        "generate",
+        "models",
+    ),
+)
 
 HEAVY = ("torch", "transformers", "megatron.core", "numpy", "safetensors", "huggingface_hub")
 

@@ -74,6 +74,16 @@ def test_a_layout_is_proven_if_every_variant_passed_on_it() -> None:
     assert proven.support([Proof("CForCausalLM", "c", "tp1", 1e-7, export_is_bitwise=False)]) == {}
 
 
+def test_a_layout_that_cuts_experts_is_proven_by_the_variants_with_experts() -> None:
+    dense, experts, more = (
+        [Proof("MForCausalLM", name, layout, 1e-7, True) for layout in layouts]
+        for name, layouts in (("dense", ["tp1"]), ("experts", ["tp1", "ep2", "tp2-ep2-sp"]), ("more", ["tp1", "ep2"]))
+    )
+    assert proven.support([*dense, *experts])["MForCausalLM"].layouts == ("tp1", "ep2", "tp2-ep2-sp")
+    assert proven.support([*dense, *experts, *more])["MForCausalLM"].layouts == ("tp1", "ep2")
+    assert proven.support(dense)["MForCausalLM"].layouts == ("tp1",)
+
+
 def test_pages_list_only_what_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
     proofs = [Proof("LlamaForCausalLM", "llama", "tp2", 2e-7, True)]
     monkeypatch.setattr(make_docs, "support", lambda: proven.support(proofs))

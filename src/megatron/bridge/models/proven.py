@@ -11,8 +11,10 @@ from pathlib import Path
 
 PROVEN = Path(__file__).with_name("proven.json")
 
+# Those that cut experts, which only variants with experts have.
+EXPERT_LAYOUTS = ("ep2", "tp2-ep2-sp", "tp2-etp2-sp")
 # In the order in which people read them.
-LAYOUTS = ("tp1", "tp2", "pp2", "tp2-sp", "ep2", "tp2-ep2-sp", "tp2-etp2-sp")
+LAYOUTS = ("tp1", "tp2", "pp2", "tp2-sp", *EXPERT_LAYOUTS)
 
 
 @dataclass(frozen=True, order=True)
@@ -48,7 +50,7 @@ class Support:
 
     Attributes:
         num_variants: how many variants were compared.
-        layouts: the layouts on which all of these agreed.
+        layouts: the layouts on which all of these agreed; of those that cut experts, all with experts.
         max_diff: the largest difference of logits over all of them.
         reference: as of `Proof`.
     """
@@ -89,9 +91,16 @@ def support(proofs: Iterable[Proof] | None = None) -> dict[str, Support]:
     return {
         architecture: Support(
             num_variants=len(variants),
-            layouts=tuple(layout for layout in LAYOUTS if all(layout in found for found in variants.values())),
+            layouts=tuple(layout for layout in LAYOUTS if _is_proven(layout, list(variants.values()))),
             max_diff=diffs[architecture],
             reference=references[architecture],
         )
         for architecture, variants in sorted(layouts.items())
     }
+
+
+def _is_proven(layout: str, variants: list[set[str]]) -> bool:
+    """Whether every variant that has a layout passed on it, and some has; given what each passed on."""
+    if layout in EXPERT_LAYOUTS:
+        variants = [found for found in variants if found.intersection(EXPERT_LAYOUTS)]
+    return bool(variants) and all(layout in found for found in variants)
