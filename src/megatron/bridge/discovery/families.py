@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _ALWAYS_KNOWN = {
     *IRRELEVANT_FIELDS,
     *FIXED_FIELDS,
-    *("rope_parameters", "rope_theta", "rope_scaling", "quantization_config", "compression_config"),
+    *("rope_parameters", "rope_theta", "rope_scaling"),
 }
 _ROPE_FIELDS = {
     *("rope_type", "type", "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings"),

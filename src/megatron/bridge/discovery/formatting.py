@@ -1,15 +1,16 @@
-"""Numbers, values and choices as pages show them."""
+"""What every page of a report shows: numbers, values, choices, and rows of a label and a text."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from megatron.bridge.discovery.layouts import ParallelLayout, ParallelLayouts
+    from megatron.bridge.discovery.report import ModelReport
     from megatron.bridge.discovery.weights import Layer
 
 _MAX_VALUE = 90
@@ -94,3 +95,53 @@ def chosen_layouts(layouts: ParallelLayouts) -> list[ParallelLayout]:
                 chosen.append(best)
         num_ranks *= 2
     return chosen if layouts.rows and chosen and chosen[0].max_bytes else []
+
+
+def stages(layout: ParallelLayout) -> str:
+    """The pipeline stages, with the layers of the first and the last in brackets where they differ from the others."""
+    ends = "" if layout.first_stage is None else f" ({layout.first_stage}..{layout.last_stage})"
+    return f"{layout.pp}{ends}"
+
+
+def summary(report: ModelReport) -> Iterator[tuple[str, str]]:
+    """What the model is."""
+    classes = report.classes
+    rows = {
+        "kind": f"{report.kind}: {report.kind_reason}",
+        "model_type": f"{classes.model_type}, config class {classes.config_class or 'not in transformers'}",
+        "text model": f"its fields stand at: {report.text_level}",
+        **report.summaries,
+        "layers": layers_in_words(report.layers),
+        "embeddings": _tying(report),
+        "remote code": ", ".join(f"{name}: {target}" for name, target in classes.auto_map.items()),
+        "modeling file": classes.modeling_file,
+        "refused": classes.refusal,
+    }
+    yield from ((name, text) for name, text in rows.items() if text)
+
+
+def _tying(report: ModelReport) -> str:
+    tying = report.tying
+    if tying.fact is None:
+        return ""
+    words = f"{'tied' if tying.is_tied else 'not tied'} (tie_word_embeddings, {tying.fact.level})"
+    if tying.text_level is not None and bool(tying.text_level) != tying.is_tied:
+        words += f"; {report.text_level} says {str(tying.text_level).lower()}, which transformers does not follow"
+    if tying.has_output_layer is not None and tying.has_output_layer == tying.is_tied:
+        words += "; an output layer is stored all the same" if tying.is_tied else "; but no output layer is stored"
+    return words
+
+
+def quantization(report: ModelReport) -> Iterator[tuple[str, str]]:
+    """How weights are stored; nothing for a model that neither says nor shows that they are quantised."""
+    found = report.quantization
+    if not (found.stated or found.formats or found.problems):
+        return
+    yield "config says", found.stated or "nothing"
+    for name, number in found.formats.items():
+        parts = ", ".join(f"{role}: {ending}" for role, ending in found.companions.get(name, {}).items())
+        yield "tensors show", f"{number}x {name} ({parts})"
+    if found.agree is not None:
+        yield "agree", "yes" if found.agree else "no"
+    for reason, number in found.dropped.items():
+        yield "left out", f"{number}x {reason}"

@@ -34,7 +34,7 @@ def _sections(report: ModelReport) -> Iterator[str]:
     yield _section("Where the parameters are", pictures.share_bars(report.parameters.by_category), counted)
     note = "Stored bytes by the dtype of the numbers; the scales of quantised tensors count with them."
     yield _section("Dtype map", pictures.dtype_map(report.parameters.bytes_by_dtype), note)
-    yield _section("What it is", _pairs(_summary(report)))
+    yield _section("What it is", _pairs(formatting.summary(report)))
     yield _section("Quantisation", _quantization(report))
     yield _section("Support", _support(report))
     yield _section("Parallel layouts", _layouts(report))
@@ -74,31 +74,9 @@ def _header(report: ModelReport) -> str:
     )
 
 
-def _summary(report: ModelReport) -> Iterator[tuple[str, str]]:
-    classes, tying = report.classes, report.tying
-    yield "kind", f"{report.kind}: {report.kind_reason}"
-    yield "model_type", f"{classes.model_type}, config class {classes.config_class or 'not in transformers'}"
-    yield "text model", f"its fields stand at: {report.text_level}"
-    yield from report.summaries.items()
-    if tying.fact is not None:
-        yield "embeddings", f"{'tied' if tying.is_tied else 'not tied'} (tie_word_embeddings, {tying.fact.level})"
-    yield "remote code", ", ".join(f"{name}: {target}" for name, target in classes.auto_map.items())
-    yield "modeling file", classes.modeling_file or ""
-    yield "refused", classes.refusal or ""
-
-
 def _quantization(report: ModelReport) -> str:
     found = report.quantization
-    if not (found.stated or found.formats or found.problems):
-        return ""
-    rows = [("config says", found.stated or "nothing")]
-    for name, number in found.formats.items():
-        parts = ", ".join(f"{role}: {ending}" for role, ending in found.companions.get(name, {}).items())
-        rows.append(("tensors show", f"{number}x {name} ({parts})"))
-    if found.agree is not None:
-        rows.append(("agree", "yes" if found.agree else "no"))
-    rows += [("left out", f"{number}x {reason}") for reason, number in found.dropped.items()]
-    return _pairs(rows) + _warnings((*found.disagreements, *found.problems))
+    return _pairs(formatting.quantization(report)) + _warnings((*found.disagreements, *found.problems))
 
 
 def _support(report: ModelReport) -> str:
@@ -123,11 +101,7 @@ def _support(report: ModelReport) -> str:
         + _pairs(rows)
         + _table(("config field", "value", "level", "known to"), fields)
         + _table(("tensor without a rule", "how many"), tensors)
-        + (
-            _table(
-                (f"tensors that {support.bridge} has, and this model does not",), [(name,) for name in support.absent]
-            )
-        )
+        + _table((f"tensors that {support.bridge} has, and this model does not",), [(name,) for name in support.absent])
     )
 
 
@@ -149,9 +123,7 @@ def _layouts(report: ModelReport) -> str:
     ]
     table = [
         (
-            *map(str, (row.num_ranks, row.tp)),
-            f"{row.pp} ({row.first_stage}..{row.last_stage})" if row.first_stage is not None else str(row.pp),
-            *map(str, (row.ep, row.etp)),
+            *map(str, (row.num_ranks, row.tp, formatting.stages(row), row.ep, row.etp)),
             *map(formatting.size, (row.min_bytes, row.max_bytes)),
         )
         for row in formatting.chosen_layouts(layouts)

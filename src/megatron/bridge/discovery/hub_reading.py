@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron.bridge.discovery.reading import ModelFiles, WeightIndex, add_weights, file_header, read_index
+from megatron.bridge.discovery.reading import ModelFiles, WeightIndex, add_weights, file_header, weight_index
 from megatron.bridge.errors import HubError
 from megatron.bridge.models.hf_pretrained import hub
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, read_config_json
@@ -52,7 +52,7 @@ def _is_offline() -> bool:
 
 def _weight_index(repo_id: str, folder: Path) -> WeightIndex:
     if (folder / INDEX_NAME).is_file():
-        return read_index(folder / INDEX_NAME)
+        return weight_index(folder / INDEX_NAME)
     names = hub.listed_weights(repo_id, folder.name)
     return WeightIndex([SINGLE_NAME] if SINGLE_NAME in names else names, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,6 @@ def inspect_model(path_or_repo_id: str | Path, *, revision: str | None = None) -
 
 def _as_copy(weight: Weight, family: FamilyMatch) -> Weight:
     """The weight, in the category of copies if the family's rules leave it out as one."""
-    from dataclasses import replace
-
     is_copy = family.dropped.get(weight.name, "").startswith(_SECOND_COPY)
     return replace(weight, category="copies") if is_copy else weight
 

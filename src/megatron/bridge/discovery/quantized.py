@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from megatron.bridge.models.hf_pretrained.config import quantization_config
 from megatron.bridge.models.hf_pretrained.quantization.detection import Detection, detect
 
 if TYPE_CHECKING:
@@ -46,15 +47,6 @@ class Quantization:
     disagreements: list[str] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-
-
-def quantization_config(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config's statement: at the top level, or in the config of a part; empty if there is none."""
-    for level in (values, *(part for part in values.values() if isinstance(part, Mapping))):
-        for name in ("quantization_config", "compression_config"):
-            if isinstance(level.get(name), Mapping) and level[name]:
-                return level[name]
-    return {}
 
 
 def find_quantization(model: ModelFiles) -> tuple[Detection, Quantization]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron.bridge.errors import CheckpointError
@@ -17,8 +16,8 @@ from megatron.bridge.models.hf_pretrained.safetensors_format import (
     INDEX_NAME,
     SINGLE_NAME,
     StoredTensor,
-    header_size,
-    parse_header,
+    read_index,
+    stored_tensors,
 )
 
 _EXPERTS = ".experts."
@@ -88,7 +87,9 @@ def read_model(name: str, revision: str | None = None) -> ModelFiles:
 def _read_folder(name: str, folder: Path) -> ModelFiles:
     model = ModelFiles(name, "folder", read_config_json(folder), folder)
     index = (
-        read_index(folder / INDEX_NAME) if (folder / INDEX_NAME).is_file() else WeightIndex(_weight_files(folder), None)
+        weight_index(folder / INDEX_NAME)
+        if (folder / INDEX_NAME).is_file()
+        else WeightIndex(_weight_files(folder), None)
     )
     present = [filename for filename in index.filenames if (folder / filename).is_file()]
     add_weights(model, index, present, (file_header(folder / filename) for filename in present))
@@ -115,24 +116,14 @@ def _weight_files(folder: Path) -> list[str]:
     return [SINGLE_NAME] if SINGLE_NAME in names else names
 
 
-def read_index(path: Path) -> WeightIndex:
+def weight_index(path: Path) -> WeightIndex:
     """The index of several weight files.
 
     Raises:
         CheckpointError: malformed, or it names files outside the folder.
     """
-    try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
-        filenames = sorted(set(weight_map.values()))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: malformed index ({error!r:.300}): it should be a JSON object with a `weight_map` from tensor "
-            "names to file names. Fetch the file again."
-        ) from error
-    outside = [name for name in filenames if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
-    if outside:
-        raise CheckpointError(f"{path}: names files outside the folder: {', '.join(outside)!s:.300}.")
-    return WeightIndex(filenames, weight_map)
+    weight_map, _ = read_index(path)
+    return WeightIndex(sorted(set(weight_map.values())), weight_map)
 
 
 def file_header(path: Path) -> list[StoredTensor]:
@@ -141,16 +132,7 @@ def file_header(path: Path) -> list[StoredTensor]:
     Raises:
         CheckpointError: not a safetensors file, or cut short.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        nbytes = header_size(file.read(8), size, path)
-        stored, _ = parse_header(file.read(nbytes), path)
-    end = 8 + nbytes + max((tensor.end for tensor in stored), default=0)
-    if end > size:
-        raise CheckpointError(
-            f"{path}: truncated: its header describes {end} bytes, it has {size}. Fetch the file again."
-        )
-    return stored
+    return stored_tensors(path)[0]
 
 
 def add_weights(

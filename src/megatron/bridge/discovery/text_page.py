@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -30,13 +30,14 @@ def text_page(report: ModelReport) -> RenderableType:
 
 def _blocks(report: ModelReport) -> Iterator[RenderableType]:
     yield from _title(report)
-    yield from _section("What it is", _summary(report))
+    yield from _section("What it is", _pairs(formatting.summary(report)))
     if report.facts:
         yield from _section("Config", _facts(report))
     if report.parameters.by_category:
         yield from _section("Where the parameters are", _parameters(report))
-    if report.quantization.stated or report.quantization.formats or report.quantization.problems:
-        yield from _section("Quantisation", _quantization(report))
+    quantization = _quantization(report)
+    if quantization.row_count:
+        yield from _section("Quantisation", quantization)
     yield from _section("Support", _support(report))
     if report.layouts is not None:
         yield from _section("Parallel layouts", _layouts(report))
@@ -72,37 +73,11 @@ def _grid(*widths: int | None) -> Table:
     return grid
 
 
-def _summary(report: ModelReport) -> Table:
-    classes, tying = report.classes, report.tying
+def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
     grid = _grid(16, None)
-    rows = {
-        "kind": f"{report.kind}: {report.kind_reason}",
-        "model_type": f"{classes.model_type}, config class {classes.config_class or 'not in transformers'}",
-        "text model": f"its fields stand at: {report.text_level}",
-        **report.summaries,
-        "layers": formatting.layers_in_words(report.layers),
-        "embeddings": _tying(report),
-        "remote code": ", ".join(f"{name}: {target}" for name, target in classes.auto_map.items()),
-        "modeling file": classes.modeling_file or "",
-        "refused": classes.refusal or "",
-    }
-    if tying.fact is None:
-        rows.pop("embeddings")
-    for name, text in rows.items():
-        if text:
-            grid.add_row(Text(name, style="dim"), Text(text))
+    for name, text in rows:
+        grid.add_row(Text(name, style="dim"), Text(text))
     return grid
-
-
-def _tying(report: ModelReport) -> str:
-    tying = report.tying
-    assert tying.fact is not None
-    words = f"{'tied' if tying.is_tied else 'not tied'} (tie_word_embeddings, {tying.fact.level})"
-    if tying.text_level is not None and bool(tying.text_level) != tying.is_tied:
-        words += f"; {report.text_level} says {str(tying.text_level).lower()}, which transformers does not follow"
-    if tying.has_output_layer is not None and tying.has_output_layer == tying.is_tied:
-        words += "; an output layer is stored all the same" if tying.is_tied else "; but no output layer is stored"
-    return words
 
 
 def _facts(report: ModelReport) -> Table:
@@ -131,19 +106,9 @@ def _parameters(report: ModelReport) -> Table:
 
 
 def _quantization(report: ModelReport) -> Table:
-    found, grid = report.quantization, _grid(16, None)
-    grid.add_row(Text("config says", style="dim"), Text(found.stated or "nothing"))
-    for name, number in found.formats.items():
-        parts = ", ".join(f"{role}: {ending}" for role, ending in found.companions.get(name, {}).items())
-        grid.add_row(Text("tensors show", style="dim"), Text(f"{number}x {name} ({parts})"))
-    if found.agree is not None:
-        grid.add_row(
-            Text("agree", style="dim"), Text("yes" if found.agree else "no", style="green" if found.agree else "yellow")
-        )
+    found, grid = report.quantization, _pairs(formatting.quantization(report))
     for text in (*found.disagreements, *found.problems[:_MAX_LISTED]):
         grid.add_row("", Text(text, style="yellow"))
-    for reason, number in found.dropped.items():
-        grid.add_row(Text("left out", style="dim"), Text(f"{number}x {reason}"))
     return grid
 
 
@@ -225,8 +190,7 @@ def _layouts(report: ModelReport) -> RenderableType:
         span = formatting.size(row.max_bytes)
         if row.min_bytes < row.max_bytes * 0.99:
             span = f"{formatting.size(row.min_bytes)} to {span}"
-        stages = f"{row.pp} ({row.first_stage}..{row.last_stage})" if row.first_stage is not None else str(row.pp)
-        table.add_row(str(row.num_ranks), str(row.tp), stages, str(row.ep), str(row.etp), span)
+        table.add_row(*map(str, (row.num_ranks, row.tp, formatting.stages(row), row.ep, row.etp)), span)
     caption = (
         f"The fewest bytes on the fullest rank, with TP up to 8; {layouts.bytes_per_parameter} bytes a parameter, no "
         "optimizer. In brackets the layers of a first and last stage that differ."

@@ -96,7 +96,7 @@ def quantization_config(values: Mapping[str, Any]) -> dict[str, Any]:
     parts = [value for value in values.values() if isinstance(value, dict)]
     for level in (values, *parts):
         for name in QUANTIZATION_FIELDS:
-            if isinstance(level.get(name), dict):
+            if isinstance(level.get(name), dict) and level[name]:
                 return dict(level[name])
     return {}
 

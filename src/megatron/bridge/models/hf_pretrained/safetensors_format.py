@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatron.bridge.errors import CheckpointError
@@ -173,15 +173,13 @@ def header_size(prefix: bytes, file_size: int, what: str | Path) -> int:
     return nbytes
 
 
-def read_header(path: Path, filename: str) -> Header:
-    """Reads a file's header, and nothing else of it.
+def stored_tensors(path: Path) -> tuple[list[StoredTensor], dict[str, str], int]:
+    """A file's tensors in the order of their data, its `__metadata__`, and the byte at which the data begin.
 
-    Args:
-        path: the file.
-        filename: its name within the checkpoint, recorded in each `TensorInfo`.
+    Needs no torch, and reads the header alone.
 
     Raises:
-        CheckpointError: not a safetensors file, cut short, or with a dtype that torch does not have.
+        CheckpointError: not a safetensors file, or cut short.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -192,8 +190,49 @@ def read_header(path: Path, filename: str) -> Header:
         raise CheckpointError(
             f"{path}: truncated: its header describes {end} bytes, it has {size}. Fetch the file again."
         )
+    return stored, metadata, 8 + nbytes
+
+
+def read_header(path: Path, filename: str) -> Header:
+    """Reads a file's header, and nothing else of it.
+
+    Args:
+        path: the file.
+        filename: its name within the checkpoint, recorded in each `TensorInfo`.
+
+    Raises:
+        CheckpointError: not a safetensors file, cut short, or with a dtype that torch does not have.
+    """
+    stored, metadata, data_start = stored_tensors(path)
     infos = [_tensor_info(path, filename, tensor) for tensor in stored]
-    return Header(infos, metadata, {tensor.name: 8 + nbytes + tensor.start for tensor in stored})
+    return Header(infos, metadata, {tensor.name: data_start + tensor.start for tensor in stored})
+
+
+def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """The `weight_map` of an index, from tensor names to names of files in its folder, and its metadata.
+
+    Raises:
+        CheckpointError: malformed, empty, or it names files outside the folder.
+    """
+    try:
+        index = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
+        weight_map = {name: PurePosixPath(file).as_posix() for name, file in index["weight_map"].items()}
+        metadata = {**(index.get("metadata") or {})}
+        if not weight_map:
+            raise ValueError("its weight_map is empty")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: malformed index ({error!r:.300}): it should be a JSON object with a `weight_map` "
+            "from tensor names to file names. Fetch the file again."
+        ) from error
+    filenames = sorted(set(weight_map.values()))
+    outside = [name for name in filenames if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    if outside:
+        raise CheckpointError(
+            f"{path}: names files outside the folder: {', '.join(outside)!s:.300}. "
+            "The index must name files of its own folder."
+        )
+    return weight_map, metadata
 
 
 def encode_header(infos: Iterable[TensorInfo], metadata: dict[str, str] | None) -> tuple[bytes, dict[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatron.bridge.models.hf_pretrained.quantization.tensor import (
@@ -151,9 +152,7 @@ def _global_problem(parts: Mapping[str, str], stored: Mapping[str, Stored], grou
             else None
         )
     found = stored[overall]
-    num_numbers = 1
-    for size in found.shape:
-        num_numbers *= size
+    num_numbers = prod(found.shape)
     leading = stored[name].shape[:-2]
     is_each = len(leading) == 1 and found.shape[:1] == leading and num_numbers == leading[0]
     if found.code != "F32" or not (num_numbers == 1 or is_each):

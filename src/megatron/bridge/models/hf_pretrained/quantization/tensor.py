@@ -110,10 +110,7 @@ class QuantizedView:
     @property
     def itemsize(self) -> float:
         """Stored bytes per element."""
-        num_elements = 1
-        for size in self.shape:
-            num_elements *= size
-        return sum(part.nbytes for part in self._parts.values()) / max(num_elements, 1)
+        return sum(part.nbytes for part in self._parts.values()) / max(prod(self.shape), 1)
 
     def __getitem__(self, index: Index) -> torch.Tensor:
         """The part of the tensor at an index of slices with steps from 1 up, and of whole numbers."""
