@@ -1,5 +1,6 @@
 """Bytes per rank, computed from names and shapes, against what megatron-core's models hold on real ranks."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from megatron.bridge.discovery.config_levels import load_levels
 from megatron.bridge.discovery.families import match_family
 from megatron.bridge.discovery.quantized import find_quantization
 from megatron.bridge.discovery.reading import read_model
+from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.models.conversion.layout import num_elements
 from megatron.bridge.models.conversion.placement import read_placement
 from tests.ranks import run_ranks
@@ -21,6 +23,7 @@ DENSE = (
     "llama-all-biases",
     "llama-odd-vocabulary",
     "gemma3",
+    "gemma4-keys-are-values",
     "olmo2",
     "phi",
     "mamba2",
@@ -63,6 +66,21 @@ def bytes_held(folder: Path, layout: dict[str, int], fields: dict[str, int] | No
         for parameter in read_placement([model])
         for shard in parameter.shards
     )
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_tensor_parallelism_is_what_providers_accept(name: str, tmp_path: Path) -> None:
+    hf_config = TINY_MODELS[name].hf_config()
+    hf_config.save_pretrained(tmp_path)
+    report = inspection.inspect_model(tmp_path / "config.json")
+    accepted = []
+    for tp in range(1, 9):
+        provider = AutoBridge.from_hf_config(hf_config).to_megatron_provider(load_weights=False)
+        provider.tensor_model_parallel_size, provider.sequence_parallel = tp, tp > 1
+        with contextlib.suppress(ParallelLayoutError, UnsupportedConfigError, AssertionError, ValueError):
+            provider.finalize()
+            accepted.append(tp)
+    assert report.layouts is not None and [tp for tp in report.layouts.tp if tp <= 8] == accepted
 
 
 @pytest.mark.parametrize("layout", [{"tp": 2}, {"pp": 2}], ids=["tp2", "pp2"])

@@ -8,6 +8,9 @@ from typing import Any
 
 from megatron.bridge.discovery.config_levels import Fact, LeveledConfig
 
+NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
+NUM_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token")
+_NUM_PREDICTED = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 # Fields of the text model by subject, under the names that published configs use.
 TEXT_FIELDS: dict[str, tuple[str, ...]] = {
     "size": (
@@ -25,13 +28,13 @@ TEXT_FIELDS: dict[str, tuple[str, ...]] = {
         *("index_topk", "index_n_heads", "index_head_dim", "indexer_types"),
     ),
     "MoE": (
-        *("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts", "num_experts_per_tok", "moe_topk"),
-        *("moe_k", "moe_intermediate_size", "n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
+        *(*NUM_EXPERTS, *NUM_CHOSEN),
+        *("moe_intermediate_size", "n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
         *("shared_expert_intermediate_size", "first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step"),
         *("mlp_only_layers", "mlp_layer_types", "n_group", "topk_group", "topk_method", "scoring_func"),
         *("norm_topk_prob", "routed_scaling_factor", "router_aux_loss_coef"),
     ),
-    "MTP": ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "mtp_layers_block_type"),
+    "MTP": (*_NUM_PREDICTED, "mtp_layers_block_type"),
     "linear attention": (
         *("full_attention_interval", "linear_conv_kernel_dim", "linear_num_key_heads", "linear_num_value_heads"),
         *("linear_key_head_dim", "linear_value_head_dim", "layers_block_type", "hybrid_override_pattern"),
@@ -50,12 +53,9 @@ VISION_FIELDS = (
 )
 TOP_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id", "mm_tokens_per_image")
 
-NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
-NUM_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token")
 _LARGEST = 10**10
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
 _LINEAR_KINDS = {"linear_attention", "mamba", "conv", "hybrid"}
-_NUM_PREDICTED = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 
 
 def facts_by_subject(config: LeveledConfig) -> dict[str, list[Fact]]:

@@ -29,7 +29,7 @@ def html_page(report: ModelReport) -> str:
 
 def _sections(report: ModelReport) -> Iterator[str]:
     yield _header(report)
-    yield _section("Layer map", pictures.layer_map(report.layers), formatting.layers_in_words(report.layers))
+    yield _section("Layer map", pictures.layer_map(report.layers))
     counted = "Counted from the config." if report.parameters.is_expected else ""
     yield _section("Where the parameters are", pictures.share_bars(report.parameters.by_category), counted)
     note = "Stored bytes by the dtype of the numbers; the scales of quantised tensors count with them."

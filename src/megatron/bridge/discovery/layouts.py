@@ -221,6 +221,10 @@ def provider_sizes(config: LeveledConfig, family: FamilyMatch) -> dict[str, int]
                     sizes[target] = size
     if "num_attention_heads" in sizes:
         sizes.setdefault("num_query_groups", sizes["num_attention_heads"])
+    text = config.text_config
+    if "num_query_groups" in sizes and getattr(text, "is_heterogeneous", False):
+        groups = [getattr(layer, "num_key_value_heads", None) for layer in text.per_layer_config]  # type: ignore[union-attr]
+        sizes["num_query_groups"] = gcd(*(number for number in groups if type(number) is int))
     if facts.num_experts(config):
         sizes.setdefault("num_moe_experts", facts.num_experts(config))
         shared = facts.number(config, "n_shared_experts", "num_shared_experts")

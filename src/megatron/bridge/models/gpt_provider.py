@@ -174,11 +174,14 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         tp = self.tensor_model_parallel_size if self.pad_query_groups else 1
         self.unpadded_query_groups = groups
         self.num_query_groups = (groups + tp - 1) // tp * tp
-        if self.num_query_groups != groups and self.window_attention is not None:
+        window = (self.window_attention or {}).get("num_query_groups")
+        if self.num_query_groups != groups and window not in (None, present):
             raise ParallelLayoutError(
                 f"pad_query_groups: {groups} query groups cannot be padded for tensor_model_parallel_size {tp}: layers "
-                "with a sliding window have heads of their own; choose a size that divides the groups of both"
+                f"with a sliding window have {window}; choose a size that divides the groups of both"
             )
+        if window == present:
+            self.window_attention = {**(self.window_attention or {}), "num_query_groups": self.num_query_groups}
         self.num_attention_heads = self.num_query_groups * heads_per_group
 
     def _check_tensor_parallelism(self) -> None:
@@ -244,13 +247,22 @@ class GPTModelProvider(TransformerConfig, ModelProviderMixin[GPTModel]):
         config = copy(self)
         for name, value in self.window_attention.items():
             setattr(config, name, value)
+        if config.num_query_groups != self.num_query_groups:
+            config.unpadded_query_groups = None  # only layers with as many groups as the others are padded
         return config
 
     def layer_config(self, layer_number: int) -> "GPTModelProvider":
         """This config, as it is for the attention of a layer; the first has number 1."""
-        return self.attention_config(
-            is_layer_window_attention(self.window_size, self.window_attn_skip_freq, layer_number)
-        )
+        return self.attention_config(self.has_window(layer_number))
+
+    def has_window(self, layer_number: int) -> bool:
+        """Whether a layer has a sliding window; the first has number 1."""
+        return bool(is_layer_window_attention(self.window_size, self.window_attn_skip_freq, layer_number))
+
+    @property
+    def num_hf_query_groups(self) -> int:
+        """Query groups that HF has: without those that were added for tensor parallelism."""
+        return self.unpadded_query_groups or self.num_query_groups
 
     def head_dim(self, has_window: bool) -> int:
         """Dimensions per head of the layers with a sliding window, or of the others."""

@@ -164,14 +164,14 @@ class QKVMapping(MegatronParamMapping):
         super().__init__(megatron_param, {"q": q, "k": k, "v": v})
 
     def layout(self, shape: Shape, config: Any) -> Layout:
-        return layouts.grouped_rows(shape, _num_hf_groups(config), _qkv_rows(self.megatron_param, shape, config))
+        return layouts.grouped_rows(shape, config.num_hf_query_groups, _qkv_rows(self.megatron_param, shape, config))
 
 
 class LayerQKVMapping(MegatronParamMapping):
     """Like `QKVMapping`, where heads differ between layers (`window_attention`), or values have a size of their own.
 
     Args:
-        hf_names: of q and k, and of v unless the values are the keys.
+        hf_names: of q, of k unless the layer has the keys and values of another, and of v unless it is k.
     """
 
     def __init__(self, megatron_param: str, **hf_names: str):
@@ -183,9 +183,8 @@ class LayerQKVMapping(MegatronParamMapping):
         config = config.layer_config(int(match.group(1)) + 1)
         num_groups, head_dim = config.num_query_groups, config.kv_channels
         rows = {"q": config.num_attention_heads // num_groups * head_dim, "k": head_dim}
-        if "v" in self.hf_names:
-            rows["v"] = shape[0] // num_groups - sum(rows.values())
-        return layouts.grouped_rows(shape, num_groups, rows)
+        rows["v"] = shape[0] // num_groups - sum(rows.values())
+        return layouts.grouped_rows(shape, config.num_hf_query_groups, {role: rows[role] for role in self.hf_names})
 
 
 class FusedQKVMapping(MegatronParamMapping):
@@ -193,7 +192,7 @@ class FusedQKVMapping(MegatronParamMapping):
 
     def layout(self, shape: Shape, config: Any) -> Layout:
         rows = _qkv_rows(self.megatron_param, shape, config)
-        return layouts.regrouped_rows(shape, _num_hf_groups(config), list(rows.values()))
+        return layouts.regrouped_rows(shape, config.num_hf_query_groups, list(rows.values()))
 
 
 class GatedQKVMapping(QKVMapping):
@@ -319,11 +318,6 @@ class Tied(Dropped):
     def __init__(self, hf_param: str, same_as: str):
         super().__init__(hf_param, f"tied to {same_as}")
         self.same_as = same_as
-
-
-def _num_hf_groups(config: Any) -> int:
-    """Query groups that HF has: without those that were added for tensor parallelism."""
-    return config.unpadded_query_groups or config.num_query_groups
 
 
 def _qkv_rows(megatron_param: str, shape: Shape, config: Any) -> dict[str, int]:

@@ -8,7 +8,7 @@ from megatron.bridge.models.conversion import blocks, config_mapping, moe_config
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
-from megatron.bridge.models.gemma.gemma4_mappings import attention_of_other_kinds, experts, inputs_per_layer
+from megatron.bridge.models.gemma.gemma4_mappings import attention_without_own_values, experts, inputs_per_layer
 
 if TYPE_CHECKING:
     from transformers import Gemma4TextConfig
@@ -79,10 +79,9 @@ class Gemma4Bridge(MegatronModelBridge):
             **super().hf_config_to_provider_kwargs(hf_config),
             **(self._moe_fields(hf_config) if hf_config.enable_moe_block else {}),
             "embedding_multiplier": sqrt(hf_config.hidden_size),
-            "kv_channels": window[0],
-            "num_query_groups": window[1],
-            "full_kv_channels": full[0],
-            "full_num_query_groups": full[1],
+            "kv_channels": full[0],
+            "num_query_groups": full[1],
+            "window_attention": {"kv_channels": window[0], "num_query_groups": window[1]},
         }
 
     def _moe_fields(self, hf_config: "Gemma4TextConfig") -> dict[str, Any]:
@@ -98,14 +97,14 @@ class Gemma4Bridge(MegatronModelBridge):
         }
 
     def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
-        (num_groups, num_hf_groups), (_, num_full_groups) = provider.query_groups(True), provider.query_groups(False)
+        window, full = provider.attention_config(True), provider.attention_config(False)
         values = {
             **super().megatron_to_hf_config(provider),
-            "num_attention_heads": provider.num_attention_heads // num_groups * num_hf_groups,
-            "num_key_value_heads": num_hf_groups,
-            "head_dim": provider.kv_channels,
+            "num_attention_heads": window.num_attention_heads // window.num_query_groups * window.num_hf_query_groups,
+            "num_key_value_heads": window.num_hf_query_groups,
+            "head_dim": window.kv_channels,
         }
-        heads = {"head_dim": provider.full_kv_channels, "num_key_value_heads": num_full_groups}
+        heads = {"head_dim": full.kv_channels, "num_key_value_heads": full.num_hf_query_groups}
         changed = {name: value for name, value in heads.items() if value != values[name]}
         kinds = enumerate(values["layer_types"])
         layers = {layer: changed for layer, kind in kinds if kind == "full_attention"}
@@ -123,8 +122,8 @@ class Gemma4Bridge(MegatronModelBridge):
             *blocks.embeddings(tied=config.tie_word_embeddings),
             *blocks.pre_norms(mlp=None if config.enable_moe_block else "pre_feedforward_layernorm"),
             *blocks.post_norms(),
-            *attention_of_other_kinds(config),
-            *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True),
+            *attention_without_own_values(config),
+            *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True, heads_differ=True),
             *(experts() if config.enable_moe_block else blocks.gated_mlp()),
             *(inputs_per_layer() if config.hidden_size_per_layer_input else []),
             AutoMapping(f"{blocks.LAYER}.layer_scalar", f"{blocks.HF_LAYER}.layer_scalar"),

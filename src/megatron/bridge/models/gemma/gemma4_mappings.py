@@ -4,7 +4,7 @@ from typing import Any
 
 from megatron.bridge.models.conversion import blocks
 from megatron.bridge.models.conversion import layout as layouts
-from megatron.bridge.models.conversion.param_mapping import Dropped, MegatronParamMapping
+from megatron.bridge.models.conversion.param_mapping import Dropped, LayerQKVMapping, MegatronParamMapping
 
 
 def experts() -> blocks.Mappings:
@@ -23,19 +23,18 @@ def experts() -> blocks.Mappings:
     ]
 
 
-def attention_of_other_kinds(config: Any) -> blocks.Mappings:
-    """`linear_qkv` of the layers with full attention, and of those that use the keys and values of others."""
+def attention_without_own_values(config: Any) -> blocks.Mappings:
+    """`linear_qkv` of layers whose values are the keys, and of those that use the keys and values of others."""
     mappings: blocks.Mappings = []
     first_shared = config.num_hidden_layers - config.num_kv_shared_layers
     for layer, layer_type in enumerate(config.layer_types):
         is_shared = layer >= first_shared
-        if layer_type != "full_attention" and not is_shared:
+        if not is_shared and not (config.attention_k_eq_v and layer_type == "full_attention"):
             continue
         ours, theirs = f"decoder.layers.{layer}.self_attention.linear_qkv", f"model.layers.{layer}.self_attn"
-        roles = ("q", "k") if config.attention_k_eq_v else ("q", "k", "v")
         for kind in ("weight", "bias") if config.attention_bias else ("weight",):
-            names = {role: f"{theirs}.{role}_proj.{kind}" for role in (("q",) if is_shared else roles)}
-            mappings.append(Gemma4QKVMapping(f"{ours}.{kind}", names, layer_type))
+            names = {role: f"{theirs}.{role}_proj.{kind}" for role in ("q", "k")[: 1 if is_shared else 2]}
+            mappings.append(LayerQKVMapping(f"{ours}.{kind}", **names))
         if is_shared:
             names_of_kv = ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_norm.weight")
             reason = "the layer uses the keys and values of an earlier one, as in transformers"
@@ -59,21 +58,6 @@ def inputs_per_layer() -> blocks.Mappings:
         *blocks.parts("per_layer_embedding", "model", model),
         *blocks.parts(f"{blocks.LAYER}.per_layer_input", blocks.HF_LAYER, layer),
     ]
-
-
-class Gemma4QKVMapping(MegatronParamMapping):
-    """`linear_qkv` with the heads of a kind of layer, of which rows of v, or of k and v, may be missing."""
-
-    def __init__(self, megatron_param: str, hf_names: dict[str, str], layer_type: str):
-        super().__init__(megatron_param, hf_names)
-        self.layer_type = layer_type
-
-    def layout(self, shape: layouts.Shape, config: Any) -> layouts.Layout:
-        has_window = self.layer_type == "sliding_attention"
-        num_groups, num_hf_groups = config.query_groups(has_window)
-        head_dim = config.head_dim(has_window)
-        rows = dict.fromkeys(self.hf_names, head_dim) | {"q": config.num_attention_heads // num_groups * head_dim}
-        return layouts.grouped_rows(shape, num_hf_groups, rows)
 
 
 class PerLayerTableMapping(MegatronParamMapping):

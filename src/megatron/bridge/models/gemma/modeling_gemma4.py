@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.utils import is_layer_window_attention
 
-from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
+from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.gemma.modeling_gemma4_layer import Gemma4SelfAttention, Gemma4TransformerLayer
 from megatron.bridge.models.gemma.modeling_gemma4_moe import make_experts_parallel
 from megatron.bridge.models.gemma.modeling_gemma4_per_layer import Gemma4Model
@@ -16,13 +15,12 @@ from megatron.bridge.models.gpt_provider import GPTModelProvider, padded_vocab_s
 
 @dataclass
 class Gemma4Provider(GPTModelProvider):
-    """A provider whose layers with full attention have heads of their own size and number.
+    """A provider whose layers may use the keys and values of others; those with a window have heads of their own.
 
     Layers have numbers from 1, as in megatron-core.
 
     Attributes:
-        full_kv_channels, full_num_query_groups: `kv_channels` and `num_query_groups` of these layers.
-        full_attention_k_eq_v: their values are the keys, before norm and rotary embedding.
+        full_attention_k_eq_v: the values of layers with full attention are the keys, before norm and rotary embedding.
         num_kv_shared_layers: so many layers at the end use the keys and values of the last layer before them that is of
             their kind (with a window, or with full attention).
         use_double_wide_mlp: the MLPs of these are twice as wide.
@@ -32,8 +30,6 @@ class Gemma4Provider(GPTModelProvider):
 
     model_class: ClassVar[Any] = Gemma4Model
 
-    full_kv_channels: int = 0
-    full_num_query_groups: int = 0
     full_attention_k_eq_v: bool = False
     num_kv_shared_layers: int = 0
     use_double_wide_mlp: bool = False
@@ -46,35 +42,10 @@ class Gemma4Provider(GPTModelProvider):
         if self.pipeline_model_parallel_size > 1 and self.has_context:
             self.variable_seq_lengths = True  # what stages hand over is of different sizes
         super().finalize()
-        if self.full_num_query_groups % self.tensor_model_parallel_size:
-            raise ParallelLayoutError(
-                f"tensor_model_parallel_size {self.tensor_model_parallel_size} must divide full_num_query_groups "
-                f"{self.full_num_query_groups}; choose a smaller tensor_model_parallel_size"
-            )
         if self.moe_shared_expert_overlap:
             raise UnsupportedConfigError(
                 "Gemma4Provider: moe_shared_expert_overlap must be False: norms stand around the dense MLP"
             )
-
-    def _pad_query_groups(self) -> None:
-        before = self.num_query_groups
-        super()._pad_query_groups()
-        if self.full_num_query_groups == before:
-            self.full_num_query_groups = self.num_query_groups
-        elif self.num_query_groups != before:
-            raise ParallelLayoutError(
-                f"pad_query_groups: num_query_groups {before} and full_num_query_groups {self.full_num_query_groups} "
-                "would need different numbers of heads; choose a tensor_model_parallel_size that divides both"
-            )
-
-    def head_dim(self, has_window: bool) -> int:
-        return self.kv_channels if has_window else self.full_kv_channels
-
-    def query_groups(self, has_window: bool) -> tuple[int, int]:
-        """The number of query groups of a kind of layer, and without those added for tensor parallelism."""
-        num_groups = self.num_query_groups if has_window else self.full_num_query_groups
-        is_padded = self.unpadded_query_groups and num_groups == self.num_query_groups
-        return num_groups, self.unpadded_query_groups if is_padded else num_groups
 
     def modify_layer_spec(self, spec: ModuleSpec) -> None:
         spec.module = Gemma4TransformerLayer
@@ -84,18 +55,12 @@ class Gemma4Provider(GPTModelProvider):
 
     def get_config_for_layer(self, layer_number: int) -> Self:
         """The config with which megatron-core builds a layer."""
-        config = copy.copy(self)
-        if not self.has_window(layer_number):
-            config.kv_channels, config.num_query_groups = self.full_kv_channels, self.full_num_query_groups
+        config = copy.copy(self.layer_config(layer_number))
         if self.use_double_wide_mlp and self.kv_source(layer_number) != layer_number:
             config.ffn_hidden_size = 2 * self.ffn_hidden_size
             if self.moe_shared_expert_intermediate_size:
                 config.moe_shared_expert_intermediate_size = 2 * self.moe_shared_expert_intermediate_size
         return config
-
-    def has_window(self, layer_number: int) -> bool:
-        """Whether the layer has a sliding window."""
-        return is_layer_window_attention(self.window_size, self.window_attn_skip_freq, layer_number)
 
     def kv_source(self, layer_number: int) -> int:
         """The layer whose keys and values the layer uses: perhaps itself."""

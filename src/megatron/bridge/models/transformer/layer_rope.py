@@ -1,6 +1,6 @@
 """Rotary embeddings and heads that differ between layers with a sliding window and the others.
 
-Gemma 3 and OLMo 3 have such embeddings, MiMo-V2-Flash both.
+Gemma 3 and OLMo 3 have such embeddings, Gemma 4 and MiMo-V2-Flash both.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.attention import SelfAttention
-from megatron.core.transformer.utils import is_layer_window_attention
 
 if TYPE_CHECKING:
     from megatron.bridge.models.gpt_provider import GPTModelProvider
@@ -48,6 +47,7 @@ class LayerRopeSelfAttention(SelfAttention):
         """As the base class."""
         config = self.config
         if rotary_pos_emb is not None and config.window_rope_parameters is not None:
-            has_window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, self.layer_number)
-            rotary_pos_emb = rotary_pos_emb[int(has_window)][..., : self.hidden_size_per_attention_head]
+            rotary_pos_emb = rotary_pos_emb[int(config.has_window(self.layer_number))][
+                ..., : self.hidden_size_per_attention_head
+            ]
         return super().forward(hidden_states, *args, rotary_pos_emb=rotary_pos_emb, **kwargs)
