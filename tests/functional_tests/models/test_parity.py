@@ -37,6 +37,14 @@ def test_logits_and_export(tiny: TinyModel, layout: str, tmp_path: Path, record_
     record_property(*as_property(Proof(*case_of(tiny, layout), found.max_diff, True, reference)))
 
 
+@pytest.mark.parametrize("name", ["mimo-v2-flash", "gemma4-keys-are-values"])
+def test_no_query_groups_are_added_where_none_is_missing(name: str, tmp_path: Path) -> None:
+    """Layers with a window have more groups than the others."""
+    found = parity(TINY_MODELS[name], {"tp": 2, "pad_query_groups": True}, tmp_path)
+    assert found.changed == []
+    assert found.max_diff <= TINY_MODELS[name].tolerance
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3", "llama-all-biases", "gemma4-e2b"])
 @pytest.mark.parametrize("layout", [{"tp": 2}, {"tp": 2, "sequence_parallel": True}], ids=str)
 def test_added_query_groups_change_nothing(name: str, layout: dict[str, Any], tmp_path: Path) -> None:

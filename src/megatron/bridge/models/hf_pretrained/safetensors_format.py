@@ -216,7 +216,9 @@ def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """
     try:
         index = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
-        weight_map = {name: PurePosixPath(file).as_posix() for name, file in index["weight_map"].items()}
+        given = index["weight_map"]
+        paths = {file: PurePosixPath(file).as_posix() for file in set(given.values())}  # few, for many tensors
+        weight_map = {name: paths[file] for name, file in given.items()}
         metadata = {**(index.get("metadata") or {})}
         if not weight_map:
             raise ValueError("its weight_map is empty")
@@ -225,8 +227,11 @@ def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
             f"{path}: malformed index ({error!r:.300}): it should be a JSON object with a `weight_map` "
             "from tensor names to file names. Fetch the file again."
         ) from error
-    filenames = sorted(set(weight_map.values()))
-    outside = [name for name in filenames if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+    outside = [
+        name
+        for name in sorted(paths.values())
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+    ]
     if outside:
         raise CheckpointError(
             f"{path}: names files outside the folder: {', '.join(outside)!s:.300}. "
