@@ -129,7 +129,7 @@ def convert_and_run(
     Args:
         options: of `AutoBridge.from_hf_pretrained`.
     """
-    from megatron.bridge.models.forward import full_logits
+    from megatron.bridge.inference.full_logits import full_logits
 
     bridge = AutoBridge.from_hf_pretrained(folder, **options)
     model = build_on(bridge, layout)

@@ -141,8 +141,8 @@ class _Finder(MetaPathFinder, Loader):
 def describe(name: str) -> list[dict[str, Any]]:
     """Every weight of a tiny model: its names, its shape, and the HF tensors it is made of with their shapes."""
     from megatron.bridge import AutoBridge
-    from megatron.bridge.models.conversion.placement import read_placement
     from megatron.bridge.models.conversion.plan import build_plan
+    from megatron.bridge.models.placement import read_placement
     from tests.tiny_models import TINY_MODELS
 
     bridge = AutoBridge.from_hf_config(TINY_MODELS[name].hf_config())

@@ -81,7 +81,7 @@ def reference_logits(model: Any, inner_models: list[Any], inputs: list[Any], tok
 def _run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any], save_to: Path) -> tuple[list[Any], torch.Tensor]:
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
-    from megatron.bridge.models.forward import full_logits
+    from megatron.bridge.inference.full_logits import full_logits
 
     bridge = AutoBridge.from_hf_pretrained(folder)
     model = build_on(bridge, layout)

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import QuantizationError
+from megatron.bridge.inference.full_logits import full_logits
 from megatron.bridge.models.conversion import model_bridge
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import Dropped
-from megatron.bridge.models.forward import full_logits
 from megatron.bridge.models.llama.llama_bridge import LlamaBridge
 from tests.parity import TOLERANCE, convert_and_run, run_on
 from tests.quantized import is_linear, save_quantized

@@ -99,7 +99,7 @@ def reference_logits(model: Any, prediction: MtpModel, tokens: torch.Tensor) -> 
 def _run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any], save_to: Path) -> tuple[Any, torch.Tensor]:
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
-    from megatron.bridge.models.forward import full_logits
+    from megatron.bridge.inference.full_logits import full_logits
 
     bridge = AutoBridge.from_hf_pretrained(folder)
     model = build_on(bridge, layout)

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from megatron.bridge.models import rotary
-from megatron.bridge.models.conversion import blocks, config_mapping, placement
+from megatron.bridge.models import placement
+from megatron.bridge.models.conversion import blocks, config_mapping
 from megatron.bridge.models.conversion import layout as layouts
-from megatron.bridge.models.conversion.layout import Layout, Shape
+from megatron.bridge.models.conversion.layout import Layout
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, MegatronParamMapping
+from megatron.bridge.models.transformer import rotary
+from megatron.bridge.transport.boxes import Shape
 from tests.functional_tests.test_multi_token_prediction import prediction_parity
 from tests.parity import parity
 from tests.ranks import RankFailure
@@ -83,7 +85,7 @@ def _forget_bias(patch: MonkeyPatch) -> None:
 def _forget_bias_on_both_sides(patch: MonkeyPatch) -> None:
     """As the reference of the field does: neither the model nor the mappings know of the bias."""
     _forget_bias(patch)
-    patch.setattr("megatron.bridge.models.layer_specs._set_biases", lambda spec, config: None)
+    patch.setattr("megatron.bridge.models.transformer.layer_specs._set_biases", lambda spec, config: None)
 
 
 def _window_off_by_one(patch: MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from transformers import FineGrainedFP8Config, Mxfp4Config
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import QuantizationError
-from megatron.bridge.models.forward import full_logits
+from megatron.bridge.inference.full_logits import full_logits
 from megatron.bridge.models.hf_pretrained.quantization import quantize
 from tests.parity import build_on, run_on
 from tests.quantized import FP8_BLOCK, in_bytes, is_linear, save_quantized, stored_bytes

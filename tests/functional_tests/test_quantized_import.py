@@ -10,7 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.forward import full_logits
+from megatron.bridge.inference.full_logits import full_logits
 from megatron.bridge.models.hf_pretrained.quantization.quantize import MXFP4Quantizer
 from tests.parity import TOLERANCE, convert_and_run, run_on
 from tests.quantized import FP8_BLOCK, FP8_CONFIG, Tensors, fp8_blocks, save_quantized

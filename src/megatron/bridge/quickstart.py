@@ -18,7 +18,8 @@ from typing import Any
 
 from megatron.bridge.cli import output
 from megatron.bridge.errors import BridgeError, CheckpointError
-from megatron.bridge.verification import LogitComparison, ParallelLayout
+from megatron.bridge.transport.parallel_sizes import ParallelLayout
+from megatron.bridge.verification import LogitComparison
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -228,7 +229,7 @@ def _load(checkpoint: Path, layout: ParallelLayout) -> list[Any]:
     """The checkpoint's model in fp32, on this run's ranks."""
     import torch
 
-    from megatron.bridge.models.gpt_provider import set_dtype
+    from megatron.bridge.models.transformer.decoder_config import set_dtype
     from megatron.bridge.training import model_load_save
 
     provider, _ = model_load_save.load_model_config(checkpoint)

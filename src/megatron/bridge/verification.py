@@ -10,38 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.errors import BridgeError, CheckpointError
+from megatron.bridge.transport.parallel_sizes import ONE_RANK, ParallelLayout
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 DEFAULT_PROMPT = "The capital of France is Paris, and the capital of Japan is"
-
-
-@dataclass(frozen=True)
-class ParallelLayout:
-    """Sizes of tensor, pipeline and expert parallelism, in ranks."""
-
-    tp: int = 1
-    pp: int = 1
-    ep: int = 1
-
-    @property
-    def num_ranks(self) -> int:
-        """Ranks of one copy of the model."""
-        return self.tp * self.pp * self.ep
-
-    @property
-    def provider_fields(self) -> dict[str, int]:
-        """The sizes under the names of a provider's fields."""
-        return {
-            "tensor_model_parallel_size": self.tp,
-            "pipeline_model_parallel_size": self.pp,
-            "expert_model_parallel_size": self.ep,
-        }
-
-    def __str__(self) -> str:
-        return f"TP={self.tp} PP={self.pp}" + (f" EP={self.ep}" if self.ep > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -123,7 +98,7 @@ def provider_for(bridge: Any, layout: ParallelLayout, dtype: "torch.dtype | None
 
 def compare_logits(
     hf_path: str | Path,
-    layout: ParallelLayout = ParallelLayout(),
+    layout: ParallelLayout = ONE_RANK,
     *,
     prompt: str | None = None,
     token_ids: Sequence[int] | None = None,
@@ -263,7 +238,7 @@ def compare_with(reference: Reference, model: list[Any]) -> LogitComparison:
     import torch
 
     from megatron.bridge.inference import SamplingParams, generate_tokens
-    from megatron.bridge.models.forward import full_logits
+    from megatron.bridge.inference.full_logits import full_logits
 
     tokens = torch.tensor([reference.token_ids], device=next(model[0].parameters()).device)
     logits = full_logits(model, tokens)[0].cpu()
@@ -289,7 +264,7 @@ def compare_with(reference: Reference, model: list[Any]) -> LogitComparison:
 
 def roundtrip(
     hf_path: str | Path,
-    layout: ParallelLayout = ParallelLayout(),
+    layout: ParallelLayout = ONE_RANK,
     *,
     out: str | Path | None = None,
     trust_remote_code: bool = False,

@@ -29,7 +29,7 @@ def save_with_norms(folder: Path, smallest: float) -> dict[str, torch.Tensor]:
 
 
 def _run(folder: Path, tokens: torch.Tensor, layout: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    from megatron.bridge.models.forward import full_logits
+    from megatron.bridge.inference.full_logits import full_logits
 
     bridge = AutoBridge.from_hf_pretrained(folder)
     provider = bridge.to_megatron_provider()

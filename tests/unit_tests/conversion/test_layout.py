@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron.bridge.models.conversion import layout as layouts
-from megatron.bridge.models.conversion.layout import Box, Layout
+from megatron.bridge.models.conversion.layout import Layout
+from megatron.bridge.transport.boxes import Box
 
 small = st.integers(1, 5)
 

@@ -4,7 +4,7 @@ import pytest
 
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped, GatedMLPMapping, QKVMapping, Tied
-from megatron.bridge.models.conversion.placement import canonical_name
+from megatron.bridge.models.placement import canonical_name
 
 REGISTRY = MegatronMappingRegistry(
     QKVMapping("decoder.layers.*.self_attention.linear_qkv.weight", "l.*.q", "l.*.k", "l.*.v"),

@@ -13,8 +13,8 @@ from megatron.bridge.discovery.families import match_family
 from megatron.bridge.discovery.quantized import find_quantization
 from megatron.bridge.discovery.reading import read_model
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
-from megatron.bridge.models.conversion.layout import num_elements
-from megatron.bridge.models.conversion.placement import read_placement
+from megatron.bridge.models.placement import read_placement
+from megatron.bridge.transport.boxes import num_elements
 from tests.ranks import run_ranks
 from tests.tiny_models import TINY_MODELS
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion.verify import verify_checkpoints
-from megatron.bridge.training.run_config import FILE_NAME, read_provider
+from megatron.bridge.training.run_config import read_provider
+from megatron.bridge.transport.checkpoint_folder import RUN_CONFIG_NAME
 from tests.tiny_models import TinyModel
 from tests.unit_tests.hostile.attempts import attempt, must_fail
 from tests.unit_tests.hostile.test_hostile_safetensors import mutate
@@ -103,10 +104,10 @@ FILES: dict[str, bytes | str] = {
 @pytest.mark.parametrize("name", FILES)
 def test_file(name: str, folder: Path, model: Path) -> None:
     content = FILES[name]
-    (folder / FILE_NAME).write_bytes(content if isinstance(content, bytes) else content.encode())
-    must_fail(lambda: read_provider(folder), folder / FILE_NAME)
-    must_fail(lambda: verify_checkpoints(model / "hf", folder.parent), folder / FILE_NAME)
-    attempt(lambda: AutoBridge.get_hf_model_id_from_checkpoint(folder.parent), folder / FILE_NAME)
+    (folder / RUN_CONFIG_NAME).write_bytes(content if isinstance(content, bytes) else content.encode())
+    must_fail(lambda: read_provider(folder), folder / RUN_CONFIG_NAME)
+    must_fail(lambda: verify_checkpoints(model / "hf", folder.parent), folder / RUN_CONFIG_NAME)
+    attempt(lambda: AutoBridge.get_hf_model_id_from_checkpoint(folder.parent), folder / RUN_CONFIG_NAME)
 
 
 VALUES: list[Any] = [
@@ -140,7 +141,7 @@ VALUES: list[Any] = [
 
 
 def _fields(folder: Path) -> dict[str, Any]:
-    fields: dict[str, Any] = yaml.safe_load((folder / FILE_NAME).read_text())
+    fields: dict[str, Any] = yaml.safe_load((folder / RUN_CONFIG_NAME).read_text())
     return fields
 
 
@@ -153,7 +154,7 @@ def test_every_field(kind: str, folder: Path, model: Path) -> None:
     for name in names:
         for value in VALUES:
             changed = {**content, "model": {**content["model"], name: value}}
-            (folder / FILE_NAME).write_text(yaml.safe_dump(changed))
+            (folder / RUN_CONFIG_NAME).write_text(yaml.safe_dump(changed))
             found: list[Any] = []
             error = attempt(lambda found=found: found.append(verify_checkpoints(model / "hf", folder)), folder)
             if error is None:
@@ -169,10 +170,10 @@ def test_mutated_file(tmp_path_factory: pytest.TempPathFactory, model: Path, dat
     original = model / "megatron" / "iter_0000000"
     if not folder.exists():
         shutil.copytree(original, folder)
-    content = bytearray((original / FILE_NAME).read_bytes())
+    content = bytearray((original / RUN_CONFIG_NAME).read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         mutate(content, len(content), data)
-    (folder / FILE_NAME).write_bytes(content)
+    (folder / RUN_CONFIG_NAME).write_bytes(content)
     found: list[Any] = []
     if attempt(lambda: found.append(verify_checkpoints(model / "hf", folder)), folder) is None:
         assert all(difference.what != "values" for difference in found[0].differences)

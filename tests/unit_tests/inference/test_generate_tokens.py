@@ -294,7 +294,7 @@ def test_learned_positions():
 
 
 def with_and_without_cache(model: list[Any]) -> tuple[torch.Tensor | None, torch.Tensor]:
-    from megatron.bridge.models.forward import full_logits
+    from megatron.bridge.inference.full_logits import full_logits
 
     prompt, tokens = prompt_of(10, 96), prompt_of(6, 96)
     whole = full_logits(model, torch.tensor([prompt + tokens]))[0, len(prompt) - 1 : -1]

@@ -10,9 +10,9 @@ import transformers
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import PlanError
-from megatron.bridge.models.conversion.layout import Shape
-from megatron.bridge.models.conversion.placement import read_placement
 from megatron.bridge.models.conversion.plan import Plan, build_plan
+from megatron.bridge.models.placement import read_placement
+from megatron.bridge.transport.boxes import Shape
 from tests.tiny_models import TINY_MODELS, TinyModel
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron.bridge.transport import gloo, process_groups
+from megatron.bridge.runtime import gloo
+from megatron.bridge.transport import process_groups
 from tests.ranks import RankFailure, run_ranks
 
 

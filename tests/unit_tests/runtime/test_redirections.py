@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.utils import _DistWrapper
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.forward import full_logits
+from megatron.bridge.inference.full_logits import full_logits
 from megatron.bridge.runtime import cpu, mamba
 from megatron.bridge.transport import process_groups
 from tests.ranks import RankFailure, run_ranks

@@ -10,8 +10,8 @@ import yaml
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.training.model_load_save import iteration_folder
-from megatron.bridge.training.run_config import FILE_NAME, read_provider, write_run_config
+from megatron.bridge.training.run_config import read_provider, write_run_config
+from megatron.bridge.transport.checkpoint_folder import RUN_CONFIG_NAME, iteration_folder
 from tests.tiny_models import TINY_MODELS
 
 
@@ -50,14 +50,14 @@ def content(**model: Any) -> dict[str, Any]:
     ],
 )
 def test_hostile_files_are_refused(value: Any, expected: str, tmp_path: Path) -> None:
-    (tmp_path / FILE_NAME).write_text(yaml.safe_dump(value))
+    (tmp_path / RUN_CONFIG_NAME).write_text(yaml.safe_dump(value))
     with pytest.raises(CheckpointError, match=expected):
         read_provider(tmp_path)
 
 
 def test_python_objects_in_yaml_are_refused(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
-    (tmp_path / FILE_NAME).write_text(f"model: !!python/object/apply:os.mkdir ['{marker}']\n")
+    (tmp_path / RUN_CONFIG_NAME).write_text(f"model: !!python/object/apply:os.mkdir ['{marker}']\n")
     with pytest.raises(CheckpointError, match="not valid YAML"):
         read_provider(tmp_path)
     assert not marker.exists()

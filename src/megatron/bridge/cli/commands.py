@@ -166,7 +166,7 @@ def export(
 def _bridge_of(checkpoint: Path, hf: str | None, trust_remote_code: bool) -> tuple[Any, str | None]:
     """A bridge for a Megatron checkpoint, and what the user should know about where its config comes from."""
     from megatron.bridge import AutoBridge
-    from megatron.bridge.training.model_load_save import TOKENIZER_FOLDER, iteration_folder
+    from megatron.bridge.transport.checkpoint_folder import TOKENIZER_FOLDER, iteration_folder
 
     folder = iteration_folder(checkpoint)
     if hf is not None:
@@ -382,19 +382,20 @@ def open_model(choice: ModelChoice, layout: Any, dtype: str | None) -> Opened:
 
     runtime.enter()
     from megatron.bridge.inference import eos_token_ids
-    from megatron.bridge.models.gpt_provider import set_dtype
     from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
+    from megatron.bridge.models.transformer.decoder_config import set_dtype
     from megatron.bridge.training import model_load_save
     from megatron.bridge.transport import process_groups
+    from megatron.bridge.transport.checkpoint_folder import TOKENIZER_FOLDER, iteration_folder
     from megatron.bridge.verification import provider_for
 
     process_groups.initialize(tp=layout.tp, pp=layout.pp, ep=layout.ep)
     remote_code = choice.trust_remote_code
     tokenizer_from = choice.tokenizer_from
     if is_megatron_checkpoint(choice.name):
-        folder = model_load_save.iteration_folder(choice.name)
+        folder = iteration_folder(choice.name)
         hf = PreTrainedCausalLM.from_pretrained(
-            tokenizer_from or folder / model_load_save.TOKENIZER_FOLDER, trust_remote_code=remote_code
+            tokenizer_from or folder / TOKENIZER_FOLDER, trust_remote_code=remote_code
         )
         provider, _ = model_load_save.load_model_config(folder)
         if (compute_dtype := torch_dtype(dtype)) is not None:
@@ -416,7 +417,7 @@ def is_megatron_checkpoint(name: str) -> bool:
     Raises:
         CheckpointError: it is a folder with neither.
     """
-    from megatron.bridge.training.model_load_save import iteration_folder
+    from megatron.bridge.transport.checkpoint_folder import iteration_folder
 
     folder = Path(name)
     if not folder.is_dir() or (folder / "config.json").is_file():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from megatron.bridge.cli import output
-from megatron.bridge.verification import ParallelLayout
+from megatron.bridge.transport.parallel_sizes import ParallelLayout
 
 
 def join(argv: Sequence[str], sizes: tuple[int, int, int]) -> ParallelLayout:

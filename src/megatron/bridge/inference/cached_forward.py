@@ -13,7 +13,7 @@ from megatron.core.inference.utils import InferenceMode
 
 from megatron.bridge.errors import BridgeError, ParallelLayoutError
 from megatron.bridge.models.model_building import unwrap_model
-from megatron.bridge.models.rotary import ScaledRotaryEmbedding
+from megatron.bridge.models.transformer.rotary import ScaledRotaryEmbedding
 from megatron.bridge.transport import pipeline
 
 # Attributes of modules and their values while generating. A single new token cannot be split over the tensor-parallel

@@ -16,10 +16,14 @@ from megatron.core.transformer.transformer_layer import MoETransformerLayer
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.gpt_provider import GPTModelProvider
-from megatron.bridge.models.layer_specs import hybrid_mtp_block_spec, local_layer_spec, transformer_engine_layer_spec
-from megatron.bridge.models.rotary import apply_rope_parameters
 from megatron.bridge.models.transformer.hybrid_stack import HybridStack
+from megatron.bridge.models.transformer.layer_specs import (
+    hybrid_mtp_block_spec,
+    local_layer_spec,
+    transformer_engine_layer_spec,
+)
 from megatron.bridge.models.transformer.mamba_mixer import MambaMixer, mixer_linears
+from megatron.bridge.models.transformer.rotary import apply_rope_parameters
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
 

@@ -1,5 +1,6 @@
 """The steps from a provider to a list of model chunks ready for use: build, move, wrap."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from megatron.bridge.errors import ParallelLayoutError
 from megatron.bridge.runtime import capabilities
 
 if TYPE_CHECKING:
-    from megatron.bridge.models.gpt_provider import GPTModelProvider
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 
 def unwrap_model(model: Any) -> list[MegatronModule]:
@@ -26,9 +27,9 @@ def unwrap_model(model: Any) -> list[MegatronModule]:
     return chunks
 
 
-def check_parallel_sizes(provider: "GPTModelProvider") -> None:
+def check_parallel_sizes(provider: "DecoderConfig") -> None:
     """Raises `ParallelLayoutError` if the process groups in use were made for other sizes than the provider's."""
-    if provider._pg_collection is not None or not parallel_state.model_parallel_is_initialized():
+    if not parallel_state.model_parallel_is_initialized():
         return
     sizes = {
         "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
@@ -48,14 +49,18 @@ def check_parallel_sizes(provider: "GPTModelProvider") -> None:
         )
 
 
-def build_chunks(provider: "GPTModelProvider") -> list[Any]:
-    """One chunk per virtual pipeline stage, on the device (or the meta device) that the provider asks for."""
-    num_stages = provider.virtual_pipeline_model_parallel_size
+def build_chunks(config: "DecoderConfig", provide: Callable[..., Any]) -> list[Any]:
+    """One chunk per virtual pipeline stage, on the device (or the meta device) that the config asks for.
+
+    Args:
+        provide: builds the chunk of a `vp_stage`.
+    """
+    num_stages = config.virtual_pipeline_model_parallel_size
     stages: list[int | None] = [None] if num_stages is None else list(range(num_stages))
     chunks = []
-    with torch.device("meta") if provider.init_model_with_meta_device else nullcontext():
+    with torch.device("meta") if config.init_model_with_meta_device else nullcontext():
         for stage in stages:
-            chunk = provider.provide(vp_stage=stage)
+            chunk = provide(vp_stage=stage)
             chunk.model_type = ModelType.encoder_or_decoder
             for parameter in chunk.parameters():
                 tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
@@ -63,24 +68,24 @@ def build_chunks(provider: "GPTModelProvider") -> list[Any]:
     return chunks
 
 
-def to_device(provider: "GPTModelProvider", chunks: list[Any]) -> list[Any]:
+def to_device(config: "DecoderConfig", chunks: list[Any]) -> list[Any]:
     """Moves the chunks to this rank's GPU, if there is one."""
-    if capabilities.has_cuda() and not provider.init_model_with_meta_device:
+    if capabilities.has_cuda() and not config.init_model_with_meta_device:
         for chunk in chunks:
             chunk.cuda(torch.cuda.current_device())
     return chunks
 
 
-def wrap_mixed_precision(provider: "GPTModelProvider", chunks: list[Any], wrapper: Any) -> list[Any]:
+def wrap_mixed_precision(config: "DecoderConfig", chunks: list[Any], wrapper: Any) -> list[Any]:
     """Wraps half-precision chunks so that inputs are cast and outputs are float32."""
-    if wrapper is None or not (provider.fp16 or provider.bf16):
+    if wrapper is None or not (config.fp16 or config.bf16):
         return chunks
     wrapper_class = Float16Module if wrapper == "Float16Module" else wrapper
-    return [wrapper_class(provider, chunk) for chunk in chunks]
+    return [wrapper_class(config, chunk) for chunk in chunks]
 
 
 def wrap_ddp(
-    provider: "GPTModelProvider",
+    config: "DecoderConfig",
     chunks: list[Any],
     ddp_config: DistributedDataParallelConfig | None,
     data_parallel_random_init: bool,
@@ -90,7 +95,7 @@ def wrap_ddp(
     ddp_config = ddp_config or DistributedDataParallelConfig()
     wrapped = [
         DistributedDataParallel(
-            config=provider,
+            config=config,
             ddp_config=ddp_config,
             module=chunk,
             # Later chunks overlap with the backward pass of earlier ones; bucketing them delays communication.

@@ -9,6 +9,14 @@ if TYPE_CHECKING:
     import torch
     from megatron.core.distributed import DistributedDataParallelConfig
 
+    # What the mix-in is mixed into: only type checkers need to be told.
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig as _Config
+else:
+
+    class _Config:
+        """Stands for `DecoderConfig`, which comes with the class that is mixed into."""
+
+
 Hook = Callable[[list[Any]], "list[Any] | None"]
 
 # The parallel sizes of a model that is whole on every rank.
@@ -23,20 +31,18 @@ UNSHARDED: dict[str, Any] = {
 }
 
 
-class ModelProviderMixin[ModelT]:
-    """Building and wrapping, for a dataclass that is a TransformerConfig and has `provide` and `finalize`."""
+class ModelProviderMixin[ModelT](_Config):
+    """Building and wrapping, for a `DecoderConfig` that has `provide`."""
 
     _pg_collection: Any = None
     _pre_wrap_hooks: "list[Hook] | None" = None
     _post_wrap_hooks: "list[Hook] | None" = None
 
-    def provide(self, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None):
+    def provide(
+        self, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
+    ) -> ModelT:
         """Builds this rank's part of the model (one chunk)."""
         raise NotImplementedError(f"{type(self).__name__} must define provide()")
-
-    def finalize(self) -> None:
-        """Completes and checks the config."""
-        raise NotImplementedError(f"{type(self).__name__} must define finalize()")
 
     def register_pre_wrap_hook(self, hook: Hook, prepend: bool = False) -> None:
         """Adds a function that gets the list of model chunks before they are wrapped, in order of registration.
@@ -59,10 +65,10 @@ class ModelProviderMixin[ModelT]:
         Raises:
             AttributeError: a name that is no field.
         """
-        from megatron.bridge.models.gpt_provider import set_dtype
+        from megatron.bridge.models.transformer.decoder_config import set_dtype
 
         if dtype is not None:
-            set_dtype(self, dtype)  # type: ignore[arg-type]
+            set_dtype(self, dtype)
         for name, value in (overrides or {}).items():
             if not hasattr(self, name):
                 raise AttributeError(f"{type(self).__name__} has no field {name!r}")
@@ -81,14 +87,14 @@ class ModelProviderMixin[ModelT]:
         """
         from megatron.bridge.transport import process_groups
 
-        seed = self.seed if seed is None else seed  # type: ignore[attr-defined]
+        seed = self.seed if seed is None else seed
         process_groups.initialize(
-            tp=self.tensor_model_parallel_size,  # type: ignore[attr-defined]
-            pp=self.pipeline_model_parallel_size,  # type: ignore[attr-defined]
-            vpp=self.virtual_pipeline_model_parallel_size,  # type: ignore[attr-defined]
-            cp=self.context_parallel_size,  # type: ignore[attr-defined]
-            ep=self.expert_model_parallel_size,  # type: ignore[attr-defined]
-            etp=self.expert_tensor_parallel_size,  # type: ignore[attr-defined]
+            tp=self.tensor_model_parallel_size,
+            pp=self.pipeline_model_parallel_size,
+            vpp=self.virtual_pipeline_model_parallel_size,
+            cp=self.context_parallel_size,
+            ep=self.expert_model_parallel_size,
+            etp=self.expert_tensor_parallel_size,
             seed=seed,
             **kwargs,
         )
@@ -149,13 +155,14 @@ class ModelProviderMixin[ModelT]:
             self._pg_collection = pg_collection
         elif self._pg_collection is None and not parallel_state.model_parallel_is_initialized():
             self.initialize_model_parallel()
-        model_building.check_parallel_sizes(self)
+        if self._pg_collection is None:
+            model_building.check_parallel_sizes(self)
         self.finalize()
         if use_megatron_fsdp or use_torch_fsdp2:
             raise UnsupportedConfigError(
                 "provide_distributed_model: FSDP wrapping is not offered; use wrap_with_ddp=True"
             )
-        chunks = model_building.build_chunks(self)
+        chunks = model_building.build_chunks(self, self.provide)
         chunks = _run_hooks(chunks, self._pre_wrap_hooks if pre_wrap_hook is None else pre_wrap_hook)
         chunks = model_building.to_device(self, chunks)
         chunks = model_building.wrap_mixed_precision(self, chunks, mixed_precision_wrapper)

@@ -21,9 +21,8 @@ from typing import Any
 import torch
 
 from megatron.bridge.errors import BridgeError
-from megatron.bridge.runtime import gated_delta, mamba
+from megatron.bridge.runtime import gated_delta, gloo, mamba
 from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
-from megatron.bridge.transport import gloo
 
 CPU = torch.device("cpu")
 _OUT_OF_DATE = (

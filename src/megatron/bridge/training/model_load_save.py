@@ -1,41 +1,13 @@
 """Megatron checkpoints of a live model: saved and loaded by megatron-core, with the provider beside the weights."""
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.training.run_config import FILE_NAME, read_provider, write_run_config
-
-TRACKER_NAME = "latest_checkpointed_iteration.txt"
-TOKENIZER_FOLDER = "tokenizer"
-_ITERATION = re.compile(r"iter_(\d{7})")
-
-
-def iteration_folder(path: str | Path) -> Path:
-    """The folder with the weights: `path` itself, or its latest `iter_NNNNNNN`.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    path = Path(path)
-    if (path / "metadata.json").is_file() or (path / FILE_NAME).is_file():
-        return path
-    tracker = path / TRACKER_NAME
-    if tracker.is_file():
-        text = tracker.read_bytes()[:100].decode(errors="replace").strip()
-        if not re.fullmatch("[0-9]{1,18}", text):
-            raise CheckpointError(f"{tracker}: expected an iteration number, found {text!r}")
-        folder = path / f"iter_{int(text):07d}"
-        if folder.is_dir():
-            return folder
-        raise CheckpointError(f"{tracker}: names iteration {text}, but {folder} does not exist")
-    iterations = sorted(child for child in path.glob("iter_*") if _ITERATION.fullmatch(child.name))
-    if not iterations:
-        raise CheckpointError(f"{path}: no Megatron checkpoint (no {TRACKER_NAME}, iter_NNNNNNN or metadata.json)")
-    return iterations[-1]
+from megatron.bridge.training.run_config import read_provider, write_run_config
+from megatron.bridge.transport.checkpoint_folder import TRACKER_NAME, iteration_folder
 
 
 def state_dict_keys(num_chunks: int) -> list[str]:
@@ -78,8 +50,8 @@ def load_megatron_weights(model: list[Any], path: str | Path) -> None:
     """
     from megatron.core import dist_checkpointing
 
-    from megatron.bridge.models.conversion.placement import read_entries
     from megatron.bridge.models.model_building import unwrap_model
+    from megatron.bridge.models.placement import read_entries
     from megatron.bridge.transport.torch_dist import TorchDistReader
 
     chunks = unwrap_model(model)

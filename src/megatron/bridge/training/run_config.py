@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 
 from megatron.bridge.errors import CheckpointError
-
-FILE_NAME = "run_config.yaml"
+from megatron.bridge.transport.checkpoint_folder import RUN_CONFIG_NAME
 
 _PROVIDER_PREFIX = "megatron.bridge.models."
 # Modules whose attributes a config may name: activation functions, dtypes, specs and megatron-core's enums.
@@ -24,7 +23,7 @@ _ALLOWED_MODULES = (
     "torch.nn.functional",
     "megatron.core.activations",
     "megatron.core.transformer.enums",
-    "megatron.bridge.models.layer_specs",
+    "megatron.bridge.models.transformer.layer_specs",
     "megatron.bridge.models.transformer.activations",
 )
 _MAX_VALUES = 100_000
@@ -56,7 +55,7 @@ def write_run_config(folder: Path, provider: Any, hf_model_id: str | None = None
         hf_model_id: hub id or folder that the model came from, kept for export.
     """
     content = {"model": provider_as_data(provider), "checkpoint": {"hf_model_id": hf_model_id}}
-    (folder / FILE_NAME).write_text(yaml.safe_dump(content, sort_keys=False))
+    (folder / RUN_CONFIG_NAME).write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def provider_as_data(provider: Any) -> dict[str, Any]:
@@ -81,9 +80,9 @@ def read_run_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, or not YAML with a `model` section.
     """
-    path = folder / FILE_NAME
+    path = folder / RUN_CONFIG_NAME
     if not path.is_file():
-        raise CheckpointError(f"{folder}: no {FILE_NAME}; give a checkpoint folder that was written with one")
+        raise CheckpointError(f"{folder}: no {RUN_CONFIG_NAME}; give a checkpoint folder that was written with one")
     try:
         content = yaml.load(path.read_bytes(), _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99 is no date
@@ -126,7 +125,7 @@ def read_provider(folder: Path) -> Any:
     Raises:
         CheckpointError: an unknown class, field or name.
     """
-    path = folder / FILE_NAME
+    path = folder / RUN_CONFIG_NAME
     model = dict(read_run_config(folder)["model"])
     target = model.pop("_target_", None)
     if not isinstance(target, str) or not target.startswith(_PROVIDER_PREFIX):
@@ -177,7 +176,7 @@ def _encode(value: Any, name: str) -> Any:
     dotted = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
     if dotted.rpartition(".")[0] in _ALLOWED_MODULES:
         return {"_target_": dotted, "_call_": False}
-    raise CheckpointError(f"{FILE_NAME}: field {name} holds {value!r}, which cannot be written as data")
+    raise CheckpointError(f"{RUN_CONFIG_NAME}: field {name} holds {value!r}, which cannot be written as data")
 
 
 def _decode(value: Any, path: Path) -> Any:

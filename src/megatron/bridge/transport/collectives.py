@@ -1,19 +1,17 @@
 """Collectives that move weights: every rank gives the boxes it owns, and every rank receives all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
 
-from megatron.bridge.models.conversion.layout import Box, slices
+from megatron.bridge.transport.boxes import Box, slices
 from megatron.bridge.transport.process_groups import all_gather_object, rank, world_size
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from megatron.bridge.models.conversion.plan import WeightConversionTask
 
 __all__ = ["all_gather_object", "broadcast_from_last_stage", "gather_parts"]
 
@@ -23,7 +21,31 @@ _ALIGNMENT = 16
 Parts = list[tuple[Box, "Tensor"]]
 
 
-def gather_parts(tasks: Sequence["WeightConversionTask"]) -> list[Parts]:
+class HeldBox(Protocol):
+    """A box of a whole weight, and the same elements in the parameter of the rank that holds it."""
+
+    @property
+    def box(self) -> Box: ...
+    @property
+    def local_box(self) -> Box: ...
+
+
+class DistributedWeight(Protocol):
+    """A weight whose boxes are spread over ranks: what `gather_parts` reads of a conversion task."""
+
+    @property
+    def global_param_name(self) -> str: ...
+    @property
+    def param_weight(self) -> "Tensor | None": ...
+    @property
+    def dtype(self) -> torch.dtype | None: ...
+    @property
+    def shards(self) -> Sequence[HeldBox]: ...
+    @property
+    def owners(self) -> Mapping[Box, int]: ...
+
+
+def gather_parts(tasks: Sequence[DistributedWeight]) -> list[Parts]:
     """The whole weight of each task, as boxes with their tensors.
 
     One broadcast per rank that owns something, whatever the number of tasks.
@@ -73,14 +95,14 @@ def broadcast_from_last_stage(tensor: "Tensor | None", shape: Sequence[int], dev
     return received
 
 
-def _own_part(task: "WeightConversionTask", box: Box) -> "Tensor":
+def _own_part(task: DistributedWeight, box: Box) -> "Tensor":
     weight = task.param_weight
     assert weight is not None, f"{task.global_param_name}: this rank owns a part of it but the task has no weight"
     local_box = next(shard.local_box for shard in task.shards if shard.box == box)
     return weight.detach()[slices(local_box)]
 
 
-def _num_bytes(task: "WeightConversionTask", box: Box) -> int:
+def _num_bytes(task: DistributedWeight, box: Box) -> int:
     assert task.dtype is not None
     return prod(stop - start for start, stop in box) * task.dtype.itemsize
 
@@ -93,7 +115,7 @@ def _starts(sizes: Sequence[int]) -> list[int]:
     return starts
 
 
-def _device(tasks: Sequence["WeightConversionTask"]) -> torch.device:
+def _device(tasks: Sequence[DistributedWeight]) -> torch.device:
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

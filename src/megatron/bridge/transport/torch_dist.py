@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.models.conversion.layout import Box, Shape, common_box, num_elements, shifted, slices
+from megatron.bridge.transport.boxes import Box, Shape, common_box, num_elements, shifted, slices
 from megatron.bridge.transport.checkpoint_metadata import PARSER_ERRORS, StoredChunk, read_metadata
 from megatron.bridge.transport.source_files import SourceFiles
 

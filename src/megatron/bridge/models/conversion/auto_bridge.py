@@ -84,7 +84,7 @@ class AutoBridge:
         cls, megatron_path: str | Path, hf_model_id: str | Path, trust_remote_code: bool = False
     ) -> Self:
         """A bridge for a Megatron checkpoint, with the HF model that it came from."""
-        from megatron.bridge.training.model_load_save import iteration_folder
+        from megatron.bridge.transport.checkpoint_folder import iteration_folder
 
         iteration_folder(megatron_path)
         return cls.from_hf_pretrained(hf_model_id, trust_remote_code=trust_remote_code)
@@ -374,7 +374,7 @@ class AutoBridge:
 
         runtime.enter()
         from megatron.bridge.models.conversion import offline
-        from megatron.bridge.models.gpt_provider import set_dtype
+        from megatron.bridge.models.transformer.decoder_config import set_dtype
         from megatron.bridge.transport import process_groups
 
         provider = self.to_megatron_provider(load_weights=False)
@@ -418,8 +418,9 @@ class AutoBridge:
 
         runtime.enter()
         from megatron.bridge.models.conversion import offline
-        from megatron.bridge.training.model_load_save import iteration_folder, load_model_config
+        from megatron.bridge.training.model_load_save import load_model_config
         from megatron.bridge.transport import process_groups
+        from megatron.bridge.transport.checkpoint_folder import iteration_folder
 
         folder = iteration_folder(megatron_path)
         provider, _ = load_model_config(folder)
@@ -453,10 +454,11 @@ class AutoBridge:
         """
         from megatron.bridge.training import model_load_save
         from megatron.bridge.transport import process_groups
+        from megatron.bridge.transport.checkpoint_folder import TOKENIZER_FOLDER
 
         folder = model_load_save.save_megatron_model(model, path, self.hf_pretrained.model_name_or_path)
         if process_groups.rank() == 0:
-            self._source(hf_tokenizer_path).save_artifacts(folder / model_load_save.TOKENIZER_FOLDER)
+            self._source(hf_tokenizer_path).save_artifacts(folder / TOKENIZER_FOLDER)
         process_groups.barrier()
 
     def load_megatron_model(
@@ -475,8 +477,8 @@ class AutoBridge:
     @staticmethod
     def get_hf_model_id_from_checkpoint(path: str | Path) -> str | None:
         """The hub id or folder that a Megatron checkpoint came from, or `None` if it does not say."""
-        from megatron.bridge.training.model_load_save import iteration_folder
         from megatron.bridge.training.run_config import read_run_config
+        from megatron.bridge.transport.checkpoint_folder import iteration_folder
 
         return (read_run_config(iteration_folder(path)).get("checkpoint") or {}).get("hf_model_id")
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from megatron.bridge.models.conversion.layout import Shape
 from megatron.bridge.models.conversion.weight_stream import hf_tensor_infos
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo
 from megatron.bridge.models.hf_pretrained.writer import plan_shards
+from megatron.bridge.transport.boxes import Shape
 
 if TYPE_CHECKING:
     import torch

@@ -10,14 +10,12 @@ Letters in shapes: H hidden, D head dimension, A attention heads, G query groups
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
+
+from megatron.bridge.transport.boxes import Box, Shape, common_box, num_elements, shifted, slices, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Shape = tuple[int, ...]
-Box = tuple[tuple[int, int], ...]  # (start, stop) per axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,37 +50,6 @@ class Layout:
 
     pieces: tuple[Piece, ...]
     hf_shapes: Mapping[str, Shape]
-
-
-def whole(shape: Shape) -> Box:
-    """The box that covers a tensor of `shape`."""
-    return tuple((0, size) for size in shape)
-
-
-def num_elements(box: Box) -> int:
-    """Elements in a box."""
-    return prod([stop - start for start, stop in box])
-
-
-def slices(box: Box) -> tuple[slice, ...]:
-    """The index that takes `box` out of a tensor."""
-    return tuple([slice(start, stop) for start, stop in box])
-
-
-def shifted(box: Box, origin: Box) -> Box:
-    """`box` in the coordinates of a tensor that begins at the start of `origin`."""
-    return tuple([(start - begin, stop - begin) for (start, stop), (begin, _) in zip(box, origin, strict=True)])
-
-
-def common_box(a: Box, b: Box) -> Box | None:
-    """Where two boxes of the same tensor meet, or `None`."""
-    common = []
-    for (p, q), (r, s) in zip(a, b, strict=True):
-        start, stop = p if p > r else r, q if q < s else s
-        if start >= stop:
-            return None
-        common.append((start, stop))
-    return tuple(common)
 
 
 def clip(piece: Piece, box: Box) -> Piece | None:

@@ -13,8 +13,8 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import nn
 
 from megatron.bridge.errors import BridgeError, ParallelLayoutError, UnsupportedConfigError
-from megatron.bridge.models.conversion.placement import Parameter, read_entries
 from megatron.bridge.models.model_provider import UNSHARDED
+from megatron.bridge.models.placement import Parameter, read_entries
 from megatron.bridge.transport import process_groups
 
 # What megatron-core raises when a value of the config is of the wrong kind.

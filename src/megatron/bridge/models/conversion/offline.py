@@ -18,10 +18,9 @@ from megatron.bridge.errors import CheckpointError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.hf_folder import TensorBlocks, weight_files, write_shared
 from megatron.bridge.models.conversion.hf_save import output_shards
-from megatron.bridge.models.conversion.layout import Box, Layout, Piece
+from megatron.bridge.models.conversion.layout import Layout, Piece
 from megatron.bridge.models.conversion.meta_model import meta_placement
 from megatron.bridge.models.conversion.param_mapping import VOCABULARY_WEIGHTS
-from megatron.bridge.models.conversion.placement import Shard
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan, check_names
 from megatron.bridge.models.conversion.quantized_export import (
     QuantizedBlocks,
@@ -34,9 +33,11 @@ from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.conversion.weight_stream import check_tied, hf_tensor_infos, read_hf_tensors
 from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
-from megatron.bridge.training.model_load_save import TOKENIZER_FOLDER, TRACKER_NAME
+from megatron.bridge.models.placement import Shard
 from megatron.bridge.training.run_config import provider_as_data, write_run_config
 from megatron.bridge.transport import torch_dist
+from megatron.bridge.transport.boxes import Box
+from megatron.bridge.transport.checkpoint_folder import TOKENIZER_FOLDER, TRACKER_NAME
 from megatron.bridge.transport.progress import Progress
 from megatron.bridge.transport.staging import OutputFile, StagingFolder
 

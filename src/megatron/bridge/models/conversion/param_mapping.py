@@ -11,7 +11,8 @@ from typing import Any, Self
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.models.conversion import layout as layouts
-from megatron.bridge.models.conversion.layout import Layout, Shape
+from megatron.bridge.models.conversion.layout import Layout
+from megatron.bridge.transport.boxes import Shape
 
 HFParam = str | dict[str, str]
 

@@ -11,10 +11,11 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from megatron.bridge.errors import BridgeError, PlanError
-from megatron.bridge.models.conversion.layout import Box, Layout, Shape
+from megatron.bridge.models.conversion.layout import Layout
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.param_mapping import MegatronParamMapping
-from megatron.bridge.models.conversion.placement import Parameter, Shard
+from megatron.bridge.models.placement import Parameter, Shard
+from megatron.bridge.transport.boxes import Box, Shape
 
 if TYPE_CHECKING:
     import torch

@@ -15,9 +15,9 @@ from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron.bridge.models.conversion.layout import Shape
     from megatron.bridge.models.conversion.plan import WeightConversionTask
     from megatron.bridge.models.hf_pretrained.quantization.quantize import Quantizer
+    from megatron.bridge.transport.boxes import Shape
 
 # The weights of linear layers, but for those of the router, of the embeddings and of what chooses keys.
 _LINEAR = re.compile(r".*\.linear_\w+\.weight\d*")

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from megatron.bridge.models.conversion.auto_bridge import AutoBridge
-    from megatron.bridge.models.conversion.layout import Box, Shape
     from megatron.bridge.models.conversion.offline import CheckpointWeights
+    from megatron.bridge.transport.boxes import Box, Shape
     from megatron.bridge.transport.torch_dist import TorchDistReader
 
 _BLOCK_BYTES = 4 * 2**20
@@ -116,7 +116,7 @@ def _as_numbers(sides: list[Any]) -> list[Any]:
 
 def _open(path: str | Path) -> Any:
     """The weights of a Hugging Face folder, or the reader of a torch_dist checkpoint."""
-    from megatron.bridge.training.model_load_save import TRACKER_NAME, iteration_folder
+    from megatron.bridge.transport.checkpoint_folder import TRACKER_NAME, iteration_folder
 
     folder = hub.resolve(path)
     is_hf = has_weights(folder)
@@ -255,8 +255,8 @@ def _as_hf(source: WeightSource, reader: "TorchDistReader", bridge: "AutoBridge 
     runtime.enter()
     from megatron.bridge.models.conversion.auto_bridge import AutoBridge
     from megatron.bridge.models.conversion.offline import CheckpointWeights
-    from megatron.bridge.training.model_load_save import TOKENIZER_FOLDER
-    from megatron.bridge.training.run_config import FILE_NAME, read_provider
+    from megatron.bridge.training.run_config import read_provider
+    from megatron.bridge.transport.checkpoint_folder import RUN_CONFIG_NAME, TOKENIZER_FOLDER
 
     if bridge is None:
         folders = [reader.folder / TOKENIZER_FOLDER, source.folder]
@@ -267,7 +267,7 @@ def _as_hf(source: WeightSource, reader: "TorchDistReader", bridge: "AutoBridge 
                 "nothing says how the two correspond; give a bridge"
             )
         bridge = AutoBridge.from_hf_config(load_config(folder))
-    has_run_config = (reader.folder / FILE_NAME).is_file()
+    has_run_config = (reader.folder / RUN_CONFIG_NAME).is_file()
     provider = read_provider(reader.folder) if has_run_config else bridge.to_megatron_provider(load_weights=False)
     hf_pretrained = PreTrainedCausalLM(source.folder, bridge.hf_pretrained.config)
     return CheckpointWeights(bridge._model_bridge, hf_pretrained, provider, reader.folder)
@@ -321,7 +321,7 @@ def _compare_stored(a: "TorchDistReader", b: "TorchDistReader", progress: Any) -
 
 def _compare_chunks(a: "TorchDistReader", b: "TorchDistReader", key: str, shape: "Shape", progress: Any) -> _Values:
     """Compares a tensor chunk by chunk of A, with whatever chunks B has there; rows beyond `shape` are left out."""
-    from megatron.bridge.models.conversion.layout import common_box, shifted, slices, whole
+    from megatron.bridge.transport.boxes import common_box, shifted, slices, whole
 
     tensor, values, num_compared = a.tensors[key], _Values(shape), 0
     for chunk in tensor.chunks:

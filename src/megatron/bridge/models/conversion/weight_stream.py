@@ -11,14 +11,15 @@ from megatron.core import parallel_state
 
 from megatron.bridge.errors import BridgeError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
-from megatron.bridge.models.conversion.layout import Box, Layout, Shape
+from megatron.bridge.models.conversion.layout import Layout
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
-from megatron.bridge.models.conversion.placement import Parameter, read_placement
 from megatron.bridge.models.conversion.plan import Plan, TensorInfo, WeightConversionTask, build_plan
 from megatron.bridge.models.conversion.quantized_export import quantized, quantizer_of, weights_to_quantize
 from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.model_building import unwrap_model
+from megatron.bridge.models.placement import Parameter, read_placement
 from megatron.bridge.transport import collectives
+from megatron.bridge.transport.boxes import Box, Shape
 from megatron.bridge.transport.progress import Progress
 
 if TYPE_CHECKING:

@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, config_mapping, layout, moe_config
-from megatron.bridge.models.conversion.layout import Layout, Shape
+from megatron.bridge.models.conversion.layout import Layout
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
+from megatron.bridge.transport.boxes import Shape
 
 if TYPE_CHECKING:
     from transformers import Ernie4_5_MoeConfig

@@ -11,7 +11,7 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 
 from megatron.bridge.models.gpt_provider import GPTModelProvider
-from megatron.bridge.models.layer_specs import separate_norms
+from megatron.bridge.models.transformer.layer_specs import separate_norms
 from megatron.bridge.models.transformer.mamba_mixer import MambaMixer, mixer_linears
 from megatron.bridge.runtime import capabilities
 

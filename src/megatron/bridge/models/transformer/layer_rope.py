@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.attention import SelfAttention
 
 if TYPE_CHECKING:
-    from megatron.bridge.models.gpt_provider import GPTModelProvider
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 
 class LayerRotaryEmbedding(torch.nn.Module):
@@ -38,9 +38,7 @@ class LayerRotaryEmbedding(torch.nn.Module):
 class LayerRopeSelfAttention(SelfAttention):
     """Has its kind of layer's config fields, and takes its angles out of what `LayerRotaryEmbedding` made."""
 
-    def __init__(
-        self, config: "GPTModelProvider", submodules: Any, layer_number: int, *args: Any, **kwargs: Any
-    ) -> None:
+    def __init__(self, config: "DecoderConfig", submodules: Any, layer_number: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(config.layer_config(layer_number), submodules, layer_number, *args, **kwargs)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, rotary_pos_emb: Any = None, **kwargs: Any) -> Any:

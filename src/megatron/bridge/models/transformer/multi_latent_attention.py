@@ -12,7 +12,7 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 
 if TYPE_CHECKING:
-    from megatron.bridge.models.mla_provider import MLAModelProvider
+    from megatron.bridge.models.transformer.decoder_config import MLADecoderConfig
 
 
 class MultiLatentSelfAttention(MLASelfAttention):
@@ -23,7 +23,7 @@ class MultiLatentSelfAttention(MLASelfAttention):
     norms of the latents have epsilon 1e-6 whatever the other norms have.
     """
 
-    config: "MLAModelProvider"
+    config: "MLADecoderConfig"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -7,12 +7,12 @@ from megatron.core.transformer.moe.moe_utils import apply_router_token_dropping,
 from megatron.core.transformer.moe.router import TopKRouter
 
 if TYPE_CHECKING:
-    from megatron.bridge.models.gpt_provider import GPTModelProvider
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 # T tokens, E experts, G groups of experts, K experts per token.
 
 
-def needs_general_router(config: "GPTModelProvider") -> bool:
+def needs_general_router(config: "DecoderConfig") -> bool:
     """Whether the config asks for something that megatron-core's router does not do."""
     return (
         config.moe_router_renormalize is not None
@@ -31,9 +31,9 @@ class GeneralTopKRouter(TopKRouter):
     - `moe_router_softmax_expert_bias`: a bias on softmax scores for the choice alone (Ernie 4.5).
     """
 
-    config: "GPTModelProvider"
+    config: "DecoderConfig"
 
-    def __init__(self, config: "GPTModelProvider", *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: "DecoderConfig", *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         if config.moe_router_softmax_expert_bias:
             # Not updated in training: megatron-core's update rule is made for sigmoid scores.

@@ -43,7 +43,7 @@ from megatron.bridge.runtime.norm import TorchNorm
 from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
 
 if TYPE_CHECKING:
-    from megatron.bridge.models.gpt_provider import GPTModelProvider
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 
 # The norm of a gated delta net's output if its weight multiplies as it is, where other norms' are zero-centred.
@@ -57,7 +57,7 @@ _LOCAL_MLA_KEYS = {
 }
 
 
-def transformer_engine_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None) -> ModuleSpec:
+def transformer_engine_layer_spec(config: "DecoderConfig", is_moe: bool | None = None) -> ModuleSpec:
     """One transformer layer of Transformer Engine modules.
 
     Args:
@@ -74,7 +74,7 @@ def transformer_engine_layer_spec(config: "GPTModelProvider", is_moe: bool | Non
     return spec
 
 
-def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None, is_linear: bool = False) -> ModuleSpec:
+def local_layer_spec(config: "DecoderConfig", is_moe: bool | None = None, is_linear: bool = False) -> ModuleSpec:
     """One transformer layer of megatron-core's own modules, with norms that accept sequence parallelism.
 
     Args:
@@ -125,7 +125,7 @@ def local_layer_spec(config: "GPTModelProvider", is_moe: bool | None = None, is_
     return spec
 
 
-def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) -> Any:
+def default_layer_spec(config: "DecoderConfig", vp_stage: int | None = None) -> Any:
     """The spec of this rank's decoder layers, by what the machine offers, with the modules that the config asks for."""
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
@@ -152,7 +152,7 @@ def default_layer_spec(config: "GPTModelProvider", vp_stage: int | None = None) 
     return TransformerBlockSubmodules(layer_specs=[specs[kind] for kind in kinds], layer_norm=TorchNorm)
 
 
-def mtp_block_spec(config: "GPTModelProvider", layer_spec: Any, vp_stage: int | None = None) -> Any:
+def mtp_block_spec(config: "DecoderConfig", layer_spec: Any, vp_stage: int | None = None) -> Any:
     """The spec of the multi-token prediction layers on this rank; `None` for none.
 
     They are like the last decoder layer, in models with gated delta nets like a layer with attention and experts.
@@ -186,7 +186,7 @@ def hybrid_mtp_block_spec() -> ModuleSpec:
     )
 
 
-def moe_layers(config: "GPTModelProvider") -> list[bool]:
+def moe_layers(config: "DecoderConfig") -> list[bool]:
     """For each layer of the model whether it has experts."""
     if config.num_moe_experts is None:
         return [False] * config.num_layers
@@ -195,14 +195,14 @@ def moe_layers(config: "GPTModelProvider") -> list[bool]:
     return [bool(kind) for kind in config.moe_layer_freq]
 
 
-def linear_layers(config: "GPTModelProvider") -> list[bool]:
+def linear_layers(config: "DecoderConfig") -> list[bool]:
     """For each layer of the model whether it has linear attention."""
     if config.experimental_attention_variant != "gated_delta_net":
         return [False] * config.num_layers
     return [bool(kind) for kind in get_linear_attention_pattern(config)]
 
 
-def _vary(spec: ModuleSpec, config: "GPTModelProvider", with_transformer_engine: bool) -> None:
+def _vary(spec: ModuleSpec, config: "DecoderConfig", with_transformer_engine: bool) -> None:
     """Puts the modules that the config's fields ask for into a layer's spec."""
     layer = spec.submodules
     norm: Any = TorchNorm
@@ -228,7 +228,7 @@ def _vary(spec: ModuleSpec, config: "GPTModelProvider", with_transformer_engine:
     config.modify_layer_spec(spec)
 
 
-def _vary_attention(spec: ModuleSpec, config: "GPTModelProvider") -> None:
+def _vary_attention(spec: ModuleSpec, config: "DecoderConfig") -> None:
     attention = spec.submodules
     if config.multi_latent_attention:
         spec.module = MultiLatentSelfAttention
@@ -259,7 +259,7 @@ def _make_attention_sparse(layer: Any, with_transformer_engine: bool) -> None:
     layer.sharded_state_dict_keys_map = {name: key for name, key in keys.items() if "self_attention." not in name}
 
 
-def _vary_experts(mlp: Any, config: "GPTModelProvider", with_transformer_engine: bool) -> None:
+def _vary_experts(mlp: Any, config: "DecoderConfig", with_transformer_engine: bool) -> None:
     if not hasattr(mlp, "experts"):
         return
     if needs_general_router(config):
@@ -268,7 +268,7 @@ def _vary_experts(mlp: Any, config: "GPTModelProvider", with_transformer_engine:
         mlp.experts.keywords["submodules"].linear_fc2 = BiasedExpertLinear
 
 
-def separate_norms(layer: Any, config: "GPTModelProvider") -> None:
+def separate_norms(layer: Any, config: "DecoderConfig") -> None:
     """Takes the norms out of Transformer Engine's fused linear layers, under the same names in checkpoints."""
     norm = transformer_engine.TENorm if config.norm_bias else TorchNorm
     layer.input_layernorm = layer.pre_mlp_layernorm = norm
@@ -282,7 +282,7 @@ def separate_norms(layer: Any, config: "GPTModelProvider") -> None:
     }
 
 
-def _set_biases(spec: ModuleSpec, config: "GPTModelProvider") -> None:
+def _set_biases(spec: ModuleSpec, config: "DecoderConfig") -> None:
     """Biases of single linear layers: megatron-core has one switch for all of them (`add_bias_linear`)."""
     layer = spec.submodules
     attention = layer.self_attention.submodules

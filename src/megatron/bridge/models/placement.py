@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from megatron.bridge.models.conversion.layout import Box, Shape
+from megatron.bridge.transport.boxes import Box, Shape
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,32 @@
+"""How many ranks share a model, and in which way."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ParallelLayout:
+    """Sizes of tensor, pipeline and expert parallelism, in ranks."""
+
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks of one copy of the model."""
+        return self.tp * self.pp * self.ep
+
+    @property
+    def provider_fields(self) -> dict[str, int]:
+        """The sizes under the names of a provider's fields."""
+        return {
+            "tensor_model_parallel_size": self.tp,
+            "pipeline_model_parallel_size": self.pp,
+            "expert_model_parallel_size": self.ep,
+        }
+
+    def __str__(self) -> str:
+        return f"TP={self.tp} PP={self.pp}" + (f" EP={self.ep}" if self.ep > 1 else "")
+
+
+ONE_RANK = ParallelLayout()
