@@ -7,5 +7,5 @@ from megatron.bridge.models.transformer.decoder_config import MLADecoderConfig
 
 
 @dataclass
-class MLAModelProvider(GPTModelProvider, MLADecoderConfig):
+class MLAModelProvider(MLADecoderConfig, GPTModelProvider):
     """An `MLADecoderConfig` that builds a GPTModel."""
