@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megatron.bridge.models.conversion.model_bridge import registered_bridges
+from megatron.bridge.models.conversion.registered import registered_bridges
 from megatron.bridge.models.proven import support
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import QuantizationError
 from megatron.bridge.inference.full_logits import full_logits
-from megatron.bridge.models.conversion import model_bridge
+from megatron.bridge.models.conversion import registered
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import Dropped
@@ -43,7 +43,7 @@ class BridgeOfWholeNumbers(LlamaBridge):
 @pytest.fixture
 def family(monkeypatch: pytest.MonkeyPatch) -> None:
     """The family, registered for the time of a test."""
-    monkeypatch.setattr(model_bridge, "_BRIDGES", dict(model_bridge._BRIDGES))
+    monkeypatch.setattr(registered, "_BRIDGES", dict(registered._BRIDGES))
     MegatronModelBridge.register_bridge(source=ARCHITECTURE, target="GPTModel")(BridgeOfWholeNumbers)
 
 

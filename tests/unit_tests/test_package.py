@@ -24,7 +24,7 @@ def test_import_is_light() -> None:
 
 
 def test_the_table_of_families_is_light() -> None:
-    code = "from megatron.bridge.models.conversion.model_bridge import registered_bridges\nassert registered_bridges()"
+    code = "from megatron.bridge.models.conversion.registered import registered_bridges\nassert registered_bridges()"
     assert loaded_after(code) == []
 
 

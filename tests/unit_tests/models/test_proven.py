@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from megatron.bridge.models import proven
-from megatron.bridge.models.conversion.model_bridge import registered_bridges
+from megatron.bridge.models.conversion.registered import registered_bridges
 from megatron.bridge.models.proven import Proof
 from tests.parity import all_cases
 from tests.tiny_models import TINY_MODELS, TOLERANCE

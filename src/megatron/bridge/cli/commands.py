@@ -439,7 +439,7 @@ def models(json: bool) -> None:
     from rich import box
     from rich.table import Table
 
-    from megatron.bridge.models.conversion.model_bridge import registered_bridges
+    from megatron.bridge.models.conversion.registered import registered_bridges
     from megatron.bridge.models.proven import support
 
     proven = support()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from megatron.bridge.discovery.config_levels import TOP_LEVEL, LeveledConfig, at_level
 from megatron.bridge.discovery.weights import OTHER_MODALITIES, category
 from megatron.bridge.models.conversion.config_mapping import FIXED_FIELDS, IRRELEVANT_FIELDS
-from megatron.bridge.models.conversion.model_bridge import NOT_REPRESENTABLE, RegisteredBridge, registered_bridges
 from megatron.bridge.models.conversion.param_mapping import Dropped
+from megatron.bridge.models.conversion.registered import NOT_REPRESENTABLE, RegisteredBridge, registered_bridges
 
 if TYPE_CHECKING:
     from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry

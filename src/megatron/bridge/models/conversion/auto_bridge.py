@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from megatron.bridge.errors import BridgeError, CheckpointError
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge, find_bridge, registered_bridges
+from megatron.bridge.models.conversion.registered import find_bridge, registered_bridges
 from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
 from megatron.bridge.models.hf_pretrained.config import load_config
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
+    from megatron.bridge.models.conversion.hooks import BridgeHooks
     from megatron.bridge.models.conversion.plan import WeightConversionTask
     from megatron.bridge.models.conversion.resources import Resources
     from megatron.bridge.models.conversion.weight_stream import HFWeightInfo, HFWeightTuple, LoadReport
@@ -36,6 +37,13 @@ class _ConfigOnly:
         return ["config.json"]
 
 
+def _as_read(hf_pretrained: Any) -> Any:
+    """An HF model as its family reads it: numbers of unknown meaning are left to a family that changes weights."""
+    bridge = find_bridge(hf_pretrained.config).bridge_class()
+    can_leave = bridge.changes_loaded_weights and isinstance(hf_pretrained, PreTrainedCausalLM)
+    return hf_pretrained.with_unknown_numbers() if can_leave else hf_pretrained
+
+
 class AutoBridge:
     """Converts one Hugging Face model to Megatron-Core and back.
 
@@ -51,7 +59,7 @@ class AutoBridge:
         from transformers import PretrainedConfig
 
         self.hf_pretrained: Any = (
-            _ConfigOnly(hf_pretrained) if isinstance(hf_pretrained, PretrainedConfig) else hf_pretrained
+            _ConfigOnly(hf_pretrained) if isinstance(hf_pretrained, PretrainedConfig) else _as_read(hf_pretrained)
         )
         find_bridge(self.hf_pretrained.config)
         self.export_weight_dtype = "bf16"
@@ -110,12 +118,10 @@ class AutoBridge:
             return False
 
     @property
-    def _model_bridge(self) -> MegatronModelBridge:
+    def _model_bridge(self) -> "BridgeHooks":
         """A fresh bridge for the present config; the architecture is read again each time."""
         bridge = find_bridge(self.hf_pretrained.config).bridge_class()
         bridge.hf_config = self.hf_pretrained.config
-        if bridge.changes_loaded_weights and isinstance(self.hf_pretrained, PreTrainedCausalLM):
-            self.hf_pretrained.leaves_unknown_numbers = True
         return bridge
 
     @property
@@ -451,6 +457,7 @@ class AutoBridge:
         Args:
             hf_tokenizer_path: take the tokenizer from this folder or hub id; default: the source model.
             low_memory_save: accepted for clients that pass it.
+            hf_tokenizer_kwargs: settings of the tokenizer (of `AutoTokenizer.from_pretrained`) to save it with.
         """
         from megatron.bridge.training import model_load_save
         from megatron.bridge.transport import process_groups
@@ -458,7 +465,10 @@ class AutoBridge:
 
         folder = model_load_save.save_megatron_model(model, path, self.hf_pretrained.model_name_or_path)
         if process_groups.rank() == 0:
-            self._source(hf_tokenizer_path).save_artifacts(folder / TOKENIZER_FOLDER)
+            source = self._source(hf_tokenizer_path)
+            source.save_artifacts(folder / TOKENIZER_FOLDER)
+            if hf_tokenizer_kwargs:
+                source.load_tokenizer(**hf_tokenizer_kwargs).save_pretrained(folder / TOKENIZER_FOLDER)
         process_groups.barrier()
 
     def load_megatron_model(
@@ -486,9 +496,8 @@ class AutoBridge:
         """The HF model to read from: this bridge's own, or another of the same kind."""
         if path is None:
             return self.hf_pretrained
-        return PreTrainedCausalLM.from_pretrained(
-            path, trust_remote_code=getattr(self.hf_pretrained, "trust_remote_code", False)
-        )
+        trust_remote_code = getattr(self.hf_pretrained, "trust_remote_code", False)
+        return _as_read(PreTrainedCausalLM.from_pretrained(path, trust_remote_code=trust_remote_code))
 
     def __repr__(self) -> str:
         return f"AutoBridge({self.hf_pretrained!r})"

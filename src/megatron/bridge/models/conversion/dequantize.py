@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import QuantizationError
-from megatron.bridge.models.conversion.hf_folder import weight_files, write_shared
+from megatron.bridge.models.conversion.hf_files import weight_files, write_shared
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.hf_pretrained import hub
 from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts, state_quantization

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion import weight_stream
-from megatron.bridge.models.conversion.hf_save import output_shards
+from megatron.bridge.models.conversion.hf_files import hf_tensor_infos, output_shards
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, check_names
 from megatron.bridge.models.conversion.quantized_export import (
@@ -23,11 +23,11 @@ from megatron.bridge.transport import process_groups
 if TYPE_CHECKING:
     import torch
 
-    from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+    from megatron.bridge.models.conversion.hooks import WeightHooks
 
 
 def save(
-    bridge: "MegatronModelBridge",
+    bridge: "WeightHooks",
     hf_pretrained: Any,
     model: Any,
     out: Path,
@@ -53,7 +53,7 @@ def save(
         PlanError: `strict`, and the tensors are not exactly the source's; nothing is written.
     """
     plan = Plan(weight_stream.build_global_tasks(bridge, hf_pretrained, model))
-    infos = weight_stream.hf_tensor_infos(hf_pretrained)
+    infos = hf_tensor_infos(hf_pretrained)
     registry = bridge.registry(hf_pretrained)
     if infos is not None:
         plan.dropped = {name: reason for name in infos if (reason := registry.drop_reason(name))}

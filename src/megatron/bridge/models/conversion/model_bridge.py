@@ -3,12 +3,13 @@
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from megatron.bridge.errors import UnsupportedConfigError, UnsupportedModelError
+from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import config_mapping, stacked_experts
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+from megatron.bridge.models.conversion.registered import RegisteredBridge, register, registered_for
+from megatron.bridge.models.hf_pretrained.config_aliases import add_aliases
 
 if TYPE_CHECKING:
     import torch
@@ -18,31 +19,6 @@ if TYPE_CHECKING:
     from megatron.bridge.models.conversion.plan import WeightConversionTask
     from megatron.bridge.models.conversion.weight_stream import HFWeightTuple
     from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
-
-
-@dataclass(frozen=True)
-class RegisteredBridge:
-    """An entry of the table of supported architectures."""
-
-    architecture: str
-    bridge_class: "type[MegatronModelBridge]"
-    target: Any
-    model_type: str | None
-
-
-# Architectures that megatron-core cannot compute, with the reason.
-NOT_REPRESENTABLE = {
-    "DeepseekV4ForCausalLM": (
-        "its hyper-connections keep several residual streams per layer (hc_mult), and megatron-core's layers and the "
-        "hand-over between its pipeline stages carry one"
-    ),
-}
-
-# (HF architecture, `model_type` that transformers does not know) -> the `model_type` whose config class it has.
-# Filled by `register_bridge`: only what a family states to be the same, field by field, is read so.
-_CONFIG_ALIASES: dict[tuple[str, str], str] = {}
-
-_BRIDGES: dict[str, RegisteredBridge] = {}
 
 
 class MegatronModelBridge(ABC):
@@ -61,7 +37,6 @@ class MegatronModelBridge(ABC):
         CONFIG_DEFAULTS: provider fields that are the same for every model of the family.
         PROVIDER_CLASS: a class, or its dotted name, with which megatron-core is not imported to list the families;
             default `GPTModelProvider`.
-        ADDITIONAL_FILE_PATTERNS: further artifact files to copy on export.
     """
 
     CONFIG_MAPPING: ClassVar[config_mapping.FieldMapping | Sequence[tuple[str, str]]] = config_mapping.DECODER_FIELDS
@@ -75,7 +50,6 @@ class MegatronModelBridge(ABC):
         "hidden_dropout": 0.0,
     }
     PROVIDER_CLASS: ClassVar[Any] = None
-    ADDITIONAL_FILE_PATTERNS: ClassVar[Sequence[str]] = ()
 
     hf_config: "PretrainedConfig"
 
@@ -103,15 +77,14 @@ class MegatronModelBridge(ABC):
         """
         architecture = source if isinstance(source, str) else source.__name__
 
-        def register(bridge_class: type["MegatronModelBridge"]) -> type["MegatronModelBridge"]:
+        def decorate(bridge_class: type["MegatronModelBridge"]) -> type["MegatronModelBridge"]:
             if provider is not None:
                 bridge_class.PROVIDER_CLASS = provider
-            _BRIDGES[architecture] = RegisteredBridge(architecture, bridge_class, target, model_type)
-            for unknown, known in (same_config or {}).items():
-                _CONFIG_ALIASES[architecture, unknown] = known
+            register(RegisteredBridge(architecture, bridge_class, target, model_type))
+            add_aliases(architecture, same_config or {})
             return bridge_class
 
-        return register
+        return decorate
 
     # What a family declares
 
@@ -273,13 +246,17 @@ class MegatronModelBridge(ABC):
     # Execution: the same functions that AutoBridge calls
 
     def build_conversion_tasks(
-        self, hf_pretrained: Any, models: Any, weight_dtype: Any = None
+        self, hf_pretrained: Any, models: Any, weight_dtype: "torch.dtype | None" = None
     ) -> "list[WeightConversionTask]":
-        """The tasks of the whole model, the same list on every rank (collective)."""
+        """The tasks of the whole model, the same list on every rank (collective).
+
+        Args:
+            weight_dtype: of what an export of these tasks gives; default: that of the Megatron weights.
+        """
         from megatron.bridge.models.conversion import weight_stream
 
         self.hf_config = hf_pretrained.config
-        return weight_stream.build_global_tasks(self, hf_pretrained, models)
+        return weight_stream.build_global_tasks(self, hf_pretrained, models, weight_dtype)
 
     def load_weights_hf_to_megatron(
         self, hf_pretrained: Any, model: Any, allowed_mismatched_params: Sequence[str] | None = None
@@ -299,63 +276,3 @@ class MegatronModelBridge(ABC):
 
         self.hf_config = hf_pretrained.config
         return weight_stream.export(self, hf_pretrained, model, cpu=cpu, **kwargs)
-
-
-def registered_bridges() -> dict[str, RegisteredBridge]:
-    """All bridges by HF architecture, the families of this package included."""
-    import pkgutil
-
-    from megatron.bridge import models
-
-    for package in pkgutil.iter_modules(models.__path__):
-        if package.ispkg and package.name not in ("conversion", "hf_pretrained"):
-            for module in pkgutil.iter_modules([f"{next(iter(models.__path__))}/{package.name}"]):
-                if module.name.endswith("_bridge"):
-                    importlib.import_module(f"{models.__name__}.{package.name}.{module.name}")
-    return dict(_BRIDGES)
-
-
-def known_config_type(model_type: Any, architectures: Any) -> str | None:
-    """The `model_type` whose config class reads a config of a `model_type` that transformers does not know, or `None`.
-
-    Args:
-        architectures: of the config; the first that has a bridge must be the one for which a family stated it.
-    """
-    bridges = registered_bridges()
-    names = architectures if isinstance(architectures, list) else []
-    architecture = next((name for name in names if isinstance(name, str) and name in bridges), "")
-    return _CONFIG_ALIASES.get((architecture, model_type)) if isinstance(model_type, str) else None
-
-
-def registered_for(bridge_class: type[MegatronModelBridge]) -> RegisteredBridge:
-    """The first registration of a bridge class."""
-    for entry in _BRIDGES.values():
-        if entry.bridge_class is bridge_class:
-            return entry
-    raise UnsupportedModelError(f"{bridge_class.__name__} is not registered: decorate it with register_bridge")
-
-
-def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
-    """The bridge of the first architecture that a config names.
-
-    Raises:
-        UnsupportedModelError: the config names no architecture, or one without a bridge.
-    """
-    bridges = registered_bridges()
-    architectures = getattr(hf_config, "architectures", None) or []
-    for architecture in architectures:
-        if architecture in bridges:
-            return bridges[architecture]
-    found = ", ".join(architectures) if architectures else "none"
-    name = getattr(hf_config, "name_or_path", "")
-    for architecture in architectures:
-        if architecture in NOT_REPRESENTABLE:
-            raise UnsupportedModelError(
-                f"{type(hf_config).__name__}{f' of {name}' if name else ''}: {architecture} cannot be converted: "
-                f"{NOT_REPRESENTABLE[architecture]}. It needs layers of its own in megatron-core first."
-            )
-    raise UnsupportedModelError(
-        f"{type(hf_config).__name__}{f' of {name}' if name else ''}: no bridge for architecture {found}. "
-        f"Supported: {', '.join(sorted(bridges))}. "
-        "`megatron-bridge models` lists them; a new one is a subclass of MegatronModelBridge."
-    )

@@ -16,8 +16,13 @@ import torch
 
 from megatron.bridge.errors import CheckpointError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
-from megatron.bridge.models.conversion.hf_folder import TensorBlocks, weight_files, write_shared
-from megatron.bridge.models.conversion.hf_save import output_shards
+from megatron.bridge.models.conversion.hf_files import (
+    TensorBlocks,
+    hf_tensor_infos,
+    output_shards,
+    weight_files,
+    write_shared,
+)
 from megatron.bridge.models.conversion.layout import Layout, Piece
 from megatron.bridge.models.conversion.meta_model import meta_placement
 from megatron.bridge.models.conversion.param_mapping import VOCABULARY_WEIGHTS
@@ -31,7 +36,7 @@ from megatron.bridge.models.conversion.quantized_export import (
 )
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.conversion.sanity import check_weights
-from megatron.bridge.models.conversion.weight_stream import check_tied, hf_tensor_infos, read_hf_tensors
+from megatron.bridge.models.conversion.weight_stream import check_tied, read_hf_tensors
 from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
 from megatron.bridge.models.placement import Shard
 from megatron.bridge.training.run_config import provider_as_data, write_run_config
@@ -44,7 +49,7 @@ from megatron.bridge.transport.staging import OutputFile, StagingFolder
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+    from megatron.bridge.models.conversion.hooks import WeightHooks
 
 # Checkpoint entries that are not weights of the model.
 _NOT_WEIGHTS = ("optimizer", "chained_", "rng_state", "rerun_state", "opt_param_scheduler", "common")
@@ -55,7 +60,7 @@ _ITERATION = "iter_0000000"
 
 
 def import_checkpoint(
-    bridge: "MegatronModelBridge",
+    bridge: "WeightHooks",
     hf_pretrained: Any,
     provider: Any,
     out: Path,
@@ -112,7 +117,7 @@ def import_checkpoint(
 
 
 def _entries(
-    bridge: "MegatronModelBridge",
+    bridge: "WeightHooks",
     plan: Plan,
     state: Any,
     dtype: torch.dtype | None,
@@ -154,7 +159,7 @@ def _blocks(layout: Layout, box: Box, itemsize: int, block_bytes: int, is_stored
 
 
 def _produce(
-    bridge: "MegatronModelBridge",
+    bridge: "WeightHooks",
     task: WeightConversionTask,
     box: Box,
     state: Any,
@@ -176,7 +181,7 @@ def _produce(
 
 
 def export_checkpoint(
-    bridge: "MegatronModelBridge",
+    bridge: "WeightHooks",
     hf_pretrained: Any,
     provider: Any,
     folder: Path,
@@ -252,7 +257,7 @@ class CheckpointWeights:
 
     def __init__(
         self,
-        bridge: "MegatronModelBridge",
+        bridge: "WeightHooks",
         hf_pretrained: Any,
         provider: Any,
         folder: Path,

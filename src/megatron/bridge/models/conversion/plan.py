@@ -53,6 +53,7 @@ class WeightConversionTask:
         layout: of the whole weight.
         shards: the boxes that this rank holds.
         owners: for each box of the whole weight a rank that holds it; filled when ranks have been asked.
+        weight_dtype: of floating-point tensors that an export gives; `None` for `dtype`.
     """
 
     param_name: str
@@ -67,6 +68,7 @@ class WeightConversionTask:
     layout: Layout = field(default_factory=lambda: Layout((), {}))
     shards: tuple[Shard, ...] = ()
     owners: dict[Box, int] = field(default_factory=dict)
+    weight_dtype: "torch.dtype | None" = None
 
     @property
     def hf_shapes(self) -> dict[str, Shape]:

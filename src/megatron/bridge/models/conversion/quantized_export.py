@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megatron.bridge.errors import QuantizationError
-from megatron.bridge.models.conversion.hf_folder import TensorBlocks
+from megatron.bridge.models.conversion.hf_files import TensorBlocks
 from megatron.bridge.models.hf_pretrained.quantization.source import DequantizedSource
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo
 

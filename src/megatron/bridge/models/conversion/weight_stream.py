@@ -11,9 +11,10 @@ from megatron.core import parallel_state
 
 from megatron.bridge.errors import BridgeError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
+from megatron.bridge.models.conversion.hf_files import hf_tensor_infos
 from megatron.bridge.models.conversion.layout import Layout
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
-from megatron.bridge.models.conversion.plan import Plan, TensorInfo, WeightConversionTask, build_plan
+from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan
 from megatron.bridge.models.conversion.quantized_export import quantized, quantizer_of, weights_to_quantize
 from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.model_building import unwrap_model
@@ -25,7 +26,7 @@ from megatron.bridge.transport.progress import Progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+    from megatron.bridge.models.conversion.hooks import WeightHooks
 
 # Bytes of Megatron weights that one round of collectives moves, by default.
 BUCKET_BYTES = 256 * 2**20
@@ -66,13 +67,8 @@ class HFWeightTuple(NamedTuple):
     weight: "Tensor"
 
 
-def hf_tensor_infos(hf_pretrained: Any) -> Mapping[str, TensorInfo] | None:
-    """Shapes of the checkpoint's tensors by name, or `None` if there is only a config."""
-    return hf_pretrained.state.infos if getattr(hf_pretrained, "has_weights", False) else None
-
-
 def load(
-    bridge: "MegatronModelBridge",
+    bridge: "WeightHooks",
     hf_pretrained: Any,
     model: Any,
     allowed_mismatched_params: Iterable[str] = (),
@@ -128,7 +124,7 @@ def _bytes_read(layout: Layout, hf_tensors: Mapping[str, "Tensor"], box: Box) ->
     return sum(part.num_elements * hf_tensors[part.role].itemsize for part in parts if part.role is not None)
 
 
-def read_hf_tensors(bridge: "MegatronModelBridge", task: WeightConversionTask, state: Any) -> dict[str, Any]:
+def read_hf_tensors(bridge: "WeightHooks", task: WeightConversionTask, state: Any) -> dict[str, Any]:
     """A task's HF tensors by role, to be sliced: views of the file, or what computes slices of quantised tensors.
 
     With a hook of the family, what that gives.
@@ -160,8 +156,13 @@ def check_tied(plan: Plan, state: Any) -> None:
             )
 
 
-def build_global_tasks(bridge: "MegatronModelBridge", hf_pretrained: Any, model: Any) -> list[WeightConversionTask]:
+def build_global_tasks(
+    bridge: "WeightHooks", hf_pretrained: Any, model: Any, weight_dtype: torch.dtype | None = None
+) -> list[WeightConversionTask]:
     """Tasks for every weight of the whole model, in the same order on every rank (collective).
+
+    Args:
+        weight_dtype: of what an export of these tasks gives.
 
     Raises:
         PlanError: a weight without a mapping.
@@ -191,6 +192,7 @@ def build_global_tasks(bridge: "MegatronModelBridge", hf_pretrained: Any, model:
     for task in plan:
         task.pp_rank = pp_ranks[task.global_param_name]
         task.owners = owners[task.global_param_name]
+        task.weight_dtype = weight_dtype
         if task.param_weight is not None:
             assert task.vp_stage is not None
             task.megatron_module = modules[task.vp_stage].get(task.param_name.rpartition(".")[0])
@@ -198,7 +200,7 @@ def build_global_tasks(bridge: "MegatronModelBridge", hf_pretrained: Any, model:
 
 
 def export(
-    bridge: "MegatronModelBridge",
+    bridge: "WeightHooks",
     hf_pretrained: Any,
     model: Any,
     *,
@@ -243,7 +245,7 @@ def export(
                 if form is not None:
                     weights = quantized(weights, form, weights_to_quantize([task], form))
                 for name, weight in weights.items():
-                    weight = _convert(weight, cpu, None if form is not None else weight_dtype)
+                    weight = _convert(weight, cpu, None if form is not None else weight_dtype or task.weight_dtype)
                     progress.advance(weight.nbytes)
                     for given in (name, *copies.get(name, ())):
                         if select is None or select(given):
@@ -262,7 +264,7 @@ def describe(
     for task in tasks:
         for name, shape in task.hf_shapes.items() if task is not None else ():
             assert task is not None and task.dtype is not None
-            dtype = weight_dtype if weight_dtype is not None and task.dtype.is_floating_point else task.dtype
+            dtype = (weight_dtype or task.weight_dtype or task.dtype) if task.dtype.is_floating_point else task.dtype
             infos.setdefault(name, HFWeightInfo(name, shape, dtype))
     return list(infos.values())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -119,6 +120,14 @@ class PreTrainedCausalLM:
         names = None if self.quantization_config else indexed_names(self.path)
         return self.state.infos if names is None else names
 
+    def with_unknown_numbers(self) -> Self:
+        """The same model, whose `state` gives numbers that it cannot read as they are stored."""
+        other = copy(self)
+        other.leaves_unknown_numbers = True
+        for name in ("state", "tensor_names"):
+            vars(other).pop(name, None)
+        return other
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer.
@@ -126,10 +135,21 @@ class PreTrainedCausalLM:
         Raises:
             CheckpointError: the folder has none that transformers can load.
         """
+        return self.load_tokenizer()
+
+    def load_tokenizer(self, **kwargs: Any) -> PreTrainedTokenizerBase:
+        """The tokenizer, with settings of its own.
+
+        Args:
+            kwargs: of `AutoTokenizer.from_pretrained`.
+
+        Raises:
+            CheckpointError: as `tokenizer`.
+        """
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+            return AutoTokenizer.from_pretrained(self.path, **{"trust_remote_code": self.trust_remote_code, **kwargs})
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: no tokenizer that transformers can load: {error}") from error
 

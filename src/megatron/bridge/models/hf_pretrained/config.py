@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.errors import CheckpointError, UnsupportedConfigError, UnsupportedModelError
+from megatron.bridge.models.hf_pretrained.config_aliases import known_config_type
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -131,8 +132,6 @@ def _made(folder: Path, make: Callable[[], PretrainedConfig]) -> PretrainedConfi
 def _known_class(values: dict[str, Any]) -> type[PretrainedConfig] | None:
     """The config class of the `model_type` that a family states this one to be, if transformers does not know it."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    from megatron.bridge.models.conversion.model_bridge import known_config_type
 
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type in CONFIG_MAPPING:

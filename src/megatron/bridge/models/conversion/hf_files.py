@@ -1,4 +1,4 @@
-"""Writing an HF folder from tensors that come in blocks of rows: what export and de-quantisation share."""
+"""The weight files of an HF folder: which tensor goes to which file, and writing them from blocks of rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -8,11 +8,49 @@ import torch
 
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo, encode_header
+from megatron.bridge.models.hf_pretrained.writer import plan_shards
 from megatron.bridge.transport import process_groups
+from megatron.bridge.transport.boxes import Shape
 from megatron.bridge.transport.staging import OutputFile, StagingFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def hf_tensor_infos(hf_pretrained: Any) -> Mapping[str, TensorInfo] | None:
+    """Shapes of the checkpoint's tensors by name, or `None` if there is only a config."""
+    return hf_pretrained.state.infos if getattr(hf_pretrained, "has_weights", False) else None
+
+
+def output_shards(
+    shapes: Mapping[str, Shape],
+    dtypes: "Mapping[str, torch.dtype]",
+    tied: Mapping[str, str],
+    hf_pretrained: Any,
+) -> tuple[dict[str, list[TensorInfo]], dict[str, Any]]:
+    """The files of an export and their tensors, and further options for `SafetensorsWriter`.
+
+    Tensors that the source has keep their file and their place in it; new ones, or all if there is no source, are
+    distributed as `save_pretrained` does.
+
+    Args:
+        shapes, dtypes: of every tensor to write, by name.
+        tied: second copies to write, with the name of the tensor that they equal.
+    """
+    infos = {name: TensorInfo(name, tuple(shape), dtypes[name], "") for name, shape in shapes.items()}
+    infos |= {name: infos[same_as]._replace(name=name) for name, same_as in tied.items()}
+    if hf_tensor_infos(hf_pretrained) is None:
+        return plan_shards(infos.values()), {}
+    source = hf_pretrained.state
+    shards = {
+        filename: [infos.pop(name)._replace(filename=filename) for name in names if name in infos]
+        for filename, names in source.shards.items()
+    }
+    if infos:  # not in the source: appended to its last file
+        last = list(shards)[-1]
+        shards[last] += [info._replace(filename=last) for info in infos.values()]
+    shards = {filename: tensors for filename, tensors in shards.items() if tensors}
+    return shards, {"file_metadata": source.file_metadata, "index_metadata": source.index_metadata}
 
 
 class TensorBlocks(Protocol):

@@ -1,0 +1,48 @@
+"""What the conversion code calls on a family's bridge. `MegatronModelBridge` has all of it."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+    from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
+    from megatron.bridge.models.conversion.plan import WeightConversionTask
+
+
+class WeightHooks(Protocol):
+    """The weights' side: the mappings, and the hooks through which a family changes tensors."""
+
+    @property
+    def changes_loaded_weights(self) -> bool: ...
+
+    @property
+    def changes_exported_weights(self) -> bool: ...
+
+    def registry(self, hf_pretrained: Any = None) -> "MegatronMappingRegistry": ...
+
+    def maybe_modify_loaded_hf_weight(
+        self, hf_param: str | dict[str, str], hf_state_dict: "Mapping[str, Tensor]"
+    ) -> "Tensor | dict[str, Tensor]": ...
+
+    def maybe_modify_converted_hf_weight(
+        self, task: "WeightConversionTask", weights: "dict[str, Tensor]", hf_state_dict: "Mapping[str, Tensor] | None"
+    ) -> "dict[str, Tensor]": ...
+
+
+class BridgeHooks(WeightHooks, Protocol):
+    """Both sides: weights and config."""
+
+    hf_config: "PretrainedConfig"
+
+    def hf_config_to_provider_kwargs(self, hf_config: "PretrainedConfig") -> dict[str, Any]: ...
+
+    def build_conversion_tasks(
+        self, hf_pretrained: Any, models: Any, weight_dtype: "torch.dtype | None" = None
+    ) -> "list[WeightConversionTask]": ...
+
+    def provider_bridge(self, hf_pretrained: Any) -> Any: ...
+
+    def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]: ...

@@ -1,0 +1,77 @@
+"""The table of supported architectures, which families fill as they are imported."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from megatron.bridge.errors import UnsupportedModelError
+from megatron.bridge.models.hf_pretrained.config_aliases import import_families
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from megatron.bridge.models.conversion.hooks import BridgeHooks
+
+# Architectures that megatron-core cannot compute, with the reason.
+NOT_REPRESENTABLE = {
+    "DeepseekV4ForCausalLM": (
+        "its hyper-connections keep several residual streams per layer (hc_mult), and megatron-core's layers and the "
+        "hand-over between its pipeline stages carry one"
+    ),
+}
+
+_BRIDGES: "dict[str, RegisteredBridge]" = {}
+
+
+@dataclass(frozen=True)
+class RegisteredBridge:
+    """An entry of the table of supported architectures."""
+
+    architecture: str
+    bridge_class: "type[BridgeHooks]"
+    target: Any
+    model_type: str | None
+
+
+def register(entry: RegisteredBridge) -> None:
+    """Puts a bridge into the table, in place of an earlier one for the same architecture."""
+    _BRIDGES[entry.architecture] = entry
+
+
+def registered_bridges() -> dict[str, RegisteredBridge]:
+    """All bridges by HF architecture, the families of this package included."""
+    import_families()
+    return dict(_BRIDGES)
+
+
+def registered_for(bridge_class: "type[BridgeHooks]") -> RegisteredBridge:
+    """The first registration of a bridge class."""
+    for entry in _BRIDGES.values():
+        if entry.bridge_class is bridge_class:
+            return entry
+    raise UnsupportedModelError(f"{bridge_class.__name__} is not registered: decorate it with register_bridge")
+
+
+def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
+    """The bridge of the first architecture that a config names.
+
+    Raises:
+        UnsupportedModelError: the config names no architecture, or one without a bridge.
+    """
+    bridges = registered_bridges()
+    architectures = getattr(hf_config, "architectures", None) or []
+    for architecture in architectures:
+        if architecture in bridges:
+            return bridges[architecture]
+    found = ", ".join(architectures) if architectures else "none"
+    name = getattr(hf_config, "name_or_path", "")
+    for architecture in architectures:
+        if architecture in NOT_REPRESENTABLE:
+            raise UnsupportedModelError(
+                f"{type(hf_config).__name__}{f' of {name}' if name else ''}: {architecture} cannot be converted: "
+                f"{NOT_REPRESENTABLE[architecture]}. It needs layers of its own in megatron-core first."
+            )
+    raise UnsupportedModelError(
+        f"{type(hf_config).__name__}{f' of {name}' if name else ''}: no bridge for architecture {found}. "
+        f"Supported: {', '.join(sorted(bridges))}. "
+        "`megatron-bridge models` lists them; a new one is a subclass of MegatronModelBridge."
+    )

@@ -1,0 +1,44 @@
+"""Values of `model_type` that transformers does not know, and whose configs are another model's field by field.
+
+Families state them (`register_bridge(same_config=...)`): nothing is read so that no family vouches for.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+# HF architecture -> unknown `model_type` -> the known one. Every architecture that has a bridge is a key.
+_ALIASES: dict[str, dict[str, str]] = {}
+
+_NO_FAMILIES = ("conversion", "hf_pretrained", "transformer")
+
+
+def add_aliases(architecture: str, aliases: Mapping[str, str]) -> None:
+    """States the aliases of an architecture that has a bridge, perhaps none."""
+    _ALIASES[architecture] = dict(aliases)
+
+
+def known_config_type(model_type: Any, architectures: Any) -> str | None:
+    """The `model_type` whose config class reads a config of a `model_type` that transformers does not know, or `None`.
+
+    Args:
+        architectures: of the config; the first that has a bridge must be the one for which a family stated it.
+    """
+    import_families()
+    names = architectures if isinstance(architectures, list) else []
+    architecture = next((name for name in names if isinstance(name, str) and name in _ALIASES), "")
+    return _ALIASES.get(architecture, {}).get(model_type) if isinstance(model_type, str) else None
+
+
+def import_families() -> None:
+    """Imports every `<model>_bridge` module of every family, which registers itself."""
+    from megatron.bridge import models
+
+    for package in pkgutil.iter_modules(models.__path__):
+        if not package.ispkg or package.name in _NO_FAMILIES:
+            continue
+        family = importlib.import_module(f"{models.__name__}.{package.name}")
+        for module in pkgutil.iter_modules(family.__path__):
+            if module.name.endswith("_bridge"):
+                importlib.import_module(f"{family.__name__}.{module.name}")
