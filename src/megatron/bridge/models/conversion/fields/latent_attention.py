@@ -1,54 +1,34 @@
-"""The config fields of multi-latent attention, from Hugging Face and back: what the families share."""
+"""Multi-latent attention (MLA, arXiv 2405.04434)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion import config_mapping
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-# HF field -> provider field of multi-latent attention, in place of `DECODER_FIELDS`.
-MLA_FIELDS = {
-    **{hf: ours for hf, ours in config_mapping.DECODER_FIELDS.items() if hf != "head_dim"},
-    "kv_lora_rank": "kv_lora_rank",
-    "qk_nope_head_dim": "qk_head_dim",
-    "qk_rope_head_dim": "qk_pos_emb_head_dim",
-    "v_head_dim": "v_head_dim",
-}
-
-# Fields that other fields give.
-MLA_IRRELEVANT = {
-    "qk_head_dim": "the sum of qk_nope_head_dim and qk_rope_head_dim",
-    "head_dim": "another name of qk_rope_head_dim",
-}
-
-# Values without which transformers' computation is another one.
-MLA_FIXED = {"attention_bias": False, "rope_interleave": True}
+from megatron.bridge.models.conversion.fields.decoder import decoder
+from megatron.bridge.models.conversion.fields.part import Part, same
+from megatron.bridge.models.conversion.fields.rope import rotary_fields
 
 
-def latent_attention_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
-    """The provider fields of multi-latent attention that are not the same on both sides.
+def _latents(hf_config: Any) -> dict[str, Any]:
+    """The latent of the queries, which may be absent.
 
     Raises:
-        UnsupportedConfigError: a rotary embedding that cannot be represented, or grouped keys and values, which
-            transformers does not compute either.
+        UnsupportedConfigError: grouped keys and values, which transformers does not compute either.
     """
     if hf_config.num_key_value_heads != hf_config.num_attention_heads:
         raise UnsupportedConfigError(
-            f"{where}: num_key_value_heads {hf_config.num_key_value_heads} must equal num_attention_heads "
+            f"num_key_value_heads {hf_config.num_key_value_heads} must equal num_attention_heads "
             f"{hf_config.num_attention_heads}: keys and values come from one latent"
         )
-    return {"q_lora_rank": hf_config.q_lora_rank, **mla_rotary_fields(hf_config, where)}
+    return {"q_lora_rank": hf_config.q_lora_rank}
 
 
-def mla_rotary_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, Any]:
-    """The provider fields of multi-latent attention's rotary embedding: default or YaRN.
+def _rotary_fields(hf_config: Any) -> dict[str, Any]:
+    """The rotary embedding: default or YaRN.
 
     Raises:
         UnsupportedConfigError: another kind, or numbers that megatron-core's YaRN for MLA has no place for.
     """
-    parameters = config_mapping.rotary_fields(hf_config, where)["rope_parameters"]
+    parameters = rotary_fields(hf_config)["rope_parameters"]
     fields = {"rotary_base": float(parameters["rope_theta"]), "rope_parameters": parameters}
     kind = parameters.get("rope_type", "default")
     if kind == "default":
@@ -59,7 +39,7 @@ def mla_rotary_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, An
     others = [parameters.get(name) for name in ("attention_factor", "truncate", "partial_rotary_factor")]
     if kind != "yarn" or not is_exact or any(value is not None for value in others):
         raise UnsupportedConfigError(
-            f"{where}: rope_parameters {parameters!r} cannot be represented with multi-latent attention; expected "
+            f"rope_parameters {parameters!r} cannot be represented with multi-latent attention; expected "
             "rope_type default, or yarn with mscale if there is mscale_all_dim, and without "
             "attention_factor, truncate and partial_rotary_factor"
         )
@@ -74,3 +54,25 @@ def mla_rotary_fields(hf_config: "PretrainedConfig", where: str) -> dict[str, An
         "mscale": float(mscale) if mscale_all_dim else 1.0,
         "mscale_all_dim": float(mscale_all_dim),
     }
+
+
+# A decoder with multi-latent attention: in place of `DECODER`.
+LATENT_ATTENTION_DECODER = (
+    *decoder(head_dim=None, rope_parameters=None),
+    same(
+        "kv_lora_rank", "v_head_dim", "rope_parameters",
+        qk_nope_head_dim="qk_head_dim", qk_rope_head_dim="qk_pos_emb_head_dim",
+    ),
+    Part(
+        reads=("q_lora_rank",),
+        irrelevant={
+            "qk_head_dim": "the sum of qk_nope_head_dim and qk_rope_head_dim",
+            "head_dim": "another name of qk_rope_head_dim",
+        },
+        # Values without which transformers' computation is another one.
+        fixed={"attention_bias": False, "rope_interleave": True},
+        defaults={"qk_layernorm": True},
+        to_provider=lambda hf_config: _latents(hf_config) | _rotary_fields(hf_config),
+        to_hf=lambda provider: {"q_lora_rank": provider.q_lora_rank},
+    ),
+)  # fmt: skip
