@@ -1,32 +1,8 @@
 """Ling 2.0 and Ring 2.0, whose config class is the model's own code."""
 
-from types import SimpleNamespace
-from typing import Any
-
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-
-
-def _rotary_fields(hf_config: Any) -> dict[str, Any]:
-    # The class may have been written for transformers 4, which keeps these fields apart.
-    parameters = {
-        "rope_type": "default",
-        "rope_theta": getattr(hf_config, "rope_theta", None),
-        "partial_rotary_factor": getattr(hf_config, "partial_rotary_factor", 1.0),
-        **(getattr(hf_config, "rope_parameters", None) or {}),
-    }
-    return fields.rotary_fields(SimpleNamespace(rope_parameters=parameters))
-
-
-def _rotary_values(provider: Any) -> dict[str, Any]:
-    apart = {"rope_theta": provider.rotary_base, "partial_rotary_factor": provider.rotary_percent}
-    return {**fields.rotary_values(provider), **apart}
-
-
-_ROPE = fields.Part(
-    reads=("rope_parameters", "rope_theta", "partial_rotary_factor"), to_provider=_rotary_fields, to_hf=_rotary_values
-)
 
 
 @MegatronModelBridge.register_bridge(source="BailingMoeV2ForCausalLM", target="GPTModel", model_type="bailing_moe")
@@ -35,15 +11,13 @@ class BailingMoeV2Bridge(MegatronModelBridge):
 
     CONFIG = (
         *fields.decoder(rope_parameters=None),
-        _ROPE,
+        fields.OLDER_ROPE,
         *fields.biased_experts(),
         fields.expert_layers("first_k_dense_replace", "num_shared_experts"),
         fields.GROUPED_SIGMOID_ROUTER,
         fields.same(use_qkv_bias="add_qkv_bias", use_qk_norm="qk_layernorm"),
-        fields.irrelevant(
-            moe_shared_expert_intermediate_size="the published code reads num_shared_experts",
-            router_dtype="scores are in fp32",
-        ),
+        fields.irrelevant("the published code reads num_shared_experts", "moe_shared_expert_intermediate_size"),
+        fields.irrelevant("scores are in fp32", "router_dtype"),
         fields.fixed(
             use_bias=False, use_rmsnorm=True, embedding_dropout=0.0, output_dropout=0.0, use_sliding_window=False
         ),

@@ -38,12 +38,9 @@ class BambaBridge(MegatronModelBridge):
         fields.Part(
             reads=("num_hidden_layers", "attn_layer_indices", "mamba_expand"), to_provider=_pattern, to_hf=_layers
         ),
-        fields.irrelevant(
-            layers_block_type="derived from attn_layer_indices",
-            layer_types="derived from attn_layer_indices",
-            num_logits_to_keep="generation",
-            z_loss_coefficient="training",
-        ),
+        fields.irrelevant("derived from attn_layer_indices", "layers_block_type", "layer_types"),
+        fields.irrelevant("generation", "num_logits_to_keep"),
+        fields.irrelevant("training", "z_loss_coefficient"),
         fields.not_read("use_mamba_kernels", "attn_rotary_emb", "sliding_window"),
         fields.fixed(attention_bias=False, mlp_bias=False, mamba_proj_bias=False, mamba_conv_bias=True, mamba_d_conv=4),
     )

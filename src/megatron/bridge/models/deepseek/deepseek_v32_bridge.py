@@ -11,15 +11,9 @@ class DeepseekV32Bridge(DeepseekV3Bridge):
 
     CONFIG = (
         *DeepseekV3Bridge.CONFIG,
+        *fields.SPARSE_ATTENTION,
         fields.expert_layers("first_k_dense_replace", "mlp_layer_types", "n_shared_experts"),
-        fields.same(
-            index_topk="dsa_indexer_topk", index_head_dim="dsa_indexer_head_dim", index_n_heads="dsa_indexer_n_heads"
-        ),
-        fields.irrelevant(layer_types="the kind of cache of each layer"),
         fields.fixed(mlp_bias=False),
-        # The rotation of queries and keys alike makes them easier to store in FP8, and changes no score.
-        fields.defaults(dsa_indexer_rotate_activation=False, dsa_indexer_k_norm_epsilon=1e-6),
-        fields.defaults(experimental_attention_variant="dsa"),
     )
 
     def attention_mappings(self) -> blocks.Mappings:

@@ -9,7 +9,8 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 DEEPSEEK = (
     *fields.LATENT_ATTENTION_DECODER,
     *fields.DEEPSEEK_SIZES,
-    fields.irrelevant(seq_aux="training", aux_loss_alpha="training", ep_size="another runtime's settings"),
+    fields.irrelevant("training", "seq_aux", "aux_loss_alpha"),
+    fields.irrelevant("another runtime's settings", "ep_size"),
 )
 
 

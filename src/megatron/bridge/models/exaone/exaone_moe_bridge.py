@@ -1,21 +1,8 @@
 """EXAONE mixture of experts."""
 
-from typing import TYPE_CHECKING, Any
-
-from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-
-if TYPE_CHECKING:
-    from transformers import ExaoneMoeConfig
-
-
-def _no_rope(hf_config: "ExaoneMoeConfig") -> dict[str, Any]:
-    no_rope = [int(kind == "full_attention") for kind in hf_config.layer_types]
-    if all(no_rope):
-        raise UnsupportedConfigError(f"sliding_window {hf_config.sliding_window} and no layer with a window")
-    return {"no_rope_freq": no_rope}
 
 
 @MegatronModelBridge.register_bridge(source="ExaoneMoeForCausalLM", target="GPTModel", model_type="exaone_moe")
@@ -28,8 +15,8 @@ class ExaoneMoeBridge(MegatronModelBridge):
         fields.expert_layers("first_k_dense_replace", "mlp_layer_types", "num_shared_experts"),
         fields.GROUPED_SIGMOID_ROUTER,
         fields.WINDOW_LAYERS,
-        fields.Part(to_provider=_no_rope),
-        fields.irrelevant(num_nextn_predict_layers="transformers does not compute with it"),
+        fields.ROPE_IN_WINDOWS,
+        fields.irrelevant("transformers does not compute with it", "num_nextn_predict_layers"),
         fields.fixed(scoring_func="sigmoid", topk_method="noaux_tc"),
         fields.defaults(qk_layernorm=True),
     )

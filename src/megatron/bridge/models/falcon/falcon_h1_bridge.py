@@ -45,7 +45,7 @@ class FalconH1Bridge(MegatronModelBridge):
         fields.Part(
             reads=("key_multiplier", "mamba_d_ssm", "mamba_expand"), to_provider=_scale, to_hf=_scale_and_width
         ),
-        fields.irrelevant(num_logits_to_keep="generation"),
+        fields.irrelevant("generation", "num_logits_to_keep"),
         fields.not_read("layer_types", "layers_block_type", "sliding_window"),
         fields.fixed(attention_bias=False, mlp_bias=False, projectors_bias=False),
         fields.fixed(mamba_proj_bias=False, mamba_conv_bias=True, mamba_d_conv=4),

@@ -16,11 +16,7 @@ class Gemma2Bridge(MegatronModelBridge):
         fields.same("final_logit_softcapping", "attn_logit_softcapping"),
         fields.WINDOW_LAYERS,
         SCALED_EMBEDDINGS,
-        fields.Part(
-            reads=("query_pre_attn_scalar",),
-            to_provider=lambda hf_config: {"softmax_scale": hf_config.query_pre_attn_scalar**-0.5},
-            to_hf=lambda provider: {"query_pre_attn_scalar": round(provider.softmax_scale**-2)},
-        ),
+        fields.converted("query_pre_attn_scalar", "softmax_scale", lambda x: x**-0.5, lambda x: round(x**-2)),
         fields.fixed(use_bidirectional_attention=False),
         fields.not_read("hidden_act", "sliding_window_size"),
         fields.defaults(layernorm_zero_centered_gamma=True, use_post_norms=True),

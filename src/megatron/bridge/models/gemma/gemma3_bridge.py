@@ -15,6 +15,6 @@ class Gemma3Bridge(Gemma2Bridge):
         *Gemma2Bridge.CONFIG,
         # transformers 5.23 does not pass the cap on to attention, whatever its value.
         replace(fields.same("attn_logit_softcapping"), fixed={"attn_logit_softcapping": None}),
-        fields.irrelevant(rope_local_base_freq="transformers turns it into rope_parameters"),
+        fields.turned_into("rope_parameters", "rope_local_base_freq"),
         fields.defaults(qk_layernorm=True),
     )

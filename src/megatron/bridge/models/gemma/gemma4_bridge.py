@@ -13,8 +13,6 @@ from megatron.bridge.models.gemma.gemma_bridge import SCALED_EMBEDDINGS
 if TYPE_CHECKING:
     from transformers import Gemma4TextConfig
 
-# The heads, whose fields transformers does not give out for the whole model where they differ between layers.
-_HEADS = ("head_dim", "num_key_value_heads", "num_attention_heads", "per_layer_config")
 # Fields that are read where `enable_moe_block` is set.
 _MOE = {
     "num_experts": "num_moe_experts",
@@ -23,41 +21,14 @@ _MOE = {
 }
 
 
-def _head_fields(hf_config: "Gemma4TextConfig") -> dict[str, Any]:
-    heads: dict[str, set[tuple[int, int]]] = {"sliding_attention": set(), "full_attention": set()}
-    for kind, layer in zip(hf_config.layer_types, hf_config.per_layer_config, strict=True):
-        heads[kind].add((layer.head_dim, layer.num_key_value_heads))
-    if {len(sizes) for sizes in heads.values()} != {1}:
-        raise UnsupportedConfigError(
-            f"expected one (head_dim, num_key_value_heads) for all layers of a kind, "
-            f"found {heads}; per_layer_config may only change those of all layers with full_attention"
-        )
+def _check_shared_layers(hf_config: "Gemma4TextConfig") -> dict[str, Any]:
     first_shared = hf_config.num_hidden_layers - hf_config.num_kv_shared_layers
     if set(hf_config.layer_types[:first_shared]) != set(hf_config.layer_types):
         raise UnsupportedConfigError(
             f"num_kv_shared_layers is {hf_config.num_kv_shared_layers}, but some of "
             f"these have no earlier layer of their kind to share with; layer_types: {hf_config.layer_types}"
         )
-    (window,), (full,) = heads.values()
-    return {
-        "num_attention_heads": hf_config.num_attention_heads,
-        "kv_channels": full[0],
-        "num_query_groups": full[1],
-        "window_attention": {"kv_channels": window[0], "num_query_groups": window[1]},
-    }
-
-
-def _head_values(provider: Any) -> dict[str, Any]:
-    window, full = provider.attention_config(True), provider.attention_config(False)
-    values = {
-        "num_attention_heads": window.num_attention_heads // window.num_query_groups * window.num_hf_query_groups,
-        "num_key_value_heads": window.num_hf_query_groups,
-        "head_dim": window.kv_channels,
-    }
-    heads = {"head_dim": full.kv_channels, "num_key_value_heads": full.num_hf_query_groups}
-    changed = {name: value for name, value in heads.items() if value != values[name]}
-    full_layers = [layer for layer in range(provider.num_layers) if not provider.has_window(layer + 1)]
-    return {**values, "per_layer_config": dict.fromkeys(full_layers, changed) if changed else {}}
+    return {}
 
 
 def _expert_fields(hf_config: "Gemma4TextConfig") -> dict[str, Any]:
@@ -98,7 +69,8 @@ class Gemma4Bridge(MegatronModelBridge):
         fields.WINDOW_LAYERS,
         SCALED_EMBEDDINGS,
         fields.Part(reads=("enable_moe_block", *_MOE), to_provider=_expert_fields, to_hf=_expert_values),
-        fields.Part(reads=_HEADS, to_provider=_head_fields, to_hf=_head_values),
+        fields.HEADS_BY_KIND,
+        fields.Part(to_provider=_check_shared_layers),
         fields.fixed(use_bidirectional_attention=None),
         fields.defaults(norm_weight_in_fp32=True, use_post_norms=True, qk_layernorm=True, softmax_scale=1.0),
     )

@@ -14,6 +14,6 @@ class Glm4MoeLiteBridge(DeepseekV3Bridge):
         fields.expert_layers("mlp_layer_types", "n_shared_experts"),
         fields.GROUPED_SIGMOID_ROUTER,
         fields.PREDICTION_LAYERS,
-        fields.irrelevant(first_k_dense_replace="transformers reads mlp_layer_types"),
+        fields.irrelevant("transformers reads mlp_layer_types", "first_k_dense_replace"),
         fields.fixed(topk_method="noaux_tc"),
     )

@@ -14,10 +14,8 @@ class GptOssBridge(MegatronModelBridge):
         fields.LOCAL_EXPERTS,
         fields.same(swiglu_limit="activation_func_clamp_value"),
         fields.WINDOW_LAYERS,
-        fields.irrelevant(
-            experts_per_token="another name of num_experts_per_tok",
-            initial_context_length="transformers reads rope_parameters",
-        ),
+        fields.irrelevant("another name of num_experts_per_tok", "experts_per_token"),
+        fields.irrelevant("transformers reads rope_parameters", "initial_context_length"),
         fields.fixed(hidden_act="silu", attention_bias=True, swiglu_alpha=1.702),
         fields.defaults(activation_func="quick_gelu", glu_linear_offset=1.0),
         # megatron-core 0.19 does not cut experts with biases.

@@ -8,12 +8,8 @@ GRANITE = (
     *fields.DECODER,
     fields.ATTENTION_BIAS,
     fields.same("embedding_multiplier", "residual_multiplier", attention_multiplier="softmax_scale"),
-    fields.Part(
-        reads=("logits_scaling",),
-        to_provider=lambda hf_config: {"logits_multiplier": 1 / hf_config.logits_scaling},
-        # 1 / (1 / x) is x but for the last digits, which no config has.
-        to_hf=lambda provider: {"logits_scaling": float(f"{1 / provider.logits_multiplier:.14g}")},
-    ),
+    # 1 / (1 / x) is x but for the last digits, which no config has.
+    fields.converted("logits_scaling", "logits_multiplier", lambda x: 1 / x, lambda x: float(f"{1 / x:.14g}")),
 )
 
 

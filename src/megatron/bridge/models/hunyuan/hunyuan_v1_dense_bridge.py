@@ -1,27 +1,8 @@
 """HunYuan V1 (dense)."""
 
-from typing import TYPE_CHECKING, Any
-
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-
-if TYPE_CHECKING:
-    from transformers import HunYuanDenseV1Config
-
-
-def _rotary_fields(hf_config: "HunYuanDenseV1Config") -> dict[str, Any]:
-    rotary = fields.rotary_fields(hf_config)
-    rope = rotary["rope_parameters"]
-    # What these checkpoints call dynamic does not depend on the length if it has an alpha.
-    if rope["rope_type"] == "dynamic" and rope.get("alpha"):
-        rotary["rope_parameters"] = {**rope, "rope_type": "ntk_alpha"}
-    return rotary
-
-
-def _rotary_values(provider: Any) -> dict[str, Any]:
-    rope = fields.rotary_values(provider)["rope_parameters"]
-    return {"rope_parameters": {**rope, "rope_type": "dynamic"} if "alpha" in rope else rope}
 
 
 @MegatronModelBridge.register_bridge(
@@ -33,7 +14,7 @@ class HunYuanDenseV1Bridge(MegatronModelBridge):
     CONFIG = (
         *fields.DECODER,
         fields.ATTENTION_BIAS,
-        fields.Part(reads=("rope_parameters",), to_provider=_rotary_fields, to_hf=_rotary_values),
+        fields.ALPHA_ROPE,
         fields.not_read(
             "eod_token_id", "im_end_id", "im_newline_id", "im_start_id", "mask_init_id", "pad_id", "sep_token_id"
         ),

@@ -67,7 +67,7 @@ class Lfm2Bridge(_ShortConvBridge):
     CONFIG = (
         *_ShortConvBridge.CONFIG,
         fields.Part(reads=_MLP_SIZE_RULE, to_provider=_mlp_fields, to_hf=_mlp_values),
-        fields.irrelevant(full_attn_idxs="transformers turns it into layer_types"),
+        fields.turned_into("layer_types", "full_attn_idxs"),
     )
 
 

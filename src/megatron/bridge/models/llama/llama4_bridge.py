@@ -55,12 +55,10 @@ class Llama4Bridge(MegatronModelBridge):
         fields.Part(
             reads=("moe_layers", "no_rope_layers", "layer_types"), to_provider=_layer_fields, to_hf=_layer_values
         ),
-        fields.irrelevant(
-            interleave_moe_layer_step="transformers turns it into moe_layers",
-            no_rope_layer_interval="transformers turns it into no_rope_layers",
-            router_jitter_noise="training",
-            for_llm_compressor="another runtime's settings",
-        ),
+        fields.turned_into("moe_layers", "interleave_moe_layer_step"),
+        fields.turned_into("no_rope_layers", "no_rope_layer_interval"),
+        fields.irrelevant("training", "router_jitter_noise"),
+        fields.irrelevant("another runtime's settings", "for_llm_compressor"),
         fields.defaults(rotary_interleaved=True, moe_router_score_function="sigmoid", moe_apply_probs_on_input=True),
     )
 

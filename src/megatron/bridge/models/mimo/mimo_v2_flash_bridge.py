@@ -59,10 +59,8 @@ class MiMoV2FlashBridge(MegatronModelBridge):
         replace(fields.WINDOW_LAYERS, to_hf=_window_values),
         fields.Part(reads=tuple(_PUBLISHED), to_provider=_check_published),
         fields.Part(to_provider=_window_attention),
-        fields.irrelevant(
-            sliding_window_size="transformers turns it into sliding_window",
-            num_nextn_predict_layers="transformers does not compute with it",
-        ),
+        fields.turned_into("sliding_window", "sliding_window_size"),
+        fields.irrelevant("transformers does not compute with it", "num_nextn_predict_layers"),
         fields.not_read("attention_chunk_size"),
         fields.fixed(scoring_func="sigmoid", topk_method="noaux_tc"),
         fields.fixed(add_swa_attention_sink_bias=True, add_full_attention_sink_bias=False),

@@ -12,7 +12,8 @@ class MiniMaxM2Bridge(MegatronModelBridge):
     CONFIG = (
         *fields.DECODER,
         fields.LOCAL_EXPERTS,
-        fields.irrelevant(router_jitter_noise="training", rotary_dim="transformers puts it into rope_parameters"),
+        fields.irrelevant("training", "router_jitter_noise"),
+        fields.irrelevant("transformers puts it into rope_parameters", "rotary_dim"),
         fields.not_read("layernorm_full_attention_beta", "layernorm_linear_attention_beta", "layernorm_mlp_beta"),
         fields.not_read("attn_type_list", "mlp_intermediate_size", "shared_intermediate_size", "shared_moe_mode"),
         fields.not_read("mtp_transformer_layers", "num_mtp_modules", "use_mtp", "qk_norm_type", "use_qk_norm"),

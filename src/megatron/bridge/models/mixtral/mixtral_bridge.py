@@ -9,7 +9,12 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 class MixtralBridge(MegatronModelBridge):
     """Mistral with experts in place of every MLP; the router takes the softmax of the chosen experts."""
 
-    CONFIG = (*fields.DECODER, fields.LOCAL_EXPERTS, fields.WINDOW, fields.irrelevant(router_jitter_noise="training"))
+    CONFIG = (
+        *fields.DECODER,
+        fields.LOCAL_EXPERTS,
+        fields.WINDOW,
+        fields.irrelevant("training", "router_jitter_noise"),
+    )
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         return MegatronMappingRegistry(

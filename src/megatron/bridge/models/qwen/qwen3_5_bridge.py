@@ -1,21 +1,10 @@
 """Qwen3.5 (text)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-
-
-def _prediction_layers(hf_config: Any) -> dict[str, Any]:
-    num_layers = getattr(hf_config, "mtp_num_hidden_layers", None) or 0
-    if num_layers > 1:
-        raise UnsupportedConfigError(
-            f"mtp_num_hidden_layers {num_layers} cannot be represented: the layers "
-            "share their norms and projection, and in megatron-core each has its own; expected 0 or 1"
-        )
-    return {"mtp_num_layers": num_layers or None}
 
 
 @MegatronModelBridge.register_bridge(source="Qwen3_5ForCausalLM", target="GPTModel", model_type="qwen3_5_text")
@@ -28,15 +17,9 @@ class Qwen3_5Bridge(MegatronModelBridge):
         fields.ATTENTION_BIAS,
         fields.GATED_DELTA_NET,
         fields.linear_attention(),
-        fields.Part(
-            reads=("mtp_num_hidden_layers",),
-            to_provider=_prediction_layers,
-            to_hf=lambda provider: {"mtp_num_hidden_layers": provider.mtp_num_layers or 0},
-        ),
-        fields.irrelevant(
-            full_attention_interval="transformers turns it into layer_types",
-            mamba_ssm_dtype="another runtime's settings",
-        ),
+        fields.PREDICTION_MODULE,
+        fields.turned_into("layer_types", "full_attention_interval"),
+        fields.irrelevant("another runtime's settings", "mamba_ssm_dtype"),
         fields.fixed(attn_output_gate=True, mtp_use_dedicated_embeddings=False),
     )
 

@@ -9,4 +9,9 @@ from megatron.bridge.models.llama.llama_bridge import LlamaBridge
 class SmolLM3Bridge(LlamaBridge):
     """Like Llama, with some layers that have no rotary embedding, and perhaps a sliding window."""
 
-    CONFIG = (*LlamaBridge.CONFIG, fields.SWITCHED_WINDOW_LAYERS, fields.NO_ROPE_LAYERS)
+    CONFIG = (
+        *LlamaBridge.CONFIG,
+        fields.SWITCHED_WINDOW_LAYERS,
+        fields.NO_ROPE_LAYERS,
+        fields.turned_into("no_rope_layers", "no_rope_layer_interval"),
+    )

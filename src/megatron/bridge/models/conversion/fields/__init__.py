@@ -2,9 +2,14 @@
 
 from megatron.bridge.models.conversion.fields.activations import activation
 from megatron.bridge.models.conversion.fields.decoder import ATTENTION_BIAS, DECODER, decoder
-from megatron.bridge.models.conversion.fields.latent_attention import LATENT_ATTENTION_DECODER
+from megatron.bridge.models.conversion.fields.latent_attention import (
+    LATENT_ATTENTION_DECODER,
+    SHARED_INDICES,
+    SPARSE_ATTENTION,
+)
 from megatron.bridge.models.conversion.fields.mixers import (
     GATED_DELTA_NET,
+    LAYER_KINDS,
     STEP_LIMIT,
     linear_attention,
     mamba,
@@ -15,12 +20,13 @@ from megatron.bridge.models.conversion.fields.moe import (
     DEEPSEEK_EXPERTS,
     DEEPSEEK_SIZES,
     EXPERT_LAYERS,
+    GROUP_LIMITED_ROUTER,
     GROUPED_SIGMOID_ROUTER,
     LOCAL_EXPERTS,
     MOE_DEFAULTS,
-    PREDICTION_LAYERS,
     ROUTER_IN_FP32,
     SOFTMAX_ROUTER,
+    SPACED_EXPERT_LAYERS,
     SPARSE_STEPS,
     biased_experts,
     expert_layers,
@@ -33,6 +39,7 @@ from megatron.bridge.models.conversion.fields.part import (
     Part,
     Parts,
     check_values,
+    converted,
     defaults,
     fixed,
     irrelevant,
@@ -40,11 +47,27 @@ from megatron.bridge.models.conversion.fields.part import (
     mapped_values,
     not_read,
     same,
+    turned_into,
 )
-from megatron.bridge.models.conversion.fields.rope import NO_ROPE_LAYERS, ROPE, rotary_fields, rotary_values
-from megatron.bridge.models.conversion.fields.windows import SWITCHED_WINDOW_LAYERS, WINDOW, WINDOW_LAYERS
+from megatron.bridge.models.conversion.fields.prediction import PREDICTION_LAYERS, PREDICTION_MODULE
+from megatron.bridge.models.conversion.fields.rope import (
+    ALPHA_ROPE,
+    NO_ROPE_LAYERS,
+    OLDER_ROPE,
+    ROPE,
+    ROPE_IN_WINDOWS,
+    rotary_fields,
+    rotary_values,
+)
+from megatron.bridge.models.conversion.fields.windows import (
+    HEADS_BY_KIND,
+    SWITCHED_WINDOW_LAYERS,
+    WINDOW,
+    WINDOW_LAYERS,
+)
 
 __all__ = [
+    "ALPHA_ROPE",
     "ATTENTION_BIAS",
     "BIASED_ROUTER",
     "DECODER",
@@ -53,14 +76,23 @@ __all__ = [
     "EXPERT_LAYERS",
     "GATED_DELTA_NET",
     "GROUPED_SIGMOID_ROUTER",
+    "GROUP_LIMITED_ROUTER",
+    "HEADS_BY_KIND",
     "LATENT_ATTENTION_DECODER",
+    "LAYER_KINDS",
     "LOCAL_EXPERTS",
     "MOE_DEFAULTS",
     "NO_ROPE_LAYERS",
+    "OLDER_ROPE",
     "PREDICTION_LAYERS",
+    "PREDICTION_MODULE",
     "ROPE",
+    "ROPE_IN_WINDOWS",
     "ROUTER_IN_FP32",
+    "SHARED_INDICES",
     "SOFTMAX_ROUTER",
+    "SPACED_EXPERT_LAYERS",
+    "SPARSE_ATTENTION",
     "SPARSE_STEPS",
     "STEP_LIMIT",
     "SWITCHED_WINDOW_LAYERS",
@@ -71,6 +103,7 @@ __all__ = [
     "activation",
     "biased_experts",
     "check_values",
+    "converted",
     "decoder",
     "defaults",
     "expert_layers",
@@ -89,4 +122,5 @@ __all__ = [
     "rotary_values",
     "same",
     "softmax_router_fields",
+    "turned_into",
 ]

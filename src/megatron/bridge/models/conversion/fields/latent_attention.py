@@ -4,7 +4,7 @@ from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion.fields.decoder import decoder
-from megatron.bridge.models.conversion.fields.part import Part, same
+from megatron.bridge.models.conversion.fields.part import Part, Parts, defaults, fixed, irrelevant, same, turned_into
 from megatron.bridge.models.conversion.fields.rope import rotary_fields
 
 
@@ -76,3 +76,60 @@ LATENT_ATTENTION_DECODER = (
         to_hf=lambda provider: {"q_lora_rank": provider.q_lora_rank},
     ),
 )  # fmt: skip
+
+# Sparse attention (DSA, arXiv 2512.02556): an indexer chooses the keys of each query.
+SPARSE_ATTENTION: Parts = (
+    same(index_topk="dsa_indexer_topk", index_head_dim="dsa_indexer_head_dim", index_n_heads="dsa_indexer_n_heads"),
+    irrelevant("the kind of cache of each layer", "layer_types"),
+    defaults(
+        experimental_attention_variant="dsa",
+        dsa_indexer_k_norm_epsilon=1e-6,
+        # A rotation of queries and keys alike, which makes them easier to store in FP8 and changes no score.
+        dsa_indexer_rotate_activation=False,
+    ),
+)
+
+
+def indexer_types(num_layers: int, freq: int, offset: int) -> list[str]:
+    """Which layers choose keys ("full"), and which take those of a layer before ("shared").
+
+    Args:
+        freq, offset: megatron-core's `dsa_indexer_topk_freq` and `dsa_indexer_skip_topk_offset`.
+    """
+    return ["shared" if max(layer - max(offset, 1), 0) % freq else "full" for layer in range(1, num_layers + 1)]
+
+
+def _index_schedule(hf_config: Any) -> dict[str, Any]:
+    kinds, num_layers = list(hf_config.indexer_types or ()), hf_config.num_hidden_layers
+    freq, offset = 1, 1
+    if "shared" in kinds:  # after the last of those in front, the next one that is not shared tells how many share
+        offset = kinds.index("shared")
+        freq = [*kinds[offset:], "full"].index("full") + 1
+    if indexer_types(num_layers, freq, offset) != kinds:
+        raise UnsupportedConfigError(
+            f"indexer_types {kinds} cannot be represented: megatron-core has one indexer "
+            "every so many layers, after some in front that have one each"
+        )
+    num_prediction = getattr(hf_config, "num_nextn_predict_layers", None) or 0
+    if "shared" in indexer_types(num_prediction, freq, offset):
+        raise UnsupportedConfigError(
+            f"num_nextn_predict_layers {num_prediction} cannot be represented: each "
+            "prediction layer has an indexer, and megatron-core counts these layers like decoder layers, of which "
+            f"only one in {freq} has one"
+        )
+    return {"dsa_indexer_topk_freq": freq, "dsa_indexer_skip_topk_offset": offset}
+
+
+def _index_kinds(provider: Any) -> dict[str, Any]:
+    schedule = provider.dsa_indexer_topk_freq, provider.dsa_indexer_skip_topk_offset
+    return {"indexer_types": indexer_types(provider.num_layers, *schedule)}
+
+
+# Layers that take over the keys which an earlier layer chose.
+SHARED_INDICES: Parts = (
+    Part(reads=("indexer_types",), to_provider=_index_schedule, to_hf=_index_kinds),
+    turned_into("indexer_types", "index_topk_freq", "index_skip_topk_offset", "index_topk_pattern"),
+    irrelevant("generation: runs of the prediction layer that share indices", "index_share_for_mtp_iteration"),
+    fixed(indexer_rope_interleave=True),
+    defaults(dsa_indexer_rope_interleaved=True),
+)

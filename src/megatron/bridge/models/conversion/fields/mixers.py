@@ -3,7 +3,7 @@
 from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import Part, same
+from megatron.bridge.models.conversion.fields.part import Part, Parts, converted, irrelevant, same, turned_into
 
 # What gated delta nets are made of, and what models that have them have in common.
 GATED_DELTA_NET = Part(
@@ -44,6 +44,28 @@ def linear_attention(kind: str = "linear_attention") -> Part:
         return {"layer_types": [kinds[is_linear] for is_linear in provider.linear_attention_freq]}
 
     return Part(reads=("layer_types",), to_provider=to_provider, to_hf=to_hf)
+
+
+_LAYER_LETTERS = {"linear_attention": "M", "full_attention": "*", "mlp": "-", "moe": "E"}
+
+
+def _pattern(kinds: list[str]) -> str:
+    return "".join(_LAYER_LETTERS[kind] for kind in kinds)
+
+
+def _kinds(pattern: str) -> list[str]:
+    kinds = {letter: kind for kind, letter in _LAYER_LETTERS.items()}
+    return [kinds[letter] for letter in pattern.replace("|", "")]
+
+
+# The kind of each layer of a HybridModel, and of each layer of a multi-token prediction layer.
+LAYER_KINDS: Parts = (
+    converted("layers_block_type", "hybrid_layer_pattern", _pattern, _kinds),
+    converted("mtp_layers_block_type", "mtp_hybrid_override_pattern", _pattern, _kinds),
+    Part(to_provider=lambda hf_config: {"num_layers": len(hf_config.layers_block_type)}),
+    irrelevant("the length of layers_block_type", "num_hidden_layers"),
+    turned_into("layers_block_type", "hybrid_override_pattern"),
+)
 
 
 def _step_limit(hf_config: Any) -> dict[str, Any]:

@@ -117,6 +117,30 @@ GROUPED_SIGMOID_ROUTER = Part(
     to_provider=_grouped_sigmoid_fields,
     to_hf=_grouped_sigmoid_values,
 )
+
+
+def _group_limited_fields(hf_config: Any) -> dict[str, Any]:
+    if hf_config.topk_method == "greedy":
+        return {}
+    return {
+        "moe_router_num_groups": hf_config.n_group,
+        "moe_router_group_topk": hf_config.topk_group,
+        "moe_router_group_score": "max",
+    }
+
+
+def _group_limited_values(provider: Any) -> dict[str, Any]:
+    return {
+        "topk_method": "group_limited_greedy" if provider.moe_router_num_groups else "greedy",
+        "n_group": provider.moe_router_num_groups,
+        "topk_group": provider.moe_router_group_topk,
+    }
+
+
+# DeepSeek-V2's router: the best experts, or those of the groups with the best experts.
+GROUP_LIMITED_ROUTER = Part(
+    reads=("topk_method", "n_group", "topk_group"), to_provider=_group_limited_fields, to_hf=_group_limited_values
+)
 # Routers with a bias for the choice, as trained: the bias balances the experts over batches, the loss only within each
 # sequence (arXiv 2412.19437, section 4.2).
 BIASED_ROUTER = defaults(moe_router_load_balancing_type="seq_aux_loss", moe_aux_loss_coeff=1e-4)
@@ -143,6 +167,38 @@ SPARSE_STEPS = Part(
     irrelevant={"num_local_experts": "another name of num_experts"},
     to_provider=_sparse_step_fields,
     to_hf=_sparse_step_values,
+)
+
+
+def _spaced_fields(hf_config: Any) -> dict[str, Any]:
+    first, last, step = (getattr(hf_config, f"moe_layer_{name}") for name in ("start_index", "end_index", "interval"))
+    layers, num_shared = range(hf_config.num_hidden_layers), hf_config.moe_num_shared_experts
+    return {
+        "moe_layer_freq": moe_layer_freq([first <= layer <= last and (layer + 1) % step == 0 for layer in layers]),
+        "moe_shared_expert_intermediate_size": num_shared * hf_config.moe_intermediate_size or None,
+    }
+
+
+def _spaced_values(provider: Any) -> dict[str, Any]:
+    layers = [layer for layer, is_moe in enumerate(moe_layers(provider)) if is_moe]
+    step = layers[1] - layers[0] if len(layers) > 1 else 1
+    if layers != [i for i in range(layers[0], layers[-1] + 1) if (i + 1) % step == 0]:
+        raise UnsupportedConfigError(
+            f"moe_layer_freq {provider.moe_layer_freq}: layers with experts must be evenly spaced"
+        )
+    return {
+        "moe_layer_start_index": layers[0],
+        "moe_layer_end_index": layers[-1],
+        "moe_layer_interval": step,
+        "moe_num_shared_experts": (provider.moe_shared_expert_intermediate_size or 0) // provider.moe_ffn_hidden_size,
+    }
+
+
+# ERNIE's mixtures: one layer in so many has experts, from a first to a last one.
+SPACED_EXPERT_LAYERS = Part(
+    reads=("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval", "moe_num_shared_experts"),
+    to_provider=_spaced_fields,
+    to_hf=_spaced_values,
 )
 
 
@@ -204,11 +260,3 @@ def biased_experts(**hf_names: str | None) -> Parts:
 # The sizes of DeepSeek's mixtures; and all of DeepSeek-V3's: its router, dense layers in front, shared experts.
 DEEPSEEK_SIZES = biased_experts(num_experts="n_routed_experts")
 DEEPSEEK_EXPERTS: Parts = (*DEEPSEEK_SIZES, EXPERT_LAYERS, GROUPED_SIGMOID_ROUTER)
-
-
-# Multi-token prediction (`num_nextn_predict_layers`, which some config classes lack).
-PREDICTION_LAYERS = Part(
-    reads=("num_nextn_predict_layers",),
-    to_provider=lambda config: {"mtp_num_layers": getattr(config, "num_nextn_predict_layers", None) or None},
-    to_hf=lambda provider: {"num_nextn_predict_layers": provider.mtp_num_layers or 0},
-)

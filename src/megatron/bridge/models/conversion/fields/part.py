@@ -61,14 +61,41 @@ def same(*names: str, **renamed: str | tuple[str, ...]) -> Part:
     return Part(same={**{name: name for name in names}, **renamed})
 
 
-def irrelevant(**reasons: str) -> Part:
-    """HF fields that do not change the computation, each with the reason."""
-    return Part(irrelevant=reasons)
+def converted(hf_field: str, field: str, to_provider: Callable[[Any], Any], to_hf: Callable[[Any], Any]) -> Part:
+    """An HF field whose value a provider has in another form.
+
+    Args:
+        field: of the provider.
+        to_provider, to_hf: give the value of one side for that of the other.
+
+    Example:
+        >>> scaling = converted("logits_scaling", "logits_multiplier", lambda x: 1 / x, lambda x: 1 / x)
+    """
+    return Part(
+        reads=(hf_field,),
+        to_provider=lambda hf_config: {field: to_provider(getattr(hf_config, hf_field))},
+        to_hf=lambda provider: {hf_field: to_hf(getattr(provider, field))},
+    )
+
+
+def irrelevant(reason: str, *names: str) -> Part:
+    """HF fields that do not change the computation, for one reason.
+
+    Example:
+        >>> irrelevant("generation", "use_cache", "num_logits_to_keep").irrelevant["use_cache"]
+        'generation'
+    """
+    return Part(irrelevant=dict.fromkeys(names, reason))
 
 
 def not_read(*names: str) -> Part:
     """HF fields of published configs that transformers' model leaves unread."""
-    return Part(irrelevant=dict.fromkeys(names, "transformers does not read it"))
+    return irrelevant("transformers does not read it", *names)
+
+
+def turned_into(name: str, *older: str) -> Part:
+    """Older HF fields, from which transformers makes another that a part reads."""
+    return irrelevant(f"transformers turns it into {name}", *older)
 
 
 def fixed(**values: Any) -> Part:

@@ -1,10 +1,11 @@
 """Rotary embeddings: one for all layers, or one for layers with full attention and one for those with a window."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import Part
+from megatron.bridge.models.conversion.fields.part import Part, converted
 
 _ROPE_KINDS = {"full_attention", "sliding_attention"}
 
@@ -54,15 +55,65 @@ def rotary_values(provider: Any) -> dict[str, Any]:
 ROPE = Part(reads=("rope_parameters",), to_provider=rotary_fields, to_hf=rotary_values)
 
 
-def _marked_layers(hf_config: Any) -> dict[str, Any]:
-    # HF marks the layers with rope, Megatron those without.
-    return {"no_rope_freq": [1 - has_rope for has_rope in hf_config.no_rope_layers[: hf_config.num_hidden_layers]]}
+def _rope_of_older_class(hf_config: Any) -> dict[str, Any]:
+    parameters = {
+        "rope_type": "default",
+        "rope_theta": getattr(hf_config, "rope_theta", None),
+        "partial_rotary_factor": getattr(hf_config, "partial_rotary_factor", 1.0),
+        **(getattr(hf_config, "rope_parameters", None) or {}),
+    }
+    return rotary_fields(SimpleNamespace(rope_parameters=parameters))
 
 
-# `no_rope_layers`: which layers have a rotary embedding (1) and which do not (0).
-NO_ROPE_LAYERS = Part(
-    reads=("no_rope_layers",),
-    irrelevant={"no_rope_layer_interval": "transformers turns it into no_rope_layers"},
-    to_provider=_marked_layers,
-    to_hf=lambda provider: {"no_rope_layers": [1 - no_rope for no_rope in provider.no_rope_freq]},
+def _values_of_older_class(provider: Any) -> dict[str, Any]:
+    apart = {"rope_theta": provider.rotary_base, "partial_rotary_factor": provider.rotary_percent}
+    return {**rotary_values(provider), **apart}
+
+
+# For a config class that may have been written for transformers 4, which keeps these fields apart.
+OLDER_ROPE = Part(
+    reads=("rope_parameters", "rope_theta", "partial_rotary_factor"),
+    to_provider=_rope_of_older_class,
+    to_hf=_values_of_older_class,
 )
+
+
+def _alpha_fields(hf_config: Any) -> dict[str, Any]:
+    fields = rotary_fields(hf_config)
+    rope = fields["rope_parameters"]
+    if rope["rope_type"] == "dynamic" and rope.get("alpha"):
+        fields["rope_parameters"] = {**rope, "rope_type": "ntk_alpha"}
+    return fields
+
+
+def _alpha_values(provider: Any) -> dict[str, Any]:
+    rope = rotary_values(provider)["rope_parameters"]
+    return {"rope_parameters": {**rope, "rope_type": "dynamic"} if "alpha" in rope else rope}
+
+
+# A rope whose base `alpha` stretches: what such checkpoints call dynamic does not depend on the length.
+ALPHA_ROPE = Part(reads=("rope_parameters",), to_provider=_alpha_fields, to_hf=_alpha_values)
+
+# `no_rope_layers` says which layers have a rotary embedding (1) and which do not (0); Megatron marks those without.
+NO_ROPE_LAYERS = converted(
+    "no_rope_layers",
+    "no_rope_freq",
+    lambda has_rope: [int(not rope) for rope in has_rope],
+    lambda no_rope: [1 - layer for layer in no_rope],
+)
+
+
+def _rope_in_windows(hf_config: Any) -> dict[str, Any]:
+    if hf_config.sliding_window is None:
+        return {}
+    no_rope = [int(kind == "full_attention") for kind in hf_config.layer_types]
+    if all(no_rope):
+        raise UnsupportedConfigError(
+            f"sliding_window {hf_config.sliding_window} with no sliding_attention in "
+            "layer_types leaves every layer without rope; set sliding_window to null for a model with rope"
+        )
+    return {"no_rope_freq": no_rope}
+
+
+# If some layers have windows, only these have a rotary embedding.
+ROPE_IN_WINDOWS = Part(to_provider=_rope_in_windows)

@@ -55,3 +55,43 @@ def _windows(*reads: str) -> Part:
 WINDOW = _windows("sliding_window")
 WINDOW_LAYERS = _windows("sliding_window", "layer_types")
 SWITCHED_WINDOW_LAYERS = _windows("sliding_window", "use_sliding_window", "layer_types")
+
+
+def _heads_by_kind(hf_config: Any) -> dict[str, Any]:
+    heads: dict[str, set[tuple[int, int]]] = {"sliding_attention": set(), "full_attention": set()}
+    for kind, layer in zip(hf_config.layer_types, hf_config.per_layer_config, strict=True):
+        heads[kind].add((layer.head_dim, layer.num_key_value_heads))
+    if {len(sizes) for sizes in heads.values()} != {1}:
+        raise UnsupportedConfigError(
+            f"expected one (head_dim, num_key_value_heads) for all layers of a kind, "
+            f"found {heads}; per_layer_config may only change those of all layers with full_attention"
+        )
+    (window,), (full,) = heads.values()
+    return {
+        "num_attention_heads": hf_config.num_attention_heads,
+        "kv_channels": full[0],
+        "num_query_groups": full[1],
+        "window_attention": {"kv_channels": window[0], "num_query_groups": window[1]},
+    }
+
+
+def _values_by_kind(provider: Any) -> dict[str, Any]:
+    window, full = provider.attention_config(True), provider.attention_config(False)
+    values = {
+        "num_attention_heads": window.num_attention_heads // window.num_query_groups * window.num_hf_query_groups,
+        "num_key_value_heads": window.num_hf_query_groups,
+        "head_dim": window.kv_channels,
+    }
+    heads = {"head_dim": full.kv_channels, "num_key_value_heads": full.num_hf_query_groups}
+    changed = {name: value for name, value in heads.items() if value != values[name]}
+    full_layers = [layer for layer in range(provider.num_layers) if not provider.has_window(layer + 1)]
+    return {**values, "per_layer_config": dict.fromkeys(full_layers, changed) if changed else {}}
+
+
+# Heads that differ between layers with a window and the others. transformers does not give out such fields for the
+# whole model.
+HEADS_BY_KIND = Part(
+    reads=("num_attention_heads", "num_key_value_heads", "head_dim", "per_layer_config"),
+    to_provider=_heads_by_kind,
+    to_hf=_values_by_kind,
+)
