@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from megatron.bridge.discovery import facts
 from megatron.bridge.discovery.config_levels import TOP_LEVEL, LeveledConfig, at_level
 from megatron.bridge.discovery.weights import OTHER_MODALITIES, category
-from megatron.bridge.models.conversion.fields.decoder import DECODER, FIXED_FIELDS, IRRELEVANT_FIELDS
+from megatron.bridge.models.conversion.fields.common import DECODER, FIXED_FIELDS, IRRELEVANT_FIELDS
 from megatron.bridge.models.conversion.fields.part import Parts, combined, in_force, mapped_fields
 from megatron.bridge.models.conversion.param_mapping import Dropped
 from megatron.bridge.models.conversion.registered import NOT_REPRESENTABLE, RegisteredBridge, registered_bridges

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import stacked_experts
 from megatron.bridge.models.conversion.fields.activations import activation_functions
-from megatron.bridge.models.conversion.fields.decoder import DECODER, FIXED_FIELDS, IRRELEVANT_FIELDS
+from megatron.bridge.models.conversion.fields.common import DECODER, FIXED_FIELDS, IRRELEVANT_FIELDS
 from megatron.bridge.models.conversion.fields.part import (
     FieldMapping,
     Parts,

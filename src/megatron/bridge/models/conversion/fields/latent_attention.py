@@ -3,7 +3,7 @@
 from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.decoder import decoder
+from megatron.bridge.models.conversion.fields.common import decoder
 from megatron.bridge.models.conversion.fields.part import Part, Parts, defaults, fixed, irrelevant, same, turned_into
 from megatron.bridge.models.conversion.fields.rope import rotary_fields
 
