@@ -33,8 +33,7 @@ def known_config_type(model_type: Any, architectures: Any) -> str | None:
 
 def import_families() -> None:
     """Imports every `<model>_bridge` module of every family, which registers itself."""
-    from megatron.bridge import models
-
+    models = importlib.import_module("megatron.bridge.models")
     for package in pkgutil.iter_modules(models.__path__):
         if not package.ispkg or package.name in _NO_FAMILIES:
             continue
