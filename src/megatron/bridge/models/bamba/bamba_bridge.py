@@ -1,6 +1,6 @@
 """Bamba: Mamba-2 or attention, followed by an MLP, in each layer."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.blocks import LAYER
@@ -8,16 +8,13 @@ from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRe
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
 
-if TYPE_CHECKING:
-    from transformers import BambaConfig
 
-
-def _pattern(hf_config: "BambaConfig") -> dict[str, Any]:
+def _pattern(hf_config: fields.HFConfig) -> dict[str, Any]:
     pattern = "".join("*-" if kind == "full_attention" else "M-" for kind in hf_config.layers_block_type)
     return {"num_layers": len(pattern), "hybrid_layer_pattern": pattern}
 
 
-def _layers(provider: Any) -> dict[str, Any]:
+def _layers(provider: fields.Provider) -> dict[str, Any]:
     mixers = provider.hybrid_layer_pattern.replace("|", "")[::2]
     return {
         "num_hidden_layers": len(mixers),

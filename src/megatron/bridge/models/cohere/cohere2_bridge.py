@@ -1,16 +1,13 @@
 """Command R7B and Command A (Cohere 2)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
-if TYPE_CHECKING:
-    from transformers import Cohere2Config
 
-
-def _no_rope(hf_config: "Cohere2Config") -> dict[str, Any]:
+def _no_rope(hf_config: fields.HFConfig) -> dict[str, Any]:
     has_window = hf_config.sliding_window is not None
     return {"no_rope_freq": [int(kind == "full_attention" or not has_window) for kind in hf_config.layer_types]}
 

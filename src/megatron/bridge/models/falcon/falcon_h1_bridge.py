@@ -2,23 +2,20 @@
 
 from dataclasses import replace
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
-if TYPE_CHECKING:
-    from transformers import FalconH1Config
 
-
-def _scale(hf_config: "FalconH1Config") -> dict[str, Any]:
+def _scale(hf_config: fields.HFConfig) -> dict[str, Any]:
     head_dim = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
     # A factor of all keys is one of all scores.
     return {"softmax_scale": hf_config.key_multiplier / sqrt(head_dim)}
 
 
-def _scale_and_width(provider: Any) -> dict[str, Any]:
+def _scale_and_width(provider: fields.Provider) -> dict[str, Any]:
     head_dim = provider.kv_channels or provider.hidden_size // provider.num_attention_heads
     return {
         "mamba_d_ssm": fields.mixer_width(provider),

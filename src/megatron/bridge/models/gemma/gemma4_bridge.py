@@ -1,6 +1,6 @@
 """Gemma 4 (text)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, fields
@@ -10,9 +10,6 @@ from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.models.gemma.gemma4_mappings import attention_without_own_values, experts, inputs_per_layer
 from megatron.bridge.models.gemma.gemma_bridge import SCALED_EMBEDDINGS
 
-if TYPE_CHECKING:
-    from transformers import Gemma4TextConfig
-
 # Fields that are read where `enable_moe_block` is set.
 _MOE = {
     "num_experts": "num_moe_experts",
@@ -21,7 +18,7 @@ _MOE = {
 }
 
 
-def _check_shared_layers(hf_config: "Gemma4TextConfig") -> dict[str, Any]:
+def _check_shared_layers(hf_config: fields.HFConfig) -> dict[str, Any]:
     first_shared = hf_config.num_hidden_layers - hf_config.num_kv_shared_layers
     if set(hf_config.layer_types[:first_shared]) != set(hf_config.layer_types):
         raise UnsupportedConfigError(
@@ -31,7 +28,7 @@ def _check_shared_layers(hf_config: "Gemma4TextConfig") -> dict[str, Any]:
     return {}
 
 
-def _expert_fields(hf_config: "Gemma4TextConfig") -> dict[str, Any]:
+def _expert_fields(hf_config: fields.HFConfig) -> dict[str, Any]:
     if not hf_config.enable_moe_block:
         return {}
     missing = [name for name in _MOE if getattr(hf_config, name) is None]
@@ -46,7 +43,7 @@ def _expert_fields(hf_config: "Gemma4TextConfig") -> dict[str, Any]:
     }
 
 
-def _expert_values(provider: Any) -> dict[str, Any]:
+def _expert_values(provider: fields.Provider) -> dict[str, Any]:
     has_experts = provider.num_moe_experts is not None
     return {"enable_moe_block": has_experts, **(fields.mapped_values(provider, _MOE) if has_experts else {})}
 

@@ -1,6 +1,6 @@
 """HunYuan V1 mixture of experts (Hunyuan-A13B)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, fields
@@ -8,11 +8,8 @@ from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRe
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.hunyuan.hunyuan_v1_dense_bridge import HunYuanDenseV1Bridge
 
-if TYPE_CHECKING:
-    from transformers import HunYuanMoEV1Config
 
-
-def _router_fields(hf_config: "HunYuanMoEV1Config") -> dict[str, Any]:
+def _router_fields(hf_config: fields.HFConfig) -> dict[str, Any]:
     topk = hf_config.moe_topk
     counts = set(topk) if isinstance(topk, list) else {topk}
     if len(counts) > 1:

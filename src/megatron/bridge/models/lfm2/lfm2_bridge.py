@@ -21,12 +21,12 @@ def _mlp_size(
     return (size + block_multiple_of - 1) // block_multiple_of * block_multiple_of
 
 
-def _mlp_fields(hf_config: Any) -> dict[str, Any]:
+def _mlp_fields(hf_config: fields.HFConfig) -> dict[str, Any]:
     rule = {name: getattr(hf_config, name) for name in _MLP_SIZE_RULE}
     return {"mlp_size_rule": rule, "ffn_hidden_size": _mlp_size(**rule)}
 
 
-def _mlp_values(provider: Any) -> dict[str, Any]:
+def _mlp_values(provider: fields.Provider) -> dict[str, Any]:
     rule = provider.mlp_size_rule
     if rule is None or _mlp_size(**rule) != provider.ffn_hidden_size:
         return {"intermediate_size": provider.ffn_hidden_size, "block_auto_adjust_ff_dim": False}

@@ -1,18 +1,15 @@
 """Llama 4 (text)."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
-if TYPE_CHECKING:
-    from transformers import Llama4TextConfig
 
-
-def _layer_fields(hf_config: "Llama4TextConfig") -> dict[str, Any]:
+def _layer_fields(hf_config: fields.HFConfig) -> dict[str, Any]:
     has_rope = [bool(rope) for rope in hf_config.no_rope_layers]
     if [kind == "chunked_attention" for kind in hf_config.layer_types] != has_rope:
         raise UnsupportedConfigError(
@@ -25,7 +22,7 @@ def _layer_fields(hf_config: "Llama4TextConfig") -> dict[str, Any]:
     return {"no_rope_freq": [int(not rope) for rope in has_rope], "moe_layer_freq": fields.moe_layer_freq(is_moe)}
 
 
-def _layer_values(provider: Any) -> dict[str, Any]:
+def _layer_values(provider: fields.Provider) -> dict[str, Any]:
     return {
         "moe_layers": [layer for layer, is_moe in enumerate(fields.moe_layers(provider)) if is_moe],
         "no_rope_layers": [1 - no_rope for no_rope in provider.no_rope_freq],

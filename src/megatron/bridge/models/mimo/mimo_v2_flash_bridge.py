@@ -1,15 +1,12 @@
 """MiMo-V2-Flash."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-
-if TYPE_CHECKING:
-    from transformers import MiMoV2FlashConfig
 
 # Fields of the published config.json that its own code reads and transformers does not, with what transformers
 # computes instead: a file that says something else describes another model.
@@ -27,7 +24,7 @@ _PUBLISHED = {
 }
 
 
-def _check_published(hf_config: "MiMoV2FlashConfig") -> dict[str, Any]:
+def _check_published(hf_config: fields.HFConfig) -> dict[str, Any]:
     if not all("partial_rotary_factor" in kind for kind in hf_config.rope_parameters.values()):
         raise UnsupportedConfigError("rope_parameters must state partial_rotary_factor for each kind")
     stated = {name: value for name, value in _PUBLISHED.items() if getattr(hf_config, name, None) is not None}
@@ -35,11 +32,11 @@ def _check_published(hf_config: "MiMoV2FlashConfig") -> dict[str, Any]:
     return {}
 
 
-def _window_attention(hf_config: "MiMoV2FlashConfig") -> dict[str, Any]:
+def _window_attention(hf_config: fields.HFConfig) -> dict[str, Any]:
     return {"window_attention": {"num_query_groups": 2 * hf_config.num_key_value_heads, "softmax_type": "learnable"}}
 
 
-def _window_values(provider: Any) -> dict[str, Any]:
+def _window_values(provider: fields.Provider) -> dict[str, Any]:
     values = fields.WINDOW_LAYERS.to_hf(provider) if fields.WINDOW_LAYERS.to_hf else {}
     # Without a window no layer reads its size, and the config class wants a number.
     return {name: value for name, value in values.items() if value is not None}

@@ -1,17 +1,14 @@
 """Ministral 3 (text)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import fields
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.mistral.mistral_bridge import MistralBridge
 
-if TYPE_CHECKING:
-    from transformers import Ministral3Config
 
-
-def _check_rope(hf_config: "Ministral3Config") -> dict[str, Any]:
+def _check_rope(hf_config: fields.HFConfig) -> dict[str, Any]:
     missing = {"llama_4_scaling_beta", "original_max_position_embeddings"} - (hf_config.rope_parameters or {}).keys()
     if missing:
         raise UnsupportedConfigError(

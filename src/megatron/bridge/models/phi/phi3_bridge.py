@@ -9,7 +9,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def _original_length(provider: Any) -> dict[str, Any]:
+def _original_length(provider: fields.Provider) -> dict[str, Any]:
     # transformers copies the number into the parameters of a scaled rope, and gives it precedence there.
     rope = provider.rope_parameters or {}
     return {_ORIGINAL: rope[_ORIGINAL]} if _ORIGINAL in rope else {}

@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import Part
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Provider
 
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "relu2", "quick_gelu")
 
@@ -16,7 +16,7 @@ def activation(name: str = "hidden_act") -> Part:
         name: of the HF field.
     """
 
-    def to_provider(hf_config: Any) -> dict[str, Any]:
+    def to_provider(hf_config: HFConfig) -> dict[str, Any]:
         found = getattr(hf_config, name)
         if found not in ACTIVATIONS:
             raise UnsupportedConfigError(
@@ -24,7 +24,7 @@ def activation(name: str = "hidden_act") -> Part:
             )
         return {"activation_func": found}
 
-    def to_hf(provider: Any) -> dict[str, Any]:
+    def to_hf(provider: Provider) -> dict[str, Any]:
         return {name: activation_name(provider.activation_func)}
 
     return Part(reads=(name,), to_provider=to_provider, to_hf=to_hf)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from megatron.bridge.models.conversion.fields.activations import activation
-from megatron.bridge.models.conversion.fields.part import Part, Parts, same
+from megatron.bridge.models.conversion.fields.part import Part, Parts, Provider, same
 from megatron.bridge.models.conversion.fields.rope import ROPE
 
 # HF field -> provider field, for decoder-only transformers. The values are the same on both sides.
@@ -50,7 +50,7 @@ def decoder(**hf_names: str | None) -> Parts:
     return tuple(parts)
 
 
-def _unpadded_heads(provider: Any) -> dict[str, Any]:
+def _unpadded_heads(provider: Provider) -> dict[str, Any]:
     """The heads without those that were added for tensor parallelism."""
     if not provider.unpadded_query_groups:
         return {}

@@ -4,11 +4,21 @@ from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion.fields.common import decoder
-from megatron.bridge.models.conversion.fields.part import Part, Parts, defaults, fixed, irrelevant, same, turned_into
+from megatron.bridge.models.conversion.fields.part import (
+    HFConfig,
+    Part,
+    Parts,
+    Provider,
+    defaults,
+    fixed,
+    irrelevant,
+    same,
+    turned_into,
+)
 from megatron.bridge.models.conversion.fields.rope import rotary_fields
 
 
-def _latents(hf_config: Any) -> dict[str, Any]:
+def _latents(hf_config: HFConfig) -> dict[str, Any]:
     """The latent of the queries, which may be absent.
 
     Raises:
@@ -22,7 +32,7 @@ def _latents(hf_config: Any) -> dict[str, Any]:
     return {"q_lora_rank": hf_config.q_lora_rank}
 
 
-def _rotary_fields(hf_config: Any) -> dict[str, Any]:
+def _rotary_fields(hf_config: HFConfig) -> dict[str, Any]:
     """The rotary embedding: default or YaRN.
 
     Raises:
@@ -99,7 +109,7 @@ def indexer_types(num_layers: int, freq: int, offset: int) -> list[str]:
     return ["shared" if max(layer - max(offset, 1), 0) % freq else "full" for layer in range(1, num_layers + 1)]
 
 
-def _index_schedule(hf_config: Any) -> dict[str, Any]:
+def _index_schedule(hf_config: HFConfig) -> dict[str, Any]:
     kinds, num_layers = list(hf_config.indexer_types or ()), hf_config.num_hidden_layers
     freq, offset = 1, 1
     if "shared" in kinds:  # after the last of those in front, the next one that is not shared tells how many share
@@ -120,7 +130,7 @@ def _index_schedule(hf_config: Any) -> dict[str, Any]:
     return {"dsa_indexer_topk_freq": freq, "dsa_indexer_skip_topk_offset": offset}
 
 
-def _index_kinds(provider: Any) -> dict[str, Any]:
+def _index_kinds(provider: Provider) -> dict[str, Any]:
     schedule = provider.dsa_indexer_topk_freq, provider.dsa_indexer_skip_topk_offset
     return {"indexer_types": indexer_types(provider.num_layers, *schedule)}
 

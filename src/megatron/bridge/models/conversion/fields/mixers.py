@@ -3,7 +3,16 @@
 from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import Part, Parts, converted, irrelevant, same, turned_into
+from megatron.bridge.models.conversion.fields.part import (
+    HFConfig,
+    Part,
+    Parts,
+    Provider,
+    converted,
+    irrelevant,
+    same,
+    turned_into,
+)
 
 # What gated delta nets are made of, and what models that have them have in common.
 GATED_DELTA_NET = Part(
@@ -34,13 +43,13 @@ def linear_attention(kind: str = "linear_attention") -> Part:
     """
     kinds = ("full_attention", kind)
 
-    def to_provider(hf_config: Any) -> dict[str, Any]:
+    def to_provider(hf_config: HFConfig) -> dict[str, Any]:
         unknown = sorted(set(hf_config.layer_types) - set(kinds))
         if unknown:
             raise UnsupportedConfigError(f"layer_types {unknown} are not supported; supported: {', '.join(kinds)}")
         return {"linear_attention_freq": [int(layer == kind) for layer in hf_config.layer_types]}
 
-    def to_hf(provider: Any) -> dict[str, Any]:
+    def to_hf(provider: Provider) -> dict[str, Any]:
         return {"layer_types": [kinds[is_linear] for is_linear in provider.linear_attention_freq]}
 
     return Part(reads=("layer_types",), to_provider=to_provider, to_hf=to_hf)
@@ -68,7 +77,7 @@ LAYER_KINDS: Parts = (
 )
 
 
-def _step_limit(hf_config: Any) -> dict[str, Any]:
+def _step_limit(hf_config: HFConfig) -> dict[str, Any]:
     smallest, largest = hf_config.time_step_limit or (0.0, float("inf"))
     if largest != float("inf"):
         raise UnsupportedConfigError(f"time_step_limit: expected no largest step size, found {largest!r}")
@@ -89,6 +98,6 @@ def mamba(num_heads: str, head_dim: str, num_groups: str, state_size: str, chunk
     return same(**dict(zip((num_heads, head_dim, num_groups, state_size, chunk_size), fields, strict=True)))
 
 
-def mixer_width(provider: Any) -> int:
+def mixer_width(provider: Provider) -> int:
     """The channels of a Mamba-2 mixer."""
     return int(provider.mamba_num_heads * provider.mamba_head_dim)

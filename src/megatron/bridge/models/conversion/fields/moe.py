@@ -3,7 +3,7 @@
 from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import Part, Parts, defaults, same
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Parts, Provider, defaults, same
 
 # HF field -> provider field.
 _FIELDS = {
@@ -50,7 +50,7 @@ def moe_layer_freq(is_moe: list[bool]) -> int | list[int]:
     return 1 if all(is_moe) else [int(moe) for moe in is_moe]
 
 
-def moe_layers(provider: Any) -> list[bool]:
+def moe_layers(provider: Provider) -> list[bool]:
     """The inverse of `moe_layer_freq`: for each layer whether it has experts."""
     freq = provider.moe_layer_freq
     return [True] * provider.num_layers if isinstance(freq, int) else [bool(moe) for moe in freq]
@@ -71,7 +71,7 @@ def softmax_router_fields(renormalize: bool, topk: int) -> dict[str, Any]:
     return {"moe_router_pre_softmax": not renormalize}
 
 
-def _is_renormalized(provider: Any) -> dict[str, Any]:
+def _is_renormalized(provider: Provider) -> dict[str, Any]:
     return {"norm_topk_prob": bool(provider.moe_router_renormalize) or not provider.moe_router_pre_softmax}
 
 
@@ -83,7 +83,7 @@ SOFTMAX_ROUTER = Part(
 )
 
 
-def _grouped_sigmoid_fields(hf_config: Any) -> dict[str, Any]:
+def _grouped_sigmoid_fields(hf_config: HFConfig) -> dict[str, Any]:
     """The provider fields of DeepSeek-V3's router: sigmoid scores, a bias for the choice, groups of experts.
 
     megatron-core's own router is chosen where it computes the same: it takes the best K / topk_group scores of a group
@@ -103,7 +103,7 @@ def _grouped_sigmoid_fields(hf_config: Any) -> dict[str, Any]:
     }
 
 
-def _grouped_sigmoid_values(provider: Any) -> dict[str, Any]:
+def _grouped_sigmoid_values(provider: Provider) -> dict[str, Any]:
     renormalize = provider.moe_router_renormalize
     return {
         "n_group": provider.moe_router_num_groups or 1,
@@ -119,7 +119,7 @@ GROUPED_SIGMOID_ROUTER = Part(
 )
 
 
-def _group_limited_fields(hf_config: Any) -> dict[str, Any]:
+def _group_limited_fields(hf_config: HFConfig) -> dict[str, Any]:
     if hf_config.topk_method == "greedy":
         return {}
     return {
@@ -129,7 +129,7 @@ def _group_limited_fields(hf_config: Any) -> dict[str, Any]:
     }
 
 
-def _group_limited_values(provider: Any) -> dict[str, Any]:
+def _group_limited_values(provider: Provider) -> dict[str, Any]:
     return {
         "topk_method": "group_limited_greedy" if provider.moe_router_num_groups else "greedy",
         "n_group": provider.moe_router_num_groups,
@@ -149,14 +149,14 @@ BIASED_ROUTER = defaults(moe_router_load_balancing_type="seq_aux_loss", moe_aux_
 # Layers with experts
 
 
-def _sparse_step_fields(hf_config: Any) -> dict[str, Any]:
+def _sparse_step_fields(hf_config: HFConfig) -> dict[str, Any]:
     step, dense = hf_config.decoder_sparse_step, hf_config.mlp_only_layers
     is_moe = [layer not in dense and (layer + 1) % step == 0 for layer in range(hf_config.num_hidden_layers)]
     router = softmax_router_fields(hf_config.norm_topk_prob, hf_config.num_experts_per_tok)
     return {**router, "moe_layer_freq": moe_layer_freq(is_moe)}
 
 
-def _sparse_step_values(provider: Any) -> dict[str, Any]:
+def _sparse_step_values(provider: Provider) -> dict[str, Any]:
     dense = [layer for layer, moe in enumerate(moe_layers(provider)) if not moe]
     return {**_is_renormalized(provider), "decoder_sparse_step": 1, "mlp_only_layers": dense}
 
@@ -170,7 +170,7 @@ SPARSE_STEPS = Part(
 )
 
 
-def _spaced_fields(hf_config: Any) -> dict[str, Any]:
+def _spaced_fields(hf_config: HFConfig) -> dict[str, Any]:
     first, last, step = (getattr(hf_config, f"moe_layer_{name}") for name in ("start_index", "end_index", "interval"))
     layers, num_shared = range(hf_config.num_hidden_layers), hf_config.moe_num_shared_experts
     return {
@@ -179,7 +179,7 @@ def _spaced_fields(hf_config: Any) -> dict[str, Any]:
     }
 
 
-def _spaced_values(provider: Any) -> dict[str, Any]:
+def _spaced_values(provider: Provider) -> dict[str, Any]:
     layers = [layer for layer, is_moe in enumerate(moe_layers(provider)) if is_moe]
     step = layers[1] - layers[0] if len(layers) > 1 else 1
     if layers != [i for i in range(layers[0], layers[-1] + 1) if (i + 1) % step == 0]:
@@ -202,7 +202,7 @@ SPACED_EXPERT_LAYERS = Part(
 )
 
 
-def _expert_layer_fields(hf_config: Any) -> dict[str, Any]:
+def _expert_layer_fields(hf_config: HFConfig) -> dict[str, Any]:
     """Reads `mlp_layer_types`, or `first_k_dense_replace` or `num_dense_layers`; and the number of shared experts."""
     kinds = getattr(hf_config, "mlp_layer_types", None)
     if kinds is None:
@@ -226,7 +226,7 @@ def expert_layers(*reads: str) -> Part:
             `mlp_layer_types`; `n_shared_experts` or `num_shared_experts`, or neither.
     """
 
-    def to_hf(provider: Any) -> dict[str, Any]:
+    def to_hf(provider: Provider) -> dict[str, Any]:
         is_moe = moe_layers(provider)
         num_dense = is_moe.index(True) if True in is_moe else len(is_moe)
         if not all(is_moe[num_dense:]) and "mlp_layer_types" not in reads:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import Part
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part
 
 # Layers with everything of their own. Some config classes lack the field.
 PREDICTION_LAYERS = Part(
@@ -13,7 +13,7 @@ PREDICTION_LAYERS = Part(
 )
 
 
-def _in_one_module(hf_config: Any) -> dict[str, Any]:
+def _in_one_module(hf_config: HFConfig) -> dict[str, Any]:
     num_layers = getattr(hf_config, "mtp_num_hidden_layers", None) or 0
     if num_layers > 1:
         raise UnsupportedConfigError(

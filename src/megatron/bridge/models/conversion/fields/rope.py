@@ -5,12 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import Part, converted
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Provider, converted
 
 _ROPE_KINDS = {"full_attention", "sliding_attention"}
 
 
-def rotary_fields(hf_config: Any) -> dict[str, Any]:
+def rotary_fields(hf_config: HFConfig) -> dict[str, Any]:
     """The provider fields of the rotary embedding, or of two: of layers with full attention and with a window.
 
     Raises:
@@ -44,7 +44,7 @@ def _rotary_percent(parameters: Mapping[str, Any]) -> float:
     return 1.0 if is_proportional else float(parameters.get("partial_rotary_factor", 1.0))
 
 
-def rotary_values(provider: Any) -> dict[str, Any]:
+def rotary_values(provider: Provider) -> dict[str, Any]:
     """The inverse of `rotary_fields`."""
     parameters = provider.rope_parameters or {"rope_type": "default", "rope_theta": provider.rotary_base}
     if provider.window_rope_parameters is not None:
@@ -55,7 +55,7 @@ def rotary_values(provider: Any) -> dict[str, Any]:
 ROPE = Part(reads=("rope_parameters",), to_provider=rotary_fields, to_hf=rotary_values)
 
 
-def _rope_of_older_class(hf_config: Any) -> dict[str, Any]:
+def _rope_of_older_class(hf_config: HFConfig) -> dict[str, Any]:
     parameters = {
         "rope_type": "default",
         "rope_theta": getattr(hf_config, "rope_theta", None),
@@ -65,7 +65,7 @@ def _rope_of_older_class(hf_config: Any) -> dict[str, Any]:
     return rotary_fields(SimpleNamespace(rope_parameters=parameters))
 
 
-def _values_of_older_class(provider: Any) -> dict[str, Any]:
+def _values_of_older_class(provider: Provider) -> dict[str, Any]:
     apart = {"rope_theta": provider.rotary_base, "partial_rotary_factor": provider.rotary_percent}
     return {**rotary_values(provider), **apart}
 
@@ -78,7 +78,7 @@ OLDER_ROPE = Part(
 )
 
 
-def _alpha_fields(hf_config: Any) -> dict[str, Any]:
+def _alpha_fields(hf_config: HFConfig) -> dict[str, Any]:
     fields = rotary_fields(hf_config)
     rope = fields["rope_parameters"]
     if rope["rope_type"] == "dynamic" and rope.get("alpha"):
@@ -86,7 +86,7 @@ def _alpha_fields(hf_config: Any) -> dict[str, Any]:
     return fields
 
 
-def _alpha_values(provider: Any) -> dict[str, Any]:
+def _alpha_values(provider: Provider) -> dict[str, Any]:
     rope = rotary_values(provider)["rope_parameters"]
     return {"rope_parameters": {**rope, "rope_type": "dynamic"} if "alpha" in rope else rope}
 
@@ -103,7 +103,7 @@ NO_ROPE_LAYERS = converted(
 )
 
 
-def _rope_in_windows(hf_config: Any) -> dict[str, Any]:
+def _rope_in_windows(hf_config: HFConfig) -> dict[str, Any]:
     if hf_config.sliding_window is None:
         return {}
     no_rope = [int(kind == "full_attention") for kind in hf_config.layer_types]

@@ -3,10 +3,10 @@
 from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import Part
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Provider
 
 
-def _to_provider(hf_config: Any) -> dict[str, Any]:
+def _to_provider(hf_config: HFConfig) -> dict[str, Any]:
     """HF window W sees W positions, Megatron's (W - 1, 0) likewise.
 
     Raises:
@@ -32,7 +32,7 @@ def _to_provider(hf_config: Any) -> dict[str, Any]:
     return fields
 
 
-def _to_hf(provider: Any) -> dict[str, Any]:
+def _to_hf(provider: Provider) -> dict[str, Any]:
     if provider.window_size is None:
         return {
             "sliding_window": None,
@@ -57,7 +57,7 @@ WINDOW_LAYERS = _windows("sliding_window", "layer_types")
 SWITCHED_WINDOW_LAYERS = _windows("sliding_window", "use_sliding_window", "layer_types")
 
 
-def _heads_by_kind(hf_config: Any) -> dict[str, Any]:
+def _heads_by_kind(hf_config: HFConfig) -> dict[str, Any]:
     heads: dict[str, set[tuple[int, int]]] = {"sliding_attention": set(), "full_attention": set()}
     for kind, layer in zip(hf_config.layer_types, hf_config.per_layer_config, strict=True):
         heads[kind].add((layer.head_dim, layer.num_key_value_heads))
@@ -75,7 +75,7 @@ def _heads_by_kind(hf_config: Any) -> dict[str, Any]:
     }
 
 
-def _values_by_kind(provider: Any) -> dict[str, Any]:
+def _values_by_kind(provider: Provider) -> dict[str, Any]:
     window, full = provider.attention_config(True), provider.attention_config(False)
     values = {
         "num_attention_heads": window.num_attention_heads // window.num_query_groups * window.num_hf_query_groups,
