@@ -1,7 +1,7 @@
 """`pytest --run-gpu`: the cases that compare on ranks, each rank on a CUDA device of this machine instead of the CPU.
 
-What they compute on follows from `capabilities.device()`, as everywhere. Here it is only said whether there are devices,
-and which cases have enough of them.
+What they compute on follows from `capabilities.device()`, as everywhere. Here it is only said whether there are
+devices, and which cases have enough of them.
 """
 
 import os

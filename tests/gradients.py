@@ -38,8 +38,13 @@ class GradientSuite:
     cases: ClassVar[Sequence[tuple[str, str]]] = ()
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        cases = [pytest.param(*case, id="-".join(case), marks=pytest.mark.ranks(2)) for case in self.cases]
-        metafunc.parametrize(("name", "layout"), cases)
+        params = []
+        for name, layout in self.cases:
+            marks = [pytest.mark.ranks(2)]
+            if layout == "tp2" and (name, "tp2-sp") in self.cases:  # which needs the same sums, and more
+                marks.append(pytest.mark.proof)
+            params.append(pytest.param(name, layout, id=f"{name}-{layout}", marks=marks))
+        metafunc.parametrize(("name", "layout"), params)
 
     def test_gradients(self, name: str, layout: str, tmp_path: Path) -> None:
         tiny = TINY_MODELS[name]

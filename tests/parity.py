@@ -16,11 +16,24 @@ from megatron.bridge.models.proven import Proof
 from megatron.bridge.runtime import capabilities
 from tests.proof_record import CASE, Case, as_property
 from tests.ranks import run_ranks
-from tests.tiny_models import ALL_MODELS, TinyModel
+from tests.tiny_models import ALL_MODELS, TOLERANCE, TinyModel
 
 __all__ = [
-    *("LAYOUTS", "TOLERANCE", "ConversionSuite", "Parity", "all_cases", "case_of", "changed_tensors", "layouts_of"),
-    *("num_ranks", "parity"),
+    "EXPERT_LAYOUTS",
+    "LAYOUTS",
+    "TOLERANCE",
+    "ConversionSuite",
+    "Parity",
+    "all_cases",
+    "build_on",
+    "case_of",
+    "changed_tensors",
+    "convert_and_run",
+    "family_of",
+    "layouts_of",
+    "num_ranks",
+    "parity",
+    "run_on",
 ]
 
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.tiny_model import TOLERANCE, TinyModel, randomize, rope
 
-__all__ = ["ALL_MODELS", "TINY_MODELS", "TOLERANCE", "TinyModel", "randomize", "rope"]
+__all__ = ["ALL_MODELS", "FIRST_VARIANTS", "TINY_MODELS", "TOLERANCE", "TinyModel", "randomize", "rope"]
 
 
 def _of_all_families() -> dict[str, TinyModel]:
@@ -25,3 +25,5 @@ def _of_all_families() -> dict[str, TinyModel]:
 ALL_MODELS = _of_all_families()
 # Those of which transformers has the config class.
 TINY_MODELS = {name: tiny for name, tiny in ALL_MODELS.items() if not tiny.trust_remote_code}
+# The name of one variant of each architecture, the first.
+FIRST_VARIANTS = list({tiny.published_architecture: name for name, tiny in reversed(TINY_MODELS.items())}.values())
