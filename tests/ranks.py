@@ -1,8 +1,11 @@
-"""Runs a function on several gloo ranks, forked from this process so that no rank pays for importing megatron-core.
+"""Runs a function on several ranks, forked from this process so that no rank pays for importing megatron-core.
 
-Fork is safe here because this process computes with one thread (set before its first operation), the ranks forget
-its process groups, and they never collect its garbage: a destructor may join a thread that only the parent has, and
-would wait for ever. `tests/conftest.py` does the first, `_forget_groups` the second, `gc.freeze` the third.
+Ranks talk over gloo on the CPU, over NCCL where there is CUDA: what `capabilities` says.
+
+Fork is safe here because this process computes with one thread (set before its first operation) and no rank destroys
+one of its process groups: that would join a thread that only the parent has, and wait for ever. So ranks forget them
+without destroying them, never collect the parent's garbage, and inherit no cache that throws out a module with groups.
+`tests/conftest.py` does the first, then `_forget_groups`, `gc.freeze` and `_clear_caches_of_modules`.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import inspect
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -26,10 +30,25 @@ import torch
 import torch.distributed as dist
 
 from megatron.bridge import runtime
+from megatron.bridge.runtime import capabilities
 from megatron.bridge.transport import process_groups
 
 _inherited: list[Any] = []
-os.register_at_fork(after_in_child=gc.freeze)
+
+
+def _clear_caches_of_modules() -> None:
+    """Empties the caches of the last 32 results of rotary embeddings, whose keys are modules."""
+    loaded = sys.modules.get("megatron.core.models.common.embeddings.rotary_pos_embedding")
+    classes = [loaded.RotaryEmbedding] if loaded else []
+    while classes:
+        rotary = classes.pop()
+        classes += rotary.__subclasses__()
+        for value in vars(rotary).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
+
+
+os.register_at_fork(before=_clear_caches_of_modules, after_in_child=gc.freeze)
 
 
 class RankFailure(AssertionError):
@@ -112,7 +131,10 @@ def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -
         _forget_groups()
         store = dist.FileStore(str(store_path), num_ranks)
         patience = timedelta(seconds=timeout)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=patience)
+        device, backend = capabilities.device(), capabilities.distributed_backend()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=patience)
         process_groups.initialize(**layout)
         # The checkpoint writer's server, forked from here, has torch; spawned, it would take seconds to import it.
         inspect.unwrap(filesystem_async.get_write_results_queue).__defaults__ = ("fork",)

@@ -208,6 +208,7 @@ def test_a_weight_file_that_is_cut(qwen3_folder: Path) -> None:
         inspect_model(qwen3_folder)
 
 
+@pytest.mark.proof
 def test_the_library_function_hides_nothing_from_its_process(qwen3_folder: Path) -> None:
     code = (
         "import sys; from megatron.bridge.discovery import inspect_model; inspect_model(sys.argv[1]);"

@@ -151,6 +151,7 @@ def script(tmp_path, body: str) -> str:
     return str(path)
 
 
+@pytest.mark.proof  # as is every command that starts its ranks, and one of these is in every run
 def test_launched_ranks_form_the_layout(tmp_path):
     path = script(
         tmp_path,

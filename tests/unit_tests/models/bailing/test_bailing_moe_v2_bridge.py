@@ -1,0 +1,8 @@
+"""Ling 2.0: configs, names and counts."""
+
+from tests.bridge_suite import BridgeSuite
+from tests.functional_tests.models.bailing.tiny_models import BAILING_MOE_V2_MODELS
+
+
+class TestBailingMoeV2Bridge(BridgeSuite):
+    models = BAILING_MOE_V2_MODELS
