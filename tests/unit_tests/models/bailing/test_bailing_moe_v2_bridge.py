@@ -6,3 +6,4 @@ from tests.functional_tests.models.bailing.tiny_models import BAILING_MOE_V2_MOD
 
 class TestBailingMoeV2Bridge(BridgeSuite):
     models = BAILING_MOE_V2_MODELS
+    stated_twice = ("rope_parameters",)  # the class keeps rope_theta and partial_rotary_factor apart
