@@ -191,7 +191,8 @@ def _destroy_model_parallel() -> None:
 
     global _arguments, _seed
     _arguments, _seed = {}, None
-    for group in parallel_state._global_process_group_list or []:
+    groups: list[dist.ProcessGroup | None] = parallel_state._global_process_group_list or []
+    for group in groups:
         if group is not None:  # None stands for the default group
             dist.destroy_process_group(group)
     parallel_state.destroy_model_parallel()
