@@ -2,7 +2,8 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -12,7 +13,28 @@ MAX_FILE_LINES = 600
 MAX_FAMILY_LINES = 150
 MAX_FUNCTION_LINES = 60
 SHARED_FOLDERS = ("conversion", "hf_pretrained", "transformer")
+SHARED_PACKAGES = tuple(f"models.{name}" for name in SHARED_FOLDERS)
 FORBIDDEN_NAMES = ("utils.py", "helpers.py", "misc.py")
+
+# The layers of the package, the lowest first. A module imports from its own layer and from those below, nothing from
+# those above: not in a function either, and not for types alone. The longest name that fits a module says where it is.
+LAYERS = (
+    ("errors",),
+    ("runtime",),
+    ("transport",),
+    ("models.hf_pretrained",),
+    ("models.transformer",),
+    ("models", "models.<family>"),
+    ("training.run_config", "training.model_load_save"),
+    ("models.conversion",),
+    ("models.<family>.<bridge>",),  # and what a bridge alone uses
+    ("training", "peft", "data"),
+    ("inference",),
+    ("verification",),
+    ("discovery",),
+    ("recipes", "add_model"),
+    ("cli", "__main__"),
+)
 
 
 def is_family(path: Path) -> bool:
@@ -50,6 +72,58 @@ def check_imports(path: Path, tree: ast.Module) -> Iterator[str]:
                 yield f"line {node.lineno}: uses torch.distributed outside transport/"
 
 
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name below `megatron.bridge`; the package itself is left out."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return {name: path for name, path in found.items() if name}
+
+
+def imports_of(tree: ast.Module, known: Mapping[str, Path]) -> Iterator[tuple[int, str]]:
+    """The modules of the package that a module imports, at the top, in functions or for types, each with its line."""
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            # What is imported from a package may be a module of it.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            below = name.removeprefix("megatron.bridge.")
+            if below != name and (module := below if below in known else below.rpartition(".")[0]) in known:
+                yield node.lineno, module
+
+
+def layer_of(name: str) -> int:
+    """The index in LAYERS of a module's layer; -1 for a module without one."""
+    parts = name.split(".")
+    if parts[0] == "models" and len(parts) > 1 and ".".join(parts[:2]) not in SHARED_PACKAGES:
+        is_module = len(parts) == 2 or parts[-1].startswith("modeling_") or parts[-1].endswith("_provider")
+        parts = ["models"] if is_module else ["models", "<family>", "<bridge>"]
+    places = {prefix: index for index, layer in enumerate(LAYERS) for prefix in layer}
+    beginnings = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((places[beginning] for beginning in beginnings if beginning in places), -1)
+
+
+def check_directions() -> Iterator[str]:
+    """Imports against the direction of the layers, and circles."""
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        imports = [(line, module) for line, module in imports_of(ast.parse(path.read_text()), known) if module != name]
+        graph[name] = {module for _, module in imports}
+        place = path.relative_to(ROOT)
+        if layer_of(name) < 0:
+            yield f"{place}: {name} belongs to no layer; name it in LAYERS"
+        for line, module in imports:
+            if layer_of(module) > layer_of(name):
+                yield f"{place}: line {line}: imports {module}, which is a layer above"
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        yield f"import circle: {' <- '.join(error.args[1])}"
+
+
 def check_docstrings(tree: ast.Module) -> Iterator[str]:
     """Public modules, classes and functions say what they are."""
     if ast.get_docstring(tree) is None and tree.body:
@@ -82,11 +156,12 @@ def problems() -> Iterator[str]:
             found.append(f"a file named {path.name} says nothing about what is in it")
         for problem in found:
             yield f"{path.relative_to(ROOT)}: {problem}"
+    yield from check_directions()
     if (ROOT / "src" / "megatron" / "__init__.py").exists():
         yield "src/megatron/__init__.py: megatron is a namespace package that megatron-core shares"
 
 
 if __name__ == "__main__":
     broken = list(problems())
-    print("\n".join(broken) or "sizes, imports and docstrings: fine")
+    print("\n".join(broken) or "sizes, imports, layers and docstrings: fine")
     sys.exit(bool(broken))

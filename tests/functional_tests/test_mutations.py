@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from megatron.bridge.models import placement
-from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion import blocks
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.layout import Layout
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, MegatronParamMapping
+from megatron.bridge.models.mistral.mistral_bridge import MistralBridge
+from megatron.bridge.models.qwen.qwen2_bridge import Qwen2Bridge
 from megatron.bridge.models.transformer import rotary
 from megatron.bridge.transport.boxes import Shape
 from tests.functional_tests.test_multi_token_prediction import prediction_parity
@@ -88,24 +90,25 @@ def _forget_bias_on_both_sides(patch: MonkeyPatch) -> None:
     patch.setattr("megatron.bridge.models.transformer.layer_specs._set_biases", lambda spec, config: None)
 
 
+def _change_windows(
+    patch: MonkeyPatch, family: type[MegatronModelBridge], change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    """Puts a part that reads windows wrongly into the config of a family."""
+    [right] = [part for part in family.CONFIG if "sliding_window" in part.reads]
+    read: Any = right.to_provider
+    wrong = replace(right, to_provider=lambda hf_config: {**read(hf_config), **change(read(hf_config))})
+    patch.setattr(family, "CONFIG", tuple(wrong if part is right else part for part in family.CONFIG))
+
+
 def _window_off_by_one(patch: MonkeyPatch) -> None:
-    right = config_mapping.sliding_window_fields
-
-    def wrong(*args: Any) -> dict[str, Any]:
-        fields = right(*args)
-        return {**fields, "window_size": (fields["window_size"][0] + 1, 0)}
-
-    patch.setattr(config_mapping, "sliding_window_fields", wrong)
+    _change_windows(patch, MistralBridge, lambda read: {"window_size": (read["window_size"][0] + 1, 0)})
 
 
 def _windows_on_the_other_layers(patch: MonkeyPatch) -> None:
-    right = config_mapping.sliding_window_fields
+    def wrong(read: dict[str, Any]) -> dict[str, Any]:
+        return {"window_attn_skip_freq": [1 - window for window in read["window_attn_skip_freq"]]}
 
-    def wrong(*args: Any) -> dict[str, Any]:
-        fields = right(*args)
-        return {**fields, "window_attn_skip_freq": [1 - window for window in fields["window_attn_skip_freq"]]}
-
-    patch.setattr(config_mapping, "sliding_window_fields", wrong)
+    _change_windows(patch, Qwen2Bridge, wrong)
 
 
 def _ignore_rope_scaling(patch: MonkeyPatch) -> None:

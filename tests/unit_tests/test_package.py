@@ -3,8 +3,12 @@
 import ast
 import importlib
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import megatron.bridge
 from tools import check_project, make_docs
@@ -53,6 +57,48 @@ def test_names_that_clients_import() -> None:
 
 def test_the_project_keeps_its_rules() -> None:
     assert list(check_project.problems()) == []
+
+
+def test_layers_of_modules() -> None:
+    """Where modules of each kind belong, from the lowest up."""
+    names = [
+        "errors", "transport.boxes", "models.hf_pretrained.hub", "models.transformer.router",
+        "models.gemma.modeling_gemma4", "models.conversion.plan", "models.gemma.gemma4_mappings", "discovery.facts",
+        "cli.app",
+    ]  # fmt: skip
+    layers = [check_project.layer_of(name) for name in names]
+    assert layers == sorted(set(layers)) and layers[0] == 0
+    assert check_project.layer_of("models.gpt_provider") == check_project.layer_of("models.gemma")
+    assert check_project.layer_of("models.qwen.qwen3_bridge") == check_project.layer_of("models.gemma.gemma4_mappings")
+    assert check_project.layer_of("a_new_package.module") == -1
+
+
+@pytest.mark.parametrize(
+    ("where", "line", "problem"),
+    [
+        ("transport/boxes.py", "from megatron.bridge.models.conversion.plan import Plan", "a layer above"),
+        (
+            "transport/boxes.py",
+            "def f():\n    import megatron.bridge.cli.app",
+            "imports cli.app, which is a layer above",
+        ),
+        ("errors.py", "if TYPE_CHECKING:\n    from megatron.bridge import runtime", "imports runtime, which is"),
+        ("transport/boxes.py", "from megatron.bridge.transport import torch_dist", "import circle: transport."),
+        ("new_room/file.py", "", "new_room.file belongs to no layer"),
+    ],
+)
+def test_imports_against_the_direction(
+    where: str, line: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Path(shutil.copytree(check_project.SOURCE, tmp_path / "src" / "megatron" / "bridge"))
+    monkeypatch.setattr(check_project, "SOURCE", source)
+    monkeypatch.setattr(check_project, "ROOT", tmp_path)
+    assert list(check_project.check_directions()) == []
+    path = source / where
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"{path.read_text() if path.exists() else ''}\n{line}\n")
+    found = list(check_project.check_directions())
+    assert any(problem in text for text in found), found
 
 
 def test_sizes_of_files() -> None:

@@ -74,8 +74,36 @@ def test_fused_qkv_is_regrouped(
     q, k, v = fused.split([groups * ratio * head_dim, groups * head_dim, groups * head_dim])
     parts = [q.view(groups, ratio * head_dim, *tail), k.view(groups, head_dim, *tail), v.view(groups, head_dim, *tail)]
     expected = torch.cat(parts, dim=1).reshape(-1, *tail)
-    layout = layouts.regrouped_rows(tuple(expected.shape), groups, [ratio * head_dim, head_dim, head_dim])
+    rows = {"q": ratio * head_dim, "k": head_dim, "v": head_dim}
+    layout = layouts.regrouped_rows(tuple(expected.shape), groups, rows)
     check(data, layout, {"weight": fused}, expected)
+
+
+@given(st.data(), small, small, small, small, small, st.permutations("qkv"), st.booleans(), st.booleans())
+def test_fused_qkv_in_chunks_and_any_order(
+    data: st.DataObject,
+    num_chunks: int,
+    per_chunk: int,
+    ratio: int,
+    head_dim: int,
+    hidden: int,
+    order: list[str],
+    bias: bool,
+    transposed: bool,
+) -> None:
+    tail = () if bias else (hidden,)
+    rows = {"q": ratio * head_dim, "k": head_dim, "v": head_dim}
+    groups = num_chunks * per_chunk
+    parts = {
+        role: numbered(groups * num, *tail, start=10_000 * place) for place, (role, num) in enumerate(rows.items())
+    }
+    chunked = {role: part.view(num_chunks, -1, *tail) for role, part in parts.items()}
+    fused = torch.cat([chunked[role] for role in order], dim=1).flatten(0, 1)
+    expected = torch.cat([parts[role].view(groups, rows[role], *tail) for role in "qkv"], dim=1).flatten(0, 1)
+    layout = layouts.regrouped_rows(
+        tuple(expected.shape), groups, rows, order=order, num_chunks=num_chunks, transposed=transposed
+    )
+    check(data, layout, {"weight": fused.T.contiguous() if transposed and not bias else fused}, expected)
 
 
 @given(st.data(), small, small, small, small, st.booleans())

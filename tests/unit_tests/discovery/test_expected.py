@@ -28,7 +28,7 @@ COUNTED = (
         "olmoe",
         "llama4-dense-layers",
     ),
-    *("granite-moe", "hunyuan-moe", "exaone-moe"),
+    *("granite-moe", "hunyuan-moe", "exaone-moe", "ernie-4.5-moe", "ernie-4.5-moe-some-layers"),
 )
 # Parts whose sizes are not known here.
 NOT_COUNTED = (
@@ -39,7 +39,6 @@ NOT_COUNTED = (
     "gemma4",
     "deepseek-v3.2",
     "mimo-v2-flash",
-    "ernie-4.5-moe",
 )
 
 

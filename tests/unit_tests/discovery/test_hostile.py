@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from megatron.bridge.discovery import inspect_model
-from megatron.bridge.discovery.html_page import html_page
-from megatron.bridge.discovery.text_page import text_page
+from megatron.bridge.discovery.pages.html_page import html_page
+from megatron.bridge.discovery.pages.text_page import text_page
 from megatron.bridge.errors import BridgeError
 from tests.tiny_models import TINY_MODELS
 

@@ -10,9 +10,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from megatron.bridge.discovery import formatting, inspect_model, pictures
-from megatron.bridge.discovery.html_page import html_page
-from megatron.bridge.discovery.text_page import text_page
+from megatron.bridge.discovery import formatting, inspect_model
+from megatron.bridge.discovery.pages import pictures
+from megatron.bridge.discovery.pages.html_page import html_page
+from megatron.bridge.discovery.pages.text_page import text_page
 from tests.tiny_models import TINY_MODELS
 from tests.unit_tests.discovery.conftest import edit_config
 

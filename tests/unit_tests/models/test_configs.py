@@ -15,7 +15,7 @@ _TWO_ROPES = {"full_attention": _ROPE, "sliding_attention": _ROPE}
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("apertus", {"hidden_act": "relu2"}, "hidden_act: expected 'xielu', found 'relu2'"),
     ("exaone4", {"layer_types": ["full_attention"] * 4}, "leaves every layer without rope"),
-    ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention: expected None or False"),
+    ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention: expected False, found True"),
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("gemma2", {"hidden_activation": "mish"}, "hidden_activation: activation 'mish' is not supported"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: expected None, found 50.0"),

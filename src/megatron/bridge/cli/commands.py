@@ -72,7 +72,7 @@ def inspect(name: str, html: Path | None, revision: str | None, json: bool) -> N
 
     report = inspect_model(name, revision=revision)
     if html is not None:
-        from megatron.bridge.discovery.html_page import html_page
+        from megatron.bridge.discovery.pages.html_page import html_page
 
         try:
             html.write_text(html_page(report), encoding="utf-8")
@@ -83,7 +83,7 @@ def inspect(name: str, html: Path | None, revision: str | None, json: bool) -> N
     if json:
         output.print_json(report.to_dict())
         return
-    from megatron.bridge.discovery.text_page import text_page
+    from megatron.bridge.discovery.pages.text_page import text_page
 
     output.console(soft_wrap=False).print(text_page(report))
     if html is not None:

@@ -11,7 +11,7 @@ from megatron.bridge.errors import BridgeError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from megatron.bridge.discovery.reading import ModelFiles
+    from megatron.bridge.discovery.model_files import ModelFiles
 
 TOP_LEVEL = "top level"
 # Names that configs have for the config of a part. Models of speech and of several modalities keep the text model of

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.discovery import facts
 from megatron.bridge.discovery.weights import Weight, category
@@ -41,8 +41,8 @@ def expected_weights(config: LeveledConfig, family: FamilyMatch, sizes: Mapping[
     """
     if family.registry is None or family.entry is None or not family.is_supported:
         return []
-    shapes = _Shapes(config, family, sizes)
-    num_layers, is_moe = facts.num_layers(config), moe_layers(config)
+    shapes, num_layers = _Shapes(family.fields, sizes), facts.num_layers(config)
+    is_moe = moe_layers(num_layers, family.fields)
     dtype = config.text("dtype") or config.top("dtype")
     code, nbytes = _CODES.get(str(dtype.value) if dtype else "", _CODES["bfloat16"])
     weights: dict[str, Weight] = {}
@@ -75,43 +75,36 @@ def expected_weights(config: LeveledConfig, family: FamilyMatch, sizes: Mapping[
     return list(weights.values()) if is_moe is not None else []
 
 
-def moe_layers(config: LeveledConfig) -> list[bool] | None:
-    """For each layer whether it has experts; `None` if the config's fields do not say it in a way that is known."""
-    num_layers = facts.num_layers(config)
-    if not facts.num_experts(config):
+def moe_layers(num_layers: int, fields: Mapping[str, Any]) -> list[bool] | None:
+    """For each layer whether it has experts; `None` for layers of other kinds, or if the fields do not fit.
+
+    Args:
+        fields: of the provider.
+    """
+    if not fields.get("num_moe_experts"):
         return [False] * num_layers
-    kinds, numbers = facts.listed(config, "mlp_layer_types"), facts.listed(config, "moe_layers")
-    if kinds is not None:
-        return [kind == "sparse" for kind in kinds] if len(kinds) == num_layers else None
-    if numbers is not None:
-        return [layer in numbers for layer in range(num_layers)]
-    if config.text("first_k_dense_replace") or config.text("num_dense_layers"):
-        first = facts.number(config, "first_k_dense_replace", "num_dense_layers")
-        return [layer >= first for layer in range(num_layers)]
-    if config.text("decoder_sparse_step"):
-        without, step = facts.listed(config, "mlp_only_layers") or [], facts.number(config, "decoder_sparse_step")
-        return [layer not in without and (layer + 1) % step == 0 for layer in range(num_layers)] if step else None
-    if any(config.text(name) for name in ("moe_layer_interval", "moe_layer_freq", "layers_block_type")):
+    freq = fields.get("moe_layer_freq", 1)
+    if "hybrid_layer_pattern" in fields or not (freq == 1 or (isinstance(freq, list) and len(freq) == num_layers)):
         return None
-    return [True] * num_layers
+    return [True] * num_layers if freq == 1 else [bool(moe) for moe in freq]
 
 
 class _Shapes:
     """Shapes of Megatron weights below the name of their layer."""
 
-    def __init__(self, config: LeveledConfig, family: FamilyMatch, sizes: Mapping[str, int]) -> None:
-        assert family.entry is not None
-        defaults = family.entry.bridge_class.CONFIG_DEFAULTS
-        hidden, vocabulary = facts.number(config, "hidden_size"), facts.number(config, "vocab_size")
-        heads, groups = sizes.get("num_attention_heads", 0), sizes.get("num_query_groups", 0)
-        dim, value_dim = facts.head_dim(config), facts.number(config, "v_head_dim")
-        q_rank, kv_rank = facts.number(config, "q_lora_rank"), facts.number(config, "kv_lora_rank")
-        nope, rope = facts.number(config, "qk_nope_head_dim"), facts.number(config, "qk_rope_head_dim")
-        experts, expert_width = sizes.get("num_moe_experts", 0), sizes.get("moe_ffn_hidden_size", 0)
-        shared = sizes.get("moe_shared_expert_intermediate_size", 0)
-        width = sizes.get("ffn_hidden_size", 0)
-        parts = 2 if defaults.get("gated_linear_unit") else 1
-        by_head = defaults.get("qk_layernorm_scope") not in ("projection", "separate_heads")
+    def __init__(self, fields: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+        def size(name: str) -> int:
+            return sizes.get(name) or facts.as_size(fields.get(name))
+
+        hidden, vocabulary, width = size("hidden_size"), size("vocab_size"), size("ffn_hidden_size")
+        heads, groups = size("num_attention_heads"), size("num_query_groups")
+        dim, value_dim = size("kv_channels") or hidden // (heads or 1), size("v_head_dim")
+        q_rank, kv_rank = size("q_lora_rank"), size("kv_lora_rank")
+        nope, rope = size("qk_head_dim"), size("qk_pos_emb_head_dim")
+        experts, expert_width = size("num_moe_experts"), size("moe_ffn_hidden_size")
+        shared = size("moe_shared_expert_intermediate_size")
+        parts = 2 if fields.get("gated_linear_unit") else 1
+        by_head = fields.get("qk_layernorm_scope") not in ("projection", "separate_heads")
         attended = heads * (value_dim if kv_rank else dim)
         self._shapes: dict[str, Shape] = {
             "embedding.word_embeddings.weight": (vocabulary, hidden),

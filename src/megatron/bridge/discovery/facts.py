@@ -96,6 +96,11 @@ def number(config: LeveledConfig, *names: str) -> int:
     return 0
 
 
+def as_size(value: Any) -> int:
+    """A value that is a whole number from 0 up to any that exists; 0 for any other."""
+    return value if type(value) is int and 0 <= value <= _LARGEST else 0
+
+
 def listed(config: LeveledConfig, name: str) -> list[Any] | None:
     """A field of the text model that is a list, or `None`."""
     fact = config.text(name)

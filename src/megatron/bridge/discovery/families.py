@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from megatron.bridge.discovery import facts
 from megatron.bridge.discovery.config_levels import TOP_LEVEL, LeveledConfig, at_level
 from megatron.bridge.discovery.weights import OTHER_MODALITIES, category
-from megatron.bridge.models.conversion.config_mapping import FIXED_FIELDS, IRRELEVANT_FIELDS
+from megatron.bridge.models.conversion.fields.common import DECODER, FIXED_FIELDS, IRRELEVANT_FIELDS
+from megatron.bridge.models.conversion.fields.part import Parts, combined, in_force, mapped_fields
 from megatron.bridge.models.conversion.param_mapping import Dropped
 from megatron.bridge.models.conversion.registered import NOT_REPRESENTABLE, RegisteredBridge, registered_bridges
 
@@ -33,6 +36,8 @@ _TOKEN = re.compile(r".*_token(_id|_ids|_index)?|.*_token_id_\w+")
 # Where the text model's tensors are in a VLM.
 _TEXT_PREFIX = re.compile(r"^(?:model\.|thinker\.)*(?:language_model|text_model|llm)\.(?:model\.)?|^thinker\.model\.")
 _MOST_PREDICTED = 1_000  # prediction layers, each of which has rules of its own
+# What a config raises that lacks a field, or has a value of another kind than a family expects.
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _DIGITS = re.compile(r"\d+|\*+")
 
 
@@ -67,6 +72,7 @@ class FamilyMatch:
     Attributes:
         entry: of the table of architectures.
         registry: its rules for the model; `None` if they cannot be made of the config.
+        fields: the provider fields that it reads from the config, less those that it cannot read.
         is_supported: whether the model is of its architecture.
         reason: why it is not, or cannot be.
         unknown_fields: what no family knows.
@@ -82,6 +88,7 @@ class FamilyMatch:
 
     entry: RegisteredBridge | None = None
     registry: MegatronMappingRegistry | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
     is_supported: bool = False
     reason: str | None = None
     unknown_fields: list[UnknownField] = field(default_factory=list)
@@ -117,6 +124,7 @@ def match_family(config: LeveledConfig, names: Iterable[str]) -> FamilyMatch:
             found.reason = f"no bridge for architecture {', '.join(architectures) or 'none'}"
         found.entry = _nearest(config, bridges, [name for name in text_names if category(name) not in OTHER_MODALITIES])
     _compare_fields(found, config, bridges)
+    found.fields = _provider_fields(found.entry.bridge_class.CONFIG if found.entry else DECODER, config)
     if found.entry is not None:
         found.registry = _registry(found.entry, config)
         if names and found.registry is not None:
@@ -153,7 +161,7 @@ def _compare_fields(found: FamilyMatch, config: LeveledConfig, bridges: Mapping[
         return
     for name, expected in {**FIXED_FIELDS, **found.entry.bridge_class.CONFIG_FIXED}.items():
         fact = config.text(name)
-        if fact is not None and fact.value != expected:
+        if fact is not None and fact.value is not None and fact.value != expected:
             found.refused.append(RefusedValue(name, expected, fact.value))
 
 
@@ -209,7 +217,7 @@ def _default(config_class: Any) -> Any:
     """A config with nothing but defaults, `None` for a class that needs more."""
     try:
         return config_class()
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+    except _UNREADABLE:
         return None
 
 
@@ -238,13 +246,27 @@ class _ConfigOfFamily:
         self._config, self._defaults = config, defaults
 
     def __getattr__(self, name: str) -> Any:
-        text = self._config.text_config
         if name == "tie_word_embeddings" and (tied := self._config.top(name)) is not None:
             return tied.value
-        if text is not None and hasattr(text, name):
+        stated = at_level(self._config.values, self._config.text_level or ()).get(name)
+        if isinstance(stated, int | float | str):
+            return stated
+        text = self._config.text_config
+        with suppress(AttributeError, ValueError):  # ValueError: a field that differs between layers
             return getattr(text, name)
         fact = self._config.text(name)
         return getattr(self._defaults, name) if fact is None else fact.value
+
+
+def _provider_fields(parts: Parts, config: LeveledConfig) -> dict[str, Any]:
+    """The provider fields that parts read from a model's config, whatever of it they can read."""
+    tables, view = combined(parts), _ConfigOfFamily(config, None)
+    fields = {**tables.defaults, **mapped_fields(view, tables.same)}
+    for part in in_force(parts) if facts.num_layers(config) else ():
+        if part.to_provider is not None:
+            with suppress(*_UNREADABLE):
+                fields |= part.to_provider(view)
+    return fields
 
 
 def _registry(entry: RegisteredBridge, config: LeveledConfig) -> MegatronMappingRegistry | None:
@@ -256,7 +278,7 @@ def _registry(entry: RegisteredBridge, config: LeveledConfig) -> MegatronMapping
     bridge.hf_config = _ConfigOfFamily(config, _defaults(entry))  # type: ignore[assignment]
     try:
         return bridge.registry()
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+    except _UNREADABLE:
         return None
 
 

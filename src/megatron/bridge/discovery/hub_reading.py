@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron.bridge.discovery.reading import ModelFiles, WeightIndex, add_weights, file_header, weight_index
+from megatron.bridge.discovery.model_files import ModelFiles, WeightIndex, add_weights, file_header, weight_index
 from megatron.bridge.errors import HubError
 from megatron.bridge.models.hf_pretrained import hub
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, read_config_json

@@ -12,9 +12,10 @@ from megatron.bridge.discovery.config_levels import TOP_LEVEL, LeveledConfig, at
 from megatron.bridge.discovery.expected import expected_weights
 from megatron.bridge.discovery.families import FamilyMatch, match_family
 from megatron.bridge.discovery.layouts import parallel_layouts, provider_sizes
+from megatron.bridge.discovery.model_files import ModelFiles
 from megatron.bridge.discovery.next_step import decide
 from megatron.bridge.discovery.quantized import find_quantization
-from megatron.bridge.discovery.reading import ModelFiles, read_model
+from megatron.bridge.discovery.reading import read_model
 from megatron.bridge.discovery.report import Classes, ModelReport, Parameters, Support, Tying
 
 if TYPE_CHECKING:

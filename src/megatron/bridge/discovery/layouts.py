@@ -17,7 +17,6 @@ from math import gcd, lcm
 from typing import TYPE_CHECKING, NamedTuple
 
 from megatron.bridge.discovery import facts
-from megatron.bridge.models.conversion.config_mapping import DECODER_FIELDS
 
 if TYPE_CHECKING:
     from megatron.bridge.discovery.config_levels import LeveledConfig
@@ -31,6 +30,7 @@ _TP_FIELDS = (
     *("num_attention_heads", "num_query_groups", "ffn_hidden_size", "moe_shared_expert_intermediate_size"),
     *("mamba_num_heads", "mamba_num_groups", "linear_num_key_heads", "linear_num_value_heads"),
 )
+_EXPERT_FIELDS = ("num_moe_experts", "moe_ffn_hidden_size")
 _TRAINING_BYTES = {"float32": 4, "float64": 4}  # of a parameter; other dtypes are trained in bfloat16 or float16
 
 # Megatron weights that are cut over tensor-parallel ranks, below the name of their layer.
@@ -167,7 +167,6 @@ def parallel_layouts(
         return None
     sizes = provider_sizes(config, family)
     tensor_sizes = [size for name, size in sizes.items() if name in _TP_FIELDS]
-    defaults = family.entry.bridge_class.CONFIG_DEFAULTS if family.entry else {}
     num_experts = sizes.get("num_moe_experts", 0)
     dtype = config.text("dtype") or config.top("dtype")
     nbytes = _TRAINING_BYTES.get(str(dtype.value), 2) if dtype else 2
@@ -178,7 +177,7 @@ def parallel_layouts(
     found = ParallelLayouts(tp, pp, uneven, _divisors(num_experts or 1), sizes, nbytes, [], [])
     model = _Model(weights, family, num_layers, is_tied, nbytes, with_transformer_engine)
     expert_width = sizes.get("moe_ffn_hidden_size", 0)
-    cuts_experts = num_experts and "expert_tensor_parallel_size" not in defaults
+    cuts_experts = num_experts and "expert_tensor_parallel_size" not in family.fields
     for num_stages in (*pp, *uneven):
         counts = layers_per_stage(num_layers, num_stages)
         ends = (counts[0], counts[-1]) if num_stages in uneven else (None, None)
@@ -211,25 +210,14 @@ def layers_per_stage(num_layers: int, num_stages: int) -> list[int]:
 
 def provider_sizes(config: LeveledConfig, family: FamilyMatch) -> dict[str, int]:
     """Provider fields that parallel sizes must divide, with their values, as the family reads them from the config."""
-    mapping: Mapping[str, object] = dict(family.entry.bridge_class.CONFIG_MAPPING) if family.entry else DECODER_FIELDS
-    sizes: dict[str, int] = {}
-    for hf_name, targets in mapping.items():
-        for target in (targets,) if isinstance(targets, str) else targets:  # type: ignore[attr-defined]
-            if target in (*_TP_FIELDS, "num_moe_experts", "moe_ffn_hidden_size"):
-                size = facts.number(config, hf_name)
-                if size:
-                    sizes[target] = size
+    found = {name: facts.as_size(family.fields.get(name)) for name in (*_TP_FIELDS, *_EXPERT_FIELDS)}
+    sizes = {name: size for name, size in found.items() if size}
     if "num_attention_heads" in sizes:
         sizes.setdefault("num_query_groups", sizes["num_attention_heads"])
-    text = config.text_config
-    if "num_query_groups" in sizes and getattr(text, "is_heterogeneous", False):
-        groups = [getattr(layer, "num_key_value_heads", None) for layer in text.per_layer_config]  # type: ignore[union-attr]
-        sizes["num_query_groups"] = gcd(*(number for number in groups if type(number) is int))
+        window = family.fields.get("window_attention") or {}
+        sizes["num_query_groups"] = gcd(sizes["num_query_groups"], facts.as_size(window.get("num_query_groups")))
     if facts.num_experts(config):
         sizes.setdefault("num_moe_experts", facts.num_experts(config))
-        shared = facts.number(config, "n_shared_experts", "num_shared_experts")
-        if shared and "moe_ffn_hidden_size" in sizes:
-            sizes.setdefault("moe_shared_expert_intermediate_size", shared * sizes["moe_ffn_hidden_size"])
     return sizes
 
 
@@ -248,8 +236,7 @@ class _Model:
         self._layers = [_Share() for _ in range(num_layers)]
         self._first, self._last, self._copy = _Share(), _Share(), _Share()
         has_prediction = False
-        defaults = family.entry.bridge_class.CONFIG_DEFAULTS if family.entry else {}
-        whole_norms = defaults.get("qk_layernorm_scope") not in ("projection", "separate_heads")
+        whole_norms = family.fields.get("qk_layernorm_scope") not in ("projection", "separate_heads")
         for weight in weights:
             name = family.megatron_names.get(weight.name)
             if weight.category == "copies" or weight.name in family.dropped:

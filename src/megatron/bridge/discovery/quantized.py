@@ -12,7 +12,7 @@ from megatron.bridge.models.hf_pretrained.config import quantization_config
 from megatron.bridge.models.hf_pretrained.quantization.detection import Detection, detect
 
 if TYPE_CHECKING:
-    from megatron.bridge.discovery.reading import ModelFiles
+    from megatron.bridge.discovery.model_files import ModelFiles
 
 # What the tensors of a `quant_method` look like: what the name of their format has in it.
 _FORMATS_BY_METHOD = {

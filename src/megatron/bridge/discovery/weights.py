@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from megatron.bridge.discovery.reading import ModelFiles
+    from megatron.bridge.discovery.model_files import ModelFiles
     from megatron.bridge.models.hf_pretrained.quantization.detection import Detection
 
 # What tensors are for, by their HF names: the first pattern that is found in a name decides.

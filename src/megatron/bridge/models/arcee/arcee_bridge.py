@@ -1,6 +1,6 @@
 """Arcee (AFM)."""
 
-from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.llama.llama_bridge import LlamaBridge
@@ -10,7 +10,7 @@ from megatron.bridge.models.llama.llama_bridge import LlamaBridge
 class ArceeBridge(LlamaBridge):
     """Like Llama, with an MLP of two layers and the squared ReLU instead of a gated one."""
 
-    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "gated_linear_unit": False}
+    CONFIG = (*LlamaBridge.CONFIG, fields.defaults(gated_linear_unit=False))
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config

@@ -1,15 +1,26 @@
 """Bamba: Mamba-2 or attention, followed by an MLP, in each layer."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.blocks import LAYER
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
 
-if TYPE_CHECKING:
-    from transformers import BambaConfig
+
+def _pattern(hf_config: fields.HFConfig) -> dict[str, Any]:
+    pattern = "".join("*-" if kind == "full_attention" else "M-" for kind in hf_config.layers_block_type)
+    return {"num_layers": len(pattern), "hybrid_layer_pattern": pattern}
+
+
+def _layers(provider: fields.Provider) -> dict[str, Any]:
+    mixers = provider.hybrid_layer_pattern.replace("|", "")[::2]
+    return {
+        "num_hidden_layers": len(mixers),
+        "attn_layer_indices": [layer for layer, mixer in enumerate(mixers) if mixer == "*"],
+        "mamba_expand": fields.mixer_width(provider) // provider.hidden_size,
+    }
 
 
 @MegatronModelBridge.register_bridge(source="BambaForCausalLM", target="HybridModel", model_type="bamba")
@@ -17,55 +28,19 @@ class BambaBridge(MegatronModelBridge):
     """An HF layer is two of HybridModel: Mamba-2 or attention, and then the MLP, each with its norm in front."""
 
     PROVIDER_CLASS = "megatron.bridge.models.hybrid_provider.HybridProvider"
-    CONFIG_MAPPING = {
-        **{
-            hf: ours
-            for hf, ours in config_mapping.DECODER_FIELDS.items()
-            if hf not in ("num_hidden_layers", "head_dim", "rope_parameters")
-        },
-        "mamba_n_heads": "mamba_num_heads",
-        "mamba_d_head": "mamba_head_dim",
-        "mamba_n_groups": "mamba_num_groups",
-        "mamba_d_state": "mamba_state_dim",
-        "mamba_chunk_size": "mamba_chunk_size",
-    }
-    CONFIG_CHECKED = (
-        *MegatronModelBridge.CONFIG_CHECKED,
-        *("num_hidden_layers", "attn_layer_indices", "time_step_limit", "mamba_expand"),
+    CONFIG = (
+        *fields.decoder(num_hidden_layers=None, head_dim=None),
+        fields.mamba("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_chunk_size"),
+        fields.STEP_LIMIT,
+        fields.Part(
+            reads=("num_hidden_layers", "attn_layer_indices", "mamba_expand"), to_provider=_pattern, to_hf=_layers
+        ),
+        fields.irrelevant("derived from attn_layer_indices", "layers_block_type", "layer_types"),
+        fields.irrelevant("generation", "num_logits_to_keep"),
+        fields.irrelevant("training", "z_loss_coefficient"),
+        fields.not_read("use_mamba_kernels", "attn_rotary_emb", "sliding_window"),
+        fields.fixed(attention_bias=False, mlp_bias=False, mamba_proj_bias=False, mamba_conv_bias=True, mamba_d_conv=4),
     )
-    CONFIG_IRRELEVANT = {
-        "layers_block_type": "derived from attn_layer_indices",
-        "layer_types": "derived from attn_layer_indices",
-        "num_logits_to_keep": "generation",
-        "z_loss_coefficient": "training",
-        **config_mapping.not_read("use_mamba_kernels", "attn_rotary_emb", "sliding_window"),
-    }
-    CONFIG_FIXED = {
-        "attention_bias": False,
-        "mlp_bias": False,
-        "mamba_proj_bias": False,
-        "mamba_conv_bias": True,
-        "mamba_d_conv": 4,
-    }
-
-    def hf_config_to_provider_kwargs(self, hf_config: "BambaConfig") -> dict[str, Any]:
-        pattern = "".join("*-" if kind == "full_attention" else "M-" for kind in hf_config.layers_block_type)
-        return {
-            **super().hf_config_to_provider_kwargs(hf_config),
-            **config_mapping.step_limit_fields(hf_config, self._where(hf_config)),
-            "num_layers": len(pattern),
-            "hybrid_layer_pattern": pattern,
-        }
-
-    def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
-        mixers = provider.hybrid_layer_pattern.replace("|", "")[::2]
-        return {
-            **super().megatron_to_hf_config(provider),
-            **config_mapping.step_limit_values(provider),
-            "num_hidden_layers": len(mixers),
-            "attn_layer_indices": [layer for layer, mixer in enumerate(mixers) if mixer == "*"],
-            "mamba_expand": provider.mamba_num_heads * provider.mamba_head_dim // provider.hidden_size,
-        }
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config

@@ -1,7 +1,9 @@
 """What the conversion code calls on a family's bridge. `MegatronModelBridge` has all of it."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from megatron.bridge.models.conversion.fields.part import FieldMapping, Parts
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +36,14 @@ class WeightHooks(Protocol):
 
 class BridgeHooks(WeightHooks, Protocol):
     """Both sides: weights and config."""
+
+    CONFIG: ClassVar[Parts]
+    CONFIG_MAPPING: ClassVar[FieldMapping | Sequence[tuple[str, str]]]
+    CONFIG_CHECKED: ClassVar[tuple[str, ...]]
+    CONFIG_IRRELEVANT: ClassVar[Mapping[str, str]]
+    CONFIG_FIXED: ClassVar[Mapping[str, Any]]
+    CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]]
+    PROVIDER_CLASS: ClassVar[Any]
 
     hf_config: "PretrainedConfig"
 

@@ -316,21 +316,51 @@ def _reverse(shape: Shape, transposed: bool) -> tuple[int, ...] | None:
     return tuple(reversed(range(len(shape)))) if transposed and len(shape) > 1 else None
 
 
-def regrouped_rows(shape: Shape, num_groups: int, rows: Sequence[int]) -> Layout:
-    """Like `grouped_rows`, where one HF tensor holds the parts one after the other.
+def regrouped_rows(
+    shape: Shape,
+    num_groups: int,
+    rows: Mapping[str, int],
+    *,
+    order: Sequence[str] | None = None,
+    num_chunks: int = 1,
+    transposed: bool = False,
+) -> Layout:
+    """Like `grouped_rows`, where one HF tensor holds all parts.
 
     Args:
         rows: per part, its rows in each group.
+        order: which part follows which in the HF tensor; default: the order of `rows`.
+        num_chunks: how many such tensors follow each other in the HF tensor, each with its share of the groups.
+        transposed: the HF tensor has rows and columns exchanged.
     """
     pieces, start = [], 0
-    hf_shape = (num_groups * sum(rows), *shape[1:])
+    per_chunk = num_groups // num_chunks
+    first_rows, before = {}, 0
+    for part in order or rows:
+        first_rows[part] = before
+        before += per_chunk * rows[part]
+    hf_shape = (num_groups * sum(rows.values()), *shape[1:])
     for group in range(num_groups):
-        part_start = 0
-        for num_rows in rows:
-            index = _index(hf_shape, part_start + group * num_rows, num_rows)
+        chunk, place = divmod(group, per_chunk)
+        for part, num_rows in rows.items():
+            index = _index(hf_shape, chunk * before + first_rows[part] + place * num_rows, num_rows)
             pieces.append(Piece("weight", index, _rows(shape, start, start + num_rows)))
             start += num_rows
-            part_start += num_groups * num_rows
     if shape[0] > start:
         pieces.append(Piece(None, (), _rows(shape, start, shape[0])))
-    return Layout(tuple(pieces), {"weight": hf_shape})
+    layout = Layout(tuple(pieces), {"weight": hf_shape})
+    return flipped(layout) if transposed else layout
+
+
+def flipped(layout: Layout) -> Layout:
+    """The same layout of HF tensors whose rows and columns are exchanged; vectors stay as they are."""
+
+    def flip(piece: Piece) -> Piece:
+        if piece.role is None or len(piece.hf_index) < 2:
+            return piece
+        assert piece.permute is None
+        axes = tuple(reversed(range(len(piece.hf_index))))
+        return Piece(piece.role, piece.hf_index[::-1], piece.megatron_box, axes, piece.offset)
+
+    shapes = {role: shape[::-1] for role, shape in layout.hf_shapes.items()}
+    return Layout(tuple(flip(piece) for piece in layout.pieces), shapes)

@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion import config_mapping, stacked_experts
+from megatron.bridge.models.conversion import stacked_experts
+from megatron.bridge.models.conversion.fields.activations import activation_functions
+from megatron.bridge.models.conversion.fields.common import DECODER, FIXED_FIELDS, IRRELEVANT_FIELDS
+from megatron.bridge.models.conversion.fields.part import (
+    FieldMapping,
+    Parts,
+    check_fields,
+    combined,
+    hf_fields,
+    provider_fields,
+)
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.registered import RegisteredBridge, register, registered_for
 from megatron.bridge.models.hf_pretrained.config_aliases import add_aliases
@@ -29,29 +39,45 @@ class MegatronModelBridge(ABC):
 
     Attributes:
         hf_config: the HF config, set before `mapping_registry()` is called.
+        CONFIG: the parts of the config, from which the five tables below are made. A subclass may state a table of its
+            own instead, as bridges of other projects do.
         CONFIG_MAPPING: HF field -> provider field (or fields), for fields with the same value on both sides.
-        CONFIG_CHECKED: HF fields that the family's hooks read in another way.
-        CONFIG_IRRELEVANT: HF fields of this family that do not change the computation, with the reason.
-        CONFIG_FIXED: HF fields that must have the given value (or none): those of other software, or which
-            transformers does not compute with.
+        CONFIG_CHECKED: HF fields that parts or hooks read in another way.
+        CONFIG_IRRELEVANT: HF fields that do not change the computation, with the reason.
+        CONFIG_FIXED: HF fields that must have the given value, or none.
         CONFIG_DEFAULTS: provider fields that are the same for every model of the family.
         PROVIDER_CLASS: a class, or its dotted name, with which megatron-core is not imported to list the families;
             default `GPTModelProvider`.
     """
 
-    CONFIG_MAPPING: ClassVar[config_mapping.FieldMapping | Sequence[tuple[str, str]]] = config_mapping.DECODER_FIELDS
-    CONFIG_CHECKED: ClassVar[tuple[str, ...]] = ("hidden_act", "rope_parameters")
-    CONFIG_IRRELEVANT: ClassVar[Mapping[str, str]] = {}
-    CONFIG_FIXED: ClassVar[Mapping[str, Any]] = {}
-    CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]] = {
-        "normalization": "RMSNorm",
-        "gated_linear_unit": True,
-        "add_bias_linear": False,
-        "hidden_dropout": 0.0,
-    }
+    CONFIG: ClassVar[Parts] = DECODER
+    CONFIG_MAPPING: ClassVar[FieldMapping | Sequence[tuple[str, str]]]
+    CONFIG_CHECKED: ClassVar[tuple[str, ...]]
+    CONFIG_IRRELEVANT: ClassVar[Mapping[str, str]]
+    CONFIG_FIXED: ClassVar[Mapping[str, Any]]
+    CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]]
     PROVIDER_CLASS: ClassVar[Any] = None
 
     hf_config: "PretrainedConfig"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "CONFIG" in vars(cls):
+            cls._make_tables()
+
+    @classmethod
+    def _make_tables(cls) -> None:
+        tables = combined(cls.CONFIG)
+        made = {
+            "CONFIG_MAPPING": tables.same,
+            "CONFIG_CHECKED": tables.reads,
+            "CONFIG_IRRELEVANT": tables.irrelevant,
+            "CONFIG_FIXED": tables.fixed,
+            "CONFIG_DEFAULTS": tables.defaults,
+        }
+        for name, table in made.items():
+            if name not in vars(cls):
+                setattr(cls, name, table)
 
     # Registration
 
@@ -93,29 +119,31 @@ class MegatronModelBridge(ABC):
         """The mappings of every weight, for the config in `self.hf_config`."""
 
     def hf_config_to_provider_kwargs(self, hf_config: "PretrainedConfig") -> dict[str, Any]:
-        """The provider's fields for an HF config. A family extends the result of `super()`.
+        """The provider's fields for an HF config: the inverse of `megatron_to_hf_config`.
+
+        Both hooks are made of `CONFIG`. An override extends the result of `super()`.
 
         Raises:
             UnsupportedConfigError: a field that the family does not know, or a value that it cannot represent.
         """
-        mapping: dict[str, Any] = dict(self.CONFIG_MAPPING)
-        config_mapping.check_fields(
-            hf_config,
-            (*mapping, *self.CONFIG_CHECKED, *self.CONFIG_IRRELEVANT),
-            self._where(hf_config),
-            self.CONFIG_FIXED,
-        )
-        fields = {**self.CONFIG_DEFAULTS, **config_mapping.mapped_fields(hf_config, mapping)}
-        for name in ("hidden_act", "hidden_activation"):
-            if name in self.CONFIG_CHECKED:
-                activation = getattr(hf_config, name)
-                fields["activation_func"] = config_mapping.activation_function(activation, self._where(hf_config), name)
-        if "rope_parameters" in self.CONFIG_CHECKED:
-            fields |= config_mapping.rotary_fields(hf_config, self._where(hf_config))
-        if "sliding_window" in self.CONFIG_CHECKED:
-            fields |= config_mapping.sliding_window_fields(hf_config, self._where(hf_config))
+        known = {*dict(self.CONFIG_MAPPING), *self.CONFIG_CHECKED, *self.CONFIG_IRRELEVANT, *IRRELEVANT_FIELDS}
+        try:
+            check_fields(hf_config, known, {**FIXED_FIELDS, **self.CONFIG_FIXED})
+            fields = self.config_fields(hf_config)
+        except UnsupportedConfigError as error:
+            raise UnsupportedConfigError(f"{self._where(hf_config)}: {error}") from None
+        if isinstance(name := fields.get("activation_func"), str):
+            fields["activation_func"] = activation_functions()[name]
         fields["make_vocab_size_divisible_by"] = self.make_vocab_size_divisible_by(hf_config.vocab_size)
         return fields
+
+    def config_fields(self, hf_config: Any) -> dict[str, Any]:
+        """The provider's fields as the parts give them: without torch, and with the activation function's name.
+
+        Raises:
+            UnsupportedConfigError: a value that cannot be represented. Unknown fields are not looked for.
+        """
+        return {**self.CONFIG_DEFAULTS, **provider_fields(hf_config, self.CONFIG, dict(self.CONFIG_MAPPING))}
 
     def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> Any:
         """The provider for a model.
@@ -138,22 +166,9 @@ class MegatronModelBridge(ABC):
     def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
         """The HF config fields that describe `provider`: the inverse of `hf_config_to_provider_kwargs`.
 
-        A family extends the result of `super()` with what its hooks read. Fields that say nothing about the model
-        (token ids and the like) are left to the source config.
+        Fields that say nothing about the model (token ids and the like) are left to the source config.
         """
-        values = config_mapping.mapped_values(provider, dict(self.CONFIG_MAPPING))
-        if provider.unpadded_query_groups and "num_key_value_heads" in values:
-            ratio = provider.num_attention_heads // provider.num_query_groups
-            values["num_key_value_heads"] = provider.unpadded_query_groups
-            values["num_attention_heads"] = provider.unpadded_query_groups * ratio
-        for name in ("hidden_act", "hidden_activation"):
-            if name in self.CONFIG_CHECKED:
-                values[name] = config_mapping.activation_name(provider.activation_func)
-        if "sliding_window" in self.CONFIG_CHECKED:
-            window = config_mapping.sliding_window_values(provider)
-            values |= {name: value for name, value in window.items() if name in self.CONFIG_CHECKED}
-        if "rope_parameters" in self.CONFIG_CHECKED:
-            values |= config_mapping.rotary_values(provider)
+        values = hf_fields(provider, self.CONFIG, dict(self.CONFIG_MAPPING))
         entry = registered_for(type(self))
         values["architectures"] = [entry.architecture]
         values["model_type"] = entry.model_type
@@ -276,3 +291,6 @@ class MegatronModelBridge(ABC):
 
         self.hf_config = hf_pretrained.config
         return weight_stream.export(self, hf_pretrained, model, cpu=cpu, **kwargs)
+
+
+MegatronModelBridge._make_tables()

@@ -82,6 +82,13 @@ class MegatronParamMapping:
         renamed.hf_param = names["weight"] if isinstance(self.hf_param, str) else names
         return renamed
 
+    def below(self, *, megatron: str, hf: tuple[str, str]) -> Self:
+        """The same mapping of a model that is a part of another (see `blocks.below`)."""
+        part = self.renamed(megatron=("", megatron))
+        names = {role: _begun_otherwise(name, hf) for role, name in self.hf_names.items()}
+        part.hf_param = names["weight"] if isinstance(self.hf_param, str) else names
+        return part
+
     def layout(self, shape: Shape, config: Any) -> Layout:
         """How the whole Megatron weight of `shape` is made of the HF tensors.
 
@@ -140,6 +147,13 @@ class AutoMapping(MegatronParamMapping):
         return super().layout(shape, config)
 
 
+class TransposedMapping(MegatronParamMapping):
+    """One HF tensor `[in, out]` is the Megatron weight `[out, in]`, as GPT-2 stores its linear layers."""
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        return layouts.flipped(super().layout(shape, config))
+
+
 class RMSNorm2ZeroCenteredRMSNormMapping(MegatronParamMapping):
     """The weight w of an HF norm is w - 1 in Megatron, whose norm multiplies by 1 + weight.
 
@@ -189,11 +203,38 @@ class LayerQKVMapping(MegatronParamMapping):
 
 
 class FusedQKVMapping(MegatronParamMapping):
-    """One HF tensor with all rows of q, then of k, then of v makes the fused `linear_qkv` (weights and biases)."""
+    """One HF tensor that holds q, k and v makes the fused `linear_qkv` (weights and biases).
+
+    Args:
+        order: which part follows which in each chunk of the HF tensor.
+        num_chunks: 1 if the HF tensor has all rows of q, then of k, then of v; more if it is made of so many such
+            tensors, each with its share of the query groups; `None` for one chunk per query group.
+        transposed: the HF weight is `[in, out]`.
+    """
+
+    def __init__(
+        self,
+        megatron_param: str,
+        hf_param: str,
+        *,
+        order: Sequence[str] = ("q", "k", "v"),
+        num_chunks: int | None = 1,
+        transposed: bool = False,
+    ):
+        super().__init__(megatron_param, hf_param)
+        self.order, self.num_chunks, self.transposed = tuple(order), num_chunks, transposed
 
     def layout(self, shape: Shape, config: Any) -> Layout:
-        rows = _qkv_rows(self.megatron_param, shape, config)
-        return layouts.regrouped_rows(shape, config.num_hf_query_groups, list(rows.values()))
+        rows, num_groups = _qkv_rows(self.megatron_param, shape, config), config.num_hf_query_groups
+        num_chunks = num_groups if self.num_chunks is None else self.num_chunks
+        if num_groups % num_chunks:
+            raise UnsupportedConfigError(
+                f"{self.megatron_param}: {num_groups} query groups cannot be shared out over {num_chunks} chunks of "
+                f"{self.hf_param}"
+            )
+        return layouts.regrouped_rows(
+            shape, num_groups, rows, order=self.order, num_chunks=num_chunks, transposed=self.transposed
+        )
 
 
 class GatedQKVMapping(QKVMapping):
@@ -232,6 +273,27 @@ class GatedMLPMapping(MegatronParamMapping):
     def layout(self, shape: Shape, config: Any) -> Layout:
         half = shape[0] // 2
         return layouts.concatenated_rows(shape, {"gate": half, "up": half})
+
+
+class FusedGatedMLPMapping(MegatronParamMapping):
+    """One HF tensor that holds gate and up makes `linear_fc1`: `[gate; up]` of shape `[2F, H]` (weights and biases).
+
+    Args:
+        order: which follows which in the HF tensor.
+        transposed: the HF weight is `[in, out]`.
+    """
+
+    def __init__(
+        self, megatron_param: str, hf_param: str, *, order: Sequence[str] = ("gate", "up"), transposed: bool = False
+    ):
+        super().__init__(megatron_param, hf_param)
+        self.order, self.transposed = tuple(order), transposed
+
+    def layout(self, shape: Shape, config: Any) -> Layout:
+        half = shape[0] // 2
+        return layouts.regrouped_rows(
+            shape, 1, {"gate": half, "up": half}, order=self.order, transposed=self.transposed
+        )
 
 
 class FusedExpertMapping(MegatronParamMapping):
@@ -307,6 +369,10 @@ class Dropped:
     def __repr__(self) -> str:
         return f"Dropped({self.hf_param!r}, {self.reason!r})"
 
+    def below(self, *, megatron: str, hf: tuple[str, str]) -> "Dropped":
+        """The same of a model that is a part of another (see `blocks.below`)."""
+        return Dropped(_begun_otherwise(self.hf_param, hf), self.reason)
+
 
 class Tied(Dropped):
     """An HF tensor that is a second copy of another: checked to be equal on import, written again on export.
@@ -319,6 +385,15 @@ class Tied(Dropped):
     def __init__(self, hf_param: str, same_as: str):
         super().__init__(hf_param, f"tied to {same_as}")
         self.same_as = same_as
+
+    def below(self, *, megatron: str, hf: tuple[str, str]) -> "Tied":
+        return Tied(_begun_otherwise(self.hf_param, hf), same_as=_begun_otherwise(self.same_as, hf))
+
+
+def _begun_otherwise(name: str, beginnings: tuple[str, str]) -> str:
+    """A name that begins with the first of two beginnings, with the second in its place; any other as it is."""
+    first, second = beginnings
+    return second + name.removeprefix(first) if name.startswith(first) else name
 
 
 def _qkv_rows(megatron_param: str, shape: Shape, config: Any) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """ERNIE 4.5 (dense)."""
 
-from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -9,8 +9,11 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 class Ernie45Bridge(MegatronModelBridge):
     """Like Llama, with one switch for all biases; rotary embeddings turn neighbouring dimensions."""
 
-    CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, "use_bias": "add_bias_linear"}
-    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "rotary_interleaved": True, "attention_dropout": 0.0}
+    CONFIG = (
+        *fields.DECODER,
+        fields.same(use_bias="add_bias_linear"),
+        fields.defaults(rotary_interleaved=True, attention_dropout=0.0),
+    )
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         bias = self.hf_config.use_bias

@@ -1,6 +1,6 @@
 """GLM-4-0414 (dense)."""
 
-from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -9,8 +9,11 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 class Glm4Bridge(MegatronModelBridge):
     """Norms on both sides of attention and MLP; rope turns neighbouring dimensions of a part of each head."""
 
-    CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, "attention_bias": "add_qkv_bias"}
-    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "use_post_norms": True, "rotary_interleaved": True}
+    CONFIG = (
+        *fields.DECODER,
+        fields.same(attention_bias="add_qkv_bias"),
+        fields.defaults(use_post_norms=True, rotary_interleaved=True),
+    )
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         return MegatronMappingRegistry(

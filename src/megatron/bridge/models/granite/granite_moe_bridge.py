@@ -1,24 +1,16 @@
 """Granite 3.x mixtures of experts."""
 
-from megatron.bridge.models.conversion import blocks, moe_config
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
-from megatron.bridge.models.granite.granite_bridge import GraniteBridge
+from megatron.bridge.models.granite.granite_bridge import GRANITE, GraniteBridge
 
 
 @MegatronModelBridge.register_bridge(source="GraniteMoeForCausalLM", target="GPTModel", model_type="granitemoe")
 class GraniteMoeBridge(GraniteBridge):
     """Granite with experts in every layer, stored as one tensor; the router takes the softmax of the chosen ones."""
 
-    CONFIG_MAPPING = {
-        **{hf: ours for hf, ours in GraniteBridge.CONFIG_MAPPING.items() if hf != "mlp_bias"},
-        "intermediate_size": "moe_ffn_hidden_size",
-        "num_local_experts": "num_moe_experts",
-        "num_experts_per_tok": "moe_router_topk",
-        "router_aux_loss_coef": "moe_aux_loss_coeff",
-    }
-    CONFIG_IRRELEVANT = {**GraniteBridge.CONFIG_IRRELEVANT, "output_router_logits": "what the HF model returns"}
-    CONFIG_DEFAULTS = {**GraniteBridge.CONFIG_DEFAULTS, **moe_config.MOE_DEFAULTS}
+    CONFIG = (*GRANITE, fields.LOCAL_EXPERTS)
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         bias = self.hf_config.attention_bias

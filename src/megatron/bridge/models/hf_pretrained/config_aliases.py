@@ -34,8 +34,7 @@ def known_config_type(model_type: object, architectures: object) -> str | None:
 
 def import_families() -> None:
     """Imports every family's `<model>_bridge` modules, which register themselves."""
-    from megatron.bridge import models
-
+    models = importlib.import_module("megatron.bridge.models")
     for package in pkgutil.iter_modules(models.__path__):
         if not package.ispkg or package.name in _NO_FAMILIES:
             continue

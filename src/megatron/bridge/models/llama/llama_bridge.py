@@ -1,6 +1,6 @@
 """Llama 2 and 3.x, and every model published under the same architecture (SmolLM2, TinyLlama, ...)."""
 
-from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -9,11 +9,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 class LlamaBridge(MegatronModelBridge):
     """A pre-norm decoder with grouped-query attention and a gated MLP; all its biases are optional."""
 
-    CONFIG_MAPPING = {
-        **MegatronModelBridge.CONFIG_MAPPING,
-        **config_mapping.ATTENTION_BIAS,
-        "mlp_bias": "mlp_bias",
-    }
+    CONFIG = (*fields.DECODER, fields.ATTENTION_BIAS, fields.same("mlp_bias"))
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config

@@ -1,14 +1,9 @@
 """MiMo."""
 
-from typing import TYPE_CHECKING, Any
-
-from megatron.bridge.models.conversion import blocks, moe_config
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.qwen.qwen2_bridge import Qwen2Bridge
-
-if TYPE_CHECKING:
-    from transformers import Qwen2Config
 
 
 @MegatronModelBridge.register_bridge(
@@ -17,14 +12,7 @@ if TYPE_CHECKING:
 class MiMoBridge(Qwen2Bridge):
     """Qwen2 with multi-token prediction layers, which the published code describes and transformers does not have."""
 
-    CONFIG_CHECKED = (*Qwen2Bridge.CONFIG_CHECKED, "num_nextn_predict_layers")
-    CONFIG_FIXED = {"attention_bias": True, "use_mrope": False}
-
-    def hf_config_to_provider_kwargs(self, hf_config: "Qwen2Config") -> dict[str, Any]:
-        return {**super().hf_config_to_provider_kwargs(hf_config), **moe_config.mtp_fields(hf_config)}
-
-    def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
-        return {**super().megatron_to_hf_config(provider), **moe_config.mtp_values(provider)}
+    CONFIG = (*Qwen2Bridge.CONFIG, fields.PREDICTION_LAYERS, fields.fixed(attention_bias=True, use_mrope=False))
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         hf = "model.mtp_layers.*"

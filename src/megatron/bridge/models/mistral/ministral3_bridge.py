@@ -1,13 +1,20 @@
 """Ministral 3 (text)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.models.conversion import fields
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.mistral.mistral_bridge import MistralBridge
 
-if TYPE_CHECKING:
-    from transformers import Ministral3Config
+
+def _check_rope(hf_config: fields.HFConfig) -> dict[str, Any]:
+    missing = {"llama_4_scaling_beta", "original_max_position_embeddings"} - (hf_config.rope_parameters or {}).keys()
+    if missing:
+        raise UnsupportedConfigError(
+            f"rope_parameters must have {' and '.join(sorted(missing))}, by which the query is scaled"
+        )
+    return {}
 
 
 @MegatronModelBridge.register_bridge(source="Ministral3ForCausalLM", target="GPTModel", model_type="ministral3")
@@ -15,13 +22,4 @@ class Ministral3Bridge(MistralBridge):
     """Like Mistral, with YaRN and a query that is scaled by its position."""
 
     PROVIDER_CLASS = "megatron.bridge.models.mistral.modeling_ministral3.Ministral3Provider"
-
-    def hf_config_to_provider_kwargs(self, hf_config: "Ministral3Config") -> dict[str, Any]:
-        fields = super().hf_config_to_provider_kwargs(hf_config)
-        missing = {"llama_4_scaling_beta", "original_max_position_embeddings"} - fields["rope_parameters"].keys()
-        if missing:
-            raise UnsupportedConfigError(
-                f"{self._where(hf_config)}: rope_parameters must have {' and '.join(sorted(missing))}, by which the "
-                "query is scaled"
-            )
-        return fields
+    CONFIG = (*MistralBridge.CONFIG, fields.Part(to_provider=_check_rope))

@@ -1,6 +1,6 @@
 """Mistral (text)."""
 
-from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -9,7 +9,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 class MistralBridge(MegatronModelBridge):
     """Like Llama without biases, with a sliding window on all layers if the config says so."""
 
-    CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "sliding_window")
+    CONFIG = (*fields.DECODER, fields.WINDOW)
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         return MegatronMappingRegistry(

@@ -1,6 +1,6 @@
 """Nemotron-3, Nemotron-4 and Minitron (dense)."""
 
-from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -9,17 +9,12 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 class NemotronBridge(MegatronModelBridge):
     """Zero-centred LayerNorm, an MLP of two layers with the squared ReLU, and rope on a part of each head."""
 
-    CONFIG_MAPPING = {
-        **config_mapping.decoder_fields(rms_norm_eps="norm_eps"),
-        **config_mapping.ATTENTION_BIAS,
-        "mlp_bias": "mlp_bias",
-    }
-    CONFIG_DEFAULTS = {
-        **MegatronModelBridge.CONFIG_DEFAULTS,
-        "normalization": "LayerNorm",
-        "layernorm_zero_centered_gamma": True,
-        "gated_linear_unit": False,
-    }
+    CONFIG = (
+        *fields.decoder(rms_norm_eps="norm_eps"),
+        fields.ATTENTION_BIAS,
+        fields.same("mlp_bias"),
+        fields.defaults(normalization="LayerNorm", layernorm_zero_centered_gamma=True, gated_linear_unit=False),
+    )
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config

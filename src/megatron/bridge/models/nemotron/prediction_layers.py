@@ -1,15 +1,12 @@
 """The names of Nemotron-H's multi-token prediction layers."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from megatron.bridge.models.conversion import blocks
 from megatron.bridge.models.conversion.param_mapping import Dropped
 
-if TYPE_CHECKING:
-    from transformers import NemotronHConfig
 
-
-def prediction_layers(layer: blocks.Mappings, config: "NemotronHConfig") -> blocks.Mappings:
+def prediction_layers(layer: blocks.Mappings, config: Any) -> blocks.Mappings:
     """A prediction layer is several layers of usual kinds, which the HF checkpoint counts through.
 
     Args:

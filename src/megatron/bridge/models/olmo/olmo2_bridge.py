@@ -1,6 +1,6 @@
 """OLMo 2."""
 
-from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -9,15 +9,12 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 class Olmo2Bridge(MegatronModelBridge):
     """Norms behind attention and MLP instead of in front, and norms of q and k over all heads together."""
 
-    CONFIG_MAPPING = {**MegatronModelBridge.CONFIG_MAPPING, **config_mapping.ATTENTION_BIAS}
-    CONFIG_DEFAULTS = {
-        **MegatronModelBridge.CONFIG_DEFAULTS,
-        "norm_weight_in_fp32": True,
-        "use_pre_norms": False,
-        "use_post_norms": True,
-        "qk_layernorm": True,
-        "qk_layernorm_scope": "projection",
-    }
+    CONFIG = (
+        *fields.DECODER,
+        fields.ATTENTION_BIAS,
+        fields.defaults(norm_weight_in_fp32=True, use_pre_norms=False, use_post_norms=True),
+        fields.defaults(qk_layernorm=True, qk_layernorm_scope="projection"),
+    )
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         bias = self.hf_config.attention_bias

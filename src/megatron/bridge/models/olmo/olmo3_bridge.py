@@ -1,5 +1,6 @@
 """OLMo 3."""
 
+from megatron.bridge.models.conversion import fields
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.olmo.olmo2_bridge import Olmo2Bridge
 
@@ -8,4 +9,4 @@ from megatron.bridge.models.olmo.olmo2_bridge import Olmo2Bridge
 class Olmo3Bridge(Olmo2Bridge):
     """OLMo 2 with windows on three of four layers, whose rotary embedding is not scaled."""
 
-    CONFIG_CHECKED = (*Olmo2Bridge.CONFIG_CHECKED, "sliding_window", "layer_types")
+    CONFIG = (*Olmo2Bridge.CONFIG, fields.WINDOW_LAYERS)

@@ -1,6 +1,6 @@
 """Phi-1, Phi-1.5 and Phi-2."""
 
-from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -9,19 +9,12 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 class PhiBridge(MegatronModelBridge):
     """Attention and MLP side by side behind one LayerNorm, biases everywhere, rope on a part of each head."""
 
-    CONFIG_MAPPING = {
-        **config_mapping.decoder_fields(rms_norm_eps="layer_norm_eps"),
-        "qk_layernorm": "qk_layernorm",
-        "resid_pdrop": "hidden_dropout",
-        "embd_pdrop": "embedding_dropout",
-    }
-    CONFIG_DEFAULTS = {
-        "normalization": "LayerNorm",
-        "gated_linear_unit": False,
-        "add_bias_linear": True,
-        "lm_head_bias": True,
-        "parallel_attention_and_mlp": True,
-    }
+    CONFIG = (
+        *fields.decoder(rms_norm_eps="layer_norm_eps"),
+        fields.same("qk_layernorm", resid_pdrop="hidden_dropout", embd_pdrop="embedding_dropout"),
+        fields.defaults(normalization="LayerNorm", gated_linear_unit=False, parallel_attention_and_mlp=True),
+        fields.defaults(add_bias_linear=True, lm_head_bias=True),
+    )
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config

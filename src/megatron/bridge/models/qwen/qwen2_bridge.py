@@ -1,6 +1,6 @@
 """Qwen2 and Qwen2.5."""
 
-from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -9,8 +9,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 class Qwen2Bridge(MegatronModelBridge):
     """Like Llama, with biases on q, k and v, and a sliding window on some layers if the config says so."""
 
-    CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "sliding_window", "use_sliding_window", "layer_types")
-    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "add_qkv_bias": True}
+    CONFIG = (*fields.DECODER, fields.SWITCHED_WINDOW_LAYERS, fields.defaults(add_qkv_bias=True))
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         return MegatronMappingRegistry(

@@ -1,9 +1,8 @@
 """Qwen3.5 (text)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion import blocks, config_mapping, moe_config
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -13,38 +12,16 @@ class Qwen3_5Bridge(MegatronModelBridge):
     """Gated delta nets with a layer of gated attention among several of them."""
 
     PROJECTIONS_BY_HEAD: ClassVar[bool] = False
-    CONFIG_MAPPING = {
-        **MegatronModelBridge.CONFIG_MAPPING,
-        **config_mapping.ATTENTION_BIAS,
-        **config_mapping.GATED_DELTA_NET_FIELDS,
-    }
-    CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "layer_types", "mtp_num_hidden_layers")
-    CONFIG_IRRELEVANT = {
-        "full_attention_interval": "transformers turns it into layer_types",
-        "mamba_ssm_dtype": "another runtime's settings",
-    }
-    CONFIG_FIXED = {"attn_output_gate": True, "mtp_use_dedicated_embeddings": False}
-    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, **config_mapping.GATED_DELTA_NET_DEFAULTS}
-
-    def hf_config_to_provider_kwargs(self, hf_config: Any) -> dict[str, Any]:
-        num_prediction = getattr(hf_config, "mtp_num_hidden_layers", None) or 0
-        if num_prediction > 1:
-            raise UnsupportedConfigError(
-                f"{self._where(hf_config)}: mtp_num_hidden_layers {num_prediction} cannot be represented: the layers "
-                "share their norms and projection, and in megatron-core each has its own; expected 0 or 1"
-            )
-        return {
-            **super().hf_config_to_provider_kwargs(hf_config),
-            **config_mapping.linear_attention_fields(hf_config, self._where(hf_config)),
-            "mtp_num_layers": num_prediction or None,
-        }
-
-    def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
-        return {
-            **super().megatron_to_hf_config(provider),
-            **config_mapping.linear_attention_values(provider),
-            "mtp_num_hidden_layers": provider.mtp_num_layers or 0,
-        }
+    CONFIG = (
+        *fields.DECODER,
+        fields.ATTENTION_BIAS,
+        fields.GATED_DELTA_NET,
+        fields.linear_attention(),
+        fields.PREDICTION_MODULE,
+        fields.turned_into("layer_types", "full_attention_interval"),
+        fields.irrelevant("another runtime's settings", "mamba_ssm_dtype"),
+        fields.fixed(attn_output_gate=True, mtp_use_dedicated_embeddings=False),
+    )
 
     def layer_mappings(self) -> blocks.Mappings:
         """The mappings of a layer with attention."""
@@ -72,21 +49,13 @@ class Qwen3_5Bridge(MegatronModelBridge):
 class Qwen3_5MoeBridge(Qwen3_5Bridge):
     """Qwen3.5 with experts, and a shared one with a gate, in every layer."""
 
-    CONFIG_MAPPING = {
-        **{hf: ours for hf, ours in Qwen3_5Bridge.CONFIG_MAPPING.items() if hf != "intermediate_size"},
-        **moe_config.MOE_FIELDS,
-        "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
-    }
-    CONFIG_IRRELEVANT = {
-        **Qwen3_5Bridge.CONFIG_IRRELEVANT,
-        **config_mapping.not_read("intermediate_size"),
-        "output_router_logits": "what the HF model returns",
-    }
-    CONFIG_DEFAULTS = {
-        **Qwen3_5Bridge.CONFIG_DEFAULTS,
-        **moe_config.MOE_DEFAULTS,
-        "moe_shared_expert_gate": True,
-    }
+    CONFIG = (
+        *Qwen3_5Bridge.CONFIG,
+        fields.experts(),
+        fields.same(shared_expert_intermediate_size="moe_shared_expert_intermediate_size"),
+        fields.not_read("intermediate_size"),
+        fields.defaults(moe_shared_expert_gate=True),
+    )
 
     def layer_mappings(self) -> blocks.Mappings:
         return [*super().layer_mappings(), *blocks.moe(shared="shared_expert", shared_gate="shared_expert_gate")]

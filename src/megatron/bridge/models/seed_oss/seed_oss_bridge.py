@@ -1,6 +1,6 @@
 """Seed-OSS."""
 
-from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -9,14 +9,12 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 class SeedOssBridge(MegatronModelBridge):
     """Like Llama, with a switch of its own for each bias, and dropout after attention and MLP."""
 
-    CONFIG_MAPPING = {
-        **MegatronModelBridge.CONFIG_MAPPING,
-        "attention_bias": "add_qkv_bias",
-        "attention_out_bias": "attention_output_bias",
-        "mlp_bias": "mlp_bias",
-        "residual_dropout": "hidden_dropout",
-    }
-    CONFIG_DEFAULTS = {**MegatronModelBridge.CONFIG_DEFAULTS, "embedding_dropout": 0.0}
+    CONFIG = (
+        *fields.DECODER,
+        fields.same("mlp_bias", attention_bias="add_qkv_bias", attention_out_bias="attention_output_bias"),
+        fields.same(residual_dropout="hidden_dropout"),
+        fields.defaults(embedding_dropout=0.0),
+    )
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config

@@ -1,38 +1,25 @@
 """StableLM 2 and StableLM 3B."""
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
-from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import ConcatenatedMapping
-
-if TYPE_CHECKING:
-    from transformers import StableLmConfig
 
 
 @MegatronModelBridge.register_bridge(source="StableLmForCausalLM", target="GPTModel", model_type="stablelm")
 class StableLmBridge(MegatronModelBridge):
     """LayerNorm, rope on a part of each head; perhaps attention and MLP side by side, and a norm for each head."""
 
-    CONFIG_MAPPING = {
-        **config_mapping.decoder_fields(rms_norm_eps="layer_norm_eps"),
-        "use_qkv_bias": "add_qkv_bias",
-        "qk_layernorm": "qk_layernorm",
-        "use_parallel_residual": "parallel_attention_and_mlp",
-        "hidden_dropout": "hidden_dropout",
-    }
-    CONFIG_IRRELEVANT = config_mapping.not_read("norm_eps", "rope_pct", "rotary_scaling_factor")
-    CONFIG_DEFAULTS = {
-        **MegatronModelBridge.CONFIG_DEFAULTS,
-        "normalization": "LayerNorm",
-        "qk_layernorm_scope": "separate_heads",
-    }
-
-    def hf_config_to_provider_kwargs(self, hf_config: "StableLmConfig") -> dict[str, Any]:
+    CONFIG = (
+        *fields.decoder(rms_norm_eps="layer_norm_eps"),
+        fields.same("qk_layernorm", use_qkv_bias="add_qkv_bias", use_parallel_residual="parallel_attention_and_mlp"),
         # Megatron has one dropout for attention's and the MLP's output, transformers applies it to the MLP's alone.
-        config_mapping.check_values(hf_config, self._where(hf_config), hidden_dropout=(0,))
-        return super().hf_config_to_provider_kwargs(hf_config)
+        replace(fields.same("hidden_dropout"), fixed={"hidden_dropout": 0}),
+        fields.not_read("norm_eps", "rope_pct", "rotary_scaling_factor"),
+        fields.defaults(normalization="LayerNorm", qk_layernorm_scope="separate_heads"),
+    )
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config

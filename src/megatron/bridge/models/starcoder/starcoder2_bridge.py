@@ -1,6 +1,6 @@
 """StarCoder2."""
 
-from megatron.bridge.models.conversion import blocks, config_mapping
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
@@ -9,15 +9,13 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 class Starcoder2Bridge(MegatronModelBridge):
     """LayerNorm, an MLP without a gate, biases everywhere, and a sliding window if the config says so."""
 
-    CONFIG_MAPPING = {
-        **config_mapping.decoder_fields(rms_norm_eps="norm_epsilon"),
-        "use_bias": "add_bias_linear",
-        "residual_dropout": "hidden_dropout",
-        "embedding_dropout": "embedding_dropout",
-    }
-    CONFIG_CHECKED = (*MegatronModelBridge.CONFIG_CHECKED, "sliding_window")
-    CONFIG_IRRELEVANT = config_mapping.not_read("mlp_type", "norm_type")
-    CONFIG_DEFAULTS = {"normalization": "LayerNorm", "gated_linear_unit": False}
+    CONFIG = (
+        *fields.decoder(rms_norm_eps="norm_epsilon"),
+        fields.WINDOW,
+        fields.same("embedding_dropout", use_bias="add_bias_linear", residual_dropout="hidden_dropout"),
+        fields.not_read("mlp_type", "norm_type"),
+        fields.defaults(normalization="LayerNorm", gated_linear_unit=False),
+    )
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         bias = self.hf_config.use_bias

@@ -7,7 +7,8 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from megatron.bridge.discovery import formatting, pictures
+from megatron.bridge.discovery import formatting
+from megatron.bridge.discovery.pages import pictures
 
 if TYPE_CHECKING:
     from megatron.bridge.discovery.report import ModelReport
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def html_page(report: ModelReport) -> str:
     """A page with pictures, complete in itself."""
-    style = files("megatron.bridge.discovery").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("megatron.bridge.discovery.pages").joinpath("page.css").read_text(encoding="utf-8")
     title = escape(report.name)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

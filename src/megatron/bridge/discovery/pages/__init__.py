@@ -1,0 +1,1 @@
+"""A report as a page: in the terminal, and as HTML."""

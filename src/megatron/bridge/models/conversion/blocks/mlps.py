@@ -1,0 +1,67 @@
+"""MLPs: gated ones, and those of two layers."""
+
+from collections.abc import Sequence
+
+from megatron.bridge.models.conversion.blocks.names import MLP, Mappings, kinds
+from megatron.bridge.models.conversion.param_mapping import (
+    AutoMapping,
+    FusedGatedMLPMapping,
+    GatedMLPMapping,
+    TransposedMapping,
+)
+
+
+def gated_mlp(
+    *,
+    hf: str = "model.layers.*.mlp",
+    bias: bool = False,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    fused_gate_up: str | None = None,
+    fused_order: Sequence[str] = ("gate", "up"),
+    transposed: bool = False,
+) -> Mappings:
+    """MLP with gate, up and down projections.
+
+    Args:
+        bias: whether they have biases.
+        names: their HF names.
+        fused_gate_up: HF name of one projection in the place of gate and up.
+        fused_order: what follows what in it.
+        transposed: whether the weights of a fused and of the down projection are `[in, out]`.
+    """
+    mappings: Mappings = []
+    for kind in kinds(bias):
+        gate, up, down = (f"{hf}.{name}.{kind}" for name in names)
+        fc1 = f"{MLP}.linear_fc1.{kind}"
+        if fused_gate_up is not None:
+            theirs = f"{hf}.{fused_gate_up}.{kind}"
+            mappings.append(FusedGatedMLPMapping(fc1, theirs, order=fused_order, transposed=transposed))
+        else:
+            mappings.append(GatedMLPMapping(fc1, gate=gate, up=up))
+        mapping = TransposedMapping if transposed and kind == "weight" else AutoMapping
+        mappings.append(mapping(f"{MLP}.linear_fc2.{kind}", down))
+    return mappings
+
+
+def mlp(
+    *,
+    hf: str = "model.layers.*.mlp",
+    up: str = "up_proj",
+    down: str = "down_proj",
+    bias: bool = False,
+    transposed: bool = False,
+) -> Mappings:
+    """MLP of two layers, without a gate.
+
+    Args:
+        up, down: their HF names.
+        bias: whether they have biases.
+        transposed: whether their weights are `[in, out]`.
+    """
+    return [
+        (TransposedMapping if transposed and kind == "weight" else AutoMapping)(
+            f"{MLP}.{megatron}.{kind}", f"{hf}.{name}.{kind}"
+        )
+        for megatron, name in (("linear_fc1", up), ("linear_fc2", down))
+        for kind in kinds(bias)
+    ]

@@ -1,0 +1,145 @@
+"""Multi-latent attention (MLA, arXiv 2405.04434)."""
+
+from typing import Any
+
+from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.models.conversion.fields.common import decoder
+from megatron.bridge.models.conversion.fields.part import (
+    HFConfig,
+    Part,
+    Parts,
+    Provider,
+    defaults,
+    fixed,
+    irrelevant,
+    same,
+    turned_into,
+)
+from megatron.bridge.models.conversion.fields.rope import rotary_fields
+
+
+def _latents(hf_config: HFConfig) -> dict[str, Any]:
+    """The latent of the queries, which may be absent.
+
+    Raises:
+        UnsupportedConfigError: grouped keys and values, which transformers does not compute either.
+    """
+    if hf_config.num_key_value_heads != hf_config.num_attention_heads:
+        raise UnsupportedConfigError(
+            f"num_key_value_heads {hf_config.num_key_value_heads} must equal num_attention_heads "
+            f"{hf_config.num_attention_heads}: keys and values come from one latent"
+        )
+    return {"q_lora_rank": hf_config.q_lora_rank}
+
+
+def _rotary_fields(hf_config: HFConfig) -> dict[str, Any]:
+    """The rotary embedding: default or YaRN.
+
+    Raises:
+        UnsupportedConfigError: another kind, or numbers that megatron-core's YaRN for MLA has no place for.
+    """
+    parameters = rotary_fields(hf_config)["rope_parameters"]
+    fields = {"rotary_base": float(parameters["rope_theta"]), "rope_parameters": parameters}
+    kind = parameters.get("rope_type", "default")
+    if kind == "default":
+        # megatron-core scales the softmax by the factor and mscale_all_dim even without YaRN.
+        return {**fields, "rope_type": "rope", "rotary_scaling_factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
+    mscale, mscale_all_dim = parameters.get("mscale") or 0.0, parameters.get("mscale_all_dim") or 0.0
+    is_exact = not mscale_all_dim or mscale  # otherwise HF scales cos and sin by a number that does not fit
+    others = [parameters.get(name) for name in ("attention_factor", "truncate", "partial_rotary_factor")]
+    if kind != "yarn" or not is_exact or any(value is not None for value in others):
+        raise UnsupportedConfigError(
+            f"rope_parameters {parameters!r} cannot be represented with multi-latent attention; expected "
+            "rope_type default, or yarn with mscale if there is mscale_all_dim, and without "
+            "attention_factor, truncate and partial_rotary_factor"
+        )
+    return {
+        **fields,
+        "rope_type": "yarn",
+        "rotary_scaling_factor": float(parameters["factor"]),
+        "original_max_position_embeddings": int(parameters["original_max_position_embeddings"]),
+        "beta_fast": float(parameters.get("beta_fast") or 32),
+        "beta_slow": float(parameters.get("beta_slow") or 1),
+        # Without mscale_all_dim HF ignores mscale.
+        "mscale": float(mscale) if mscale_all_dim else 1.0,
+        "mscale_all_dim": float(mscale_all_dim),
+    }
+
+
+# A decoder with multi-latent attention: in place of `DECODER`.
+LATENT_ATTENTION_DECODER = (
+    *decoder(head_dim=None, rope_parameters=None),
+    same(
+        "kv_lora_rank", "v_head_dim", "rope_parameters",
+        qk_nope_head_dim="qk_head_dim", qk_rope_head_dim="qk_pos_emb_head_dim",
+    ),
+    Part(
+        reads=("q_lora_rank",),
+        irrelevant={
+            "qk_head_dim": "the sum of qk_nope_head_dim and qk_rope_head_dim",
+            "head_dim": "another name of qk_rope_head_dim",
+        },
+        # Values without which transformers' computation is another one.
+        fixed={"attention_bias": False, "rope_interleave": True},
+        defaults={"qk_layernorm": True},
+        to_provider=lambda hf_config: _latents(hf_config) | _rotary_fields(hf_config),
+        to_hf=lambda provider: {"q_lora_rank": provider.q_lora_rank},
+    ),
+)  # fmt: skip
+
+# Sparse attention (DSA, arXiv 2512.02556): an indexer chooses the keys of each query.
+SPARSE_ATTENTION: Parts = (
+    same(index_topk="dsa_indexer_topk", index_head_dim="dsa_indexer_head_dim", index_n_heads="dsa_indexer_n_heads"),
+    irrelevant("the kind of cache of each layer", "layer_types"),
+    defaults(
+        experimental_attention_variant="dsa",
+        dsa_indexer_k_norm_epsilon=1e-6,
+        # A rotation of queries and keys alike, which makes them easier to store in FP8 and changes no score.
+        dsa_indexer_rotate_activation=False,
+    ),
+)
+
+
+def indexer_types(num_layers: int, freq: int, offset: int) -> list[str]:
+    """Which layers choose keys ("full"), and which take those of a layer before ("shared").
+
+    Args:
+        freq, offset: megatron-core's `dsa_indexer_topk_freq` and `dsa_indexer_skip_topk_offset`.
+    """
+    return ["shared" if max(layer - max(offset, 1), 0) % freq else "full" for layer in range(1, num_layers + 1)]
+
+
+def _index_schedule(hf_config: HFConfig) -> dict[str, Any]:
+    kinds, num_layers = list(hf_config.indexer_types or ()), hf_config.num_hidden_layers
+    freq, offset = 1, 1
+    if "shared" in kinds:  # after the last of those in front, the next one that is not shared tells how many share
+        offset = kinds.index("shared")
+        freq = [*kinds[offset:], "full"].index("full") + 1
+    if indexer_types(num_layers, freq, offset) != kinds:
+        raise UnsupportedConfigError(
+            f"indexer_types {kinds} cannot be represented: megatron-core has one indexer "
+            "every so many layers, after some in front that have one each"
+        )
+    num_prediction = getattr(hf_config, "num_nextn_predict_layers", None) or 0
+    if "shared" in indexer_types(num_prediction, freq, offset):
+        raise UnsupportedConfigError(
+            f"num_nextn_predict_layers {num_prediction} cannot be represented: each "
+            "prediction layer has an indexer, and megatron-core counts these layers like decoder layers, of which "
+            f"only one in {freq} has one"
+        )
+    return {"dsa_indexer_topk_freq": freq, "dsa_indexer_skip_topk_offset": offset}
+
+
+def _index_kinds(provider: Provider) -> dict[str, Any]:
+    schedule = provider.dsa_indexer_topk_freq, provider.dsa_indexer_skip_topk_offset
+    return {"indexer_types": indexer_types(provider.num_layers, *schedule)}
+
+
+# Layers that take over the keys which an earlier layer chose.
+SHARED_INDICES: Parts = (
+    Part(reads=("indexer_types",), to_provider=_index_schedule, to_hf=_index_kinds),
+    turned_into("indexer_types", "index_topk_freq", "index_skip_topk_offset", "index_topk_pattern"),
+    irrelevant("generation: runs of the prediction layer that share indices", "index_share_for_mtp_iteration"),
+    fixed(indexer_rope_interleave=True),
+    defaults(dsa_indexer_rope_interleaved=True),
+)

@@ -1,0 +1,31 @@
+"""Multi-token prediction (MTP): how many layers predict further tokens."""
+
+from typing import Any
+
+from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part
+
+# Layers with everything of their own. Some config classes lack the field.
+PREDICTION_LAYERS = Part(
+    reads=("num_nextn_predict_layers",),
+    to_provider=lambda hf_config: {"mtp_num_layers": getattr(hf_config, "num_nextn_predict_layers", None) or None},
+    to_hf=lambda provider: {"num_nextn_predict_layers": provider.mtp_num_layers or 0},
+)
+
+
+def _in_one_module(hf_config: HFConfig) -> dict[str, Any]:
+    num_layers = getattr(hf_config, "mtp_num_hidden_layers", None) or 0
+    if num_layers > 1:
+        raise UnsupportedConfigError(
+            f"mtp_num_hidden_layers {num_layers} cannot be represented: the layers "
+            "share their norms and projection, and in megatron-core each has its own; expected 0 or 1"
+        )
+    return {"mtp_num_layers": num_layers or None}
+
+
+# Layers in a module that shares norms and projection, as `blocks.prediction_module` has them.
+PREDICTION_MODULE = Part(
+    reads=("mtp_num_hidden_layers",),
+    to_provider=_in_one_module,
+    to_hf=lambda provider: {"mtp_num_hidden_layers": provider.mtp_num_layers or 0},
+)

@@ -1,0 +1,119 @@
+"""Rotary embeddings: one for all layers, or one for layers with full attention and one for those with a window."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Provider, converted
+
+_ROPE_KINDS = {"full_attention", "sliding_attention"}
+
+
+def rotary_fields(hf_config: HFConfig) -> dict[str, Any]:
+    """The provider fields of the rotary embedding, or of two: of layers with full attention and with a window.
+
+    Raises:
+        UnsupportedConfigError: no rope parameters, or parameters for other kinds of layers.
+    """
+    stated: dict[str, Any] = getattr(hf_config, "rope_parameters", None) or {}
+    is_nested = bool(stated) and set(stated) <= _ROPE_KINDS
+    parameters, window = (
+        (stated.get("full_attention"), stated.get("sliding_attention")) if is_nested else (stated, None)
+    )
+    if not parameters or "rope_theta" not in parameters or (is_nested and not window):
+        raise UnsupportedConfigError(
+            f"rope_parameters must hold rope_theta for all layers, or for full_attention and "
+            f"sliding_attention, found {stated!r}"
+        )
+    rotary_percent = _rotary_percent(parameters)
+    if window and _rotary_percent(window) != rotary_percent:
+        raise UnsupportedConfigError("rope_parameters: partial_rotary_factor must be the same for all kinds of layers")
+    return {
+        "position_embedding_type": "rope",
+        "rotary_base": float(parameters["rope_theta"]),
+        "rotary_percent": rotary_percent,
+        "rope_parameters": dict(parameters),
+        "window_rope_parameters": dict(window) if window else None,
+    }
+
+
+def _rotary_percent(parameters: Mapping[str, Any]) -> float:
+    """The rotated part of each head. Proportional rope turns all of it, some dimensions by the angle 0."""
+    is_proportional = parameters.get("rope_type") == "proportional"
+    return 1.0 if is_proportional else float(parameters.get("partial_rotary_factor", 1.0))
+
+
+def rotary_values(provider: Provider) -> dict[str, Any]:
+    """The inverse of `rotary_fields`."""
+    parameters = provider.rope_parameters or {"rope_type": "default", "rope_theta": provider.rotary_base}
+    if provider.window_rope_parameters is not None:
+        parameters = {"full_attention": parameters, "sliding_attention": provider.window_rope_parameters}
+    return {"rope_parameters": parameters}
+
+
+ROPE = Part(reads=("rope_parameters",), to_provider=rotary_fields, to_hf=rotary_values)
+
+
+def _rope_of_older_class(hf_config: HFConfig) -> dict[str, Any]:
+    parameters = {
+        "rope_type": "default",
+        "rope_theta": getattr(hf_config, "rope_theta", None),
+        "partial_rotary_factor": getattr(hf_config, "partial_rotary_factor", 1.0),
+        **(getattr(hf_config, "rope_parameters", None) or {}),
+    }
+    return rotary_fields(SimpleNamespace(rope_parameters=parameters))
+
+
+def _values_of_older_class(provider: Provider) -> dict[str, Any]:
+    apart = {"rope_theta": provider.rotary_base, "partial_rotary_factor": provider.rotary_percent}
+    return {**rotary_values(provider), **apart}
+
+
+# For a config class that may have been written for transformers 4, which keeps these fields apart.
+OLDER_ROPE = Part(
+    reads=("rope_parameters", "rope_theta", "partial_rotary_factor"),
+    to_provider=_rope_of_older_class,
+    to_hf=_values_of_older_class,
+)
+
+
+def _alpha_fields(hf_config: HFConfig) -> dict[str, Any]:
+    fields = rotary_fields(hf_config)
+    rope = fields["rope_parameters"]
+    if rope["rope_type"] == "dynamic" and rope.get("alpha"):
+        fields["rope_parameters"] = {**rope, "rope_type": "ntk_alpha"}
+    return fields
+
+
+def _alpha_values(provider: Provider) -> dict[str, Any]:
+    rope = rotary_values(provider)["rope_parameters"]
+    return {"rope_parameters": {**rope, "rope_type": "dynamic"} if "alpha" in rope else rope}
+
+
+# A rope whose base `alpha` stretches: what such checkpoints call dynamic does not depend on the length.
+ALPHA_ROPE = Part(reads=("rope_parameters",), to_provider=_alpha_fields, to_hf=_alpha_values)
+
+# `no_rope_layers` says which layers have a rotary embedding (1) and which do not (0); Megatron marks those without.
+NO_ROPE_LAYERS = converted(
+    "no_rope_layers",
+    "no_rope_freq",
+    lambda has_rope: [int(not rope) for rope in has_rope],
+    lambda no_rope: [1 - layer for layer in no_rope],
+)
+
+
+def _rope_in_windows(hf_config: HFConfig) -> dict[str, Any]:
+    if hf_config.sliding_window is None:
+        return {}
+    no_rope = [int(kind == "full_attention") for kind in hf_config.layer_types]
+    if all(no_rope):
+        raise UnsupportedConfigError(
+            f"sliding_window {hf_config.sliding_window} with no sliding_attention in "
+            "layer_types leaves every layer without rope; set sliding_window to null for a model with rope"
+        )
+    return {"no_rope_freq": no_rope}
+
+
+# If some layers have windows, only these have a rotary embedding.
+ROPE_IN_WINDOWS = Part(to_provider=_rope_in_windows)
