@@ -47,7 +47,9 @@ class Gemma4MoELayer(MoELayer):
 
     def preprocess(self, hidden_states: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Like the base class, with an input that is normalised for the experts."""
-        return super().preprocess(apply_module(self.pre_experts_layernorm)(hidden_states), *args)
+        normed = apply_module(self.pre_experts_layernorm)(hidden_states)
+        states_and_probs: tuple[torch.Tensor, torch.Tensor] = super().preprocess(normed, *args)
+        return states_and_probs
 
     def postprocess(self, output: torch.Tensor, shared_expert_output: torch.Tensor | None) -> torch.Tensor:
         """The sum of both outputs."""
@@ -69,7 +71,8 @@ class Gemma4Router(GeneralTopKRouter):
     def gating(self, input: torch.Tensor) -> torch.Tensor:
         """Logits `[S, B, E]`."""
         normed = F.rms_norm(input, input.shape[-1:], eps=self.config.layernorm_epsilon)
-        return super().gating(normed * self.scale * self.config.hidden_size**-0.5)
+        logits: torch.Tensor = super().gating(normed * self.scale * self.config.hidden_size**-0.5)
+        return logits
 
     def routing(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """The weights of the experts and their choice, both `[T, E]`."""

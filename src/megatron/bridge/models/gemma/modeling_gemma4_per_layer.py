@@ -91,11 +91,11 @@ class PerLayerEmbedding(MegatronModule):
     def forward(self, input_ids: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
         """The inputs `[S', B, L * P]` for tokens `[B, S]` with word embeddings `[S', B, H]`."""
         size = self.config.hidden_size_per_layer_input
-        tokens = self.word_embeddings(input_ids)
+        tokens: torch.Tensor = self.word_embeddings(input_ids)
         if not self.word_embeddings.reduce_scatter_embeddings:
             tokens = tokens.transpose(0, 1)
         tokens = tokens * torch.tensor(size**0.5, dtype=tokens.dtype, device=tokens.device)
-        projected = self.projection(word_embeddings)[0] * self.config.hidden_size**-0.5
+        projected: torch.Tensor = self.projection(word_embeddings)[0] * self.config.hidden_size**-0.5
         projected = self.layernorm(projected.unflatten(-1, (-1, size))).flatten(-2)
         return (projected + tokens) * 2**-0.5
 

@@ -131,7 +131,8 @@ class ShortConv(MegatronModule):
         else:
             x = F.pad(x, (0, 0, num_before, 0))
         memory[self.layer_number] = x[:, x.shape[1] - num_before :].clone()
-        return self.conv1d(x)[:, num_before:]
+        convolved: torch.Tensor = self.conv1d(x)
+        return convolved[:, num_before:]
 
     def sharded_state_dict(
         self,
