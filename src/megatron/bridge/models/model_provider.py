@@ -53,11 +53,8 @@ class ModelProviderMixin[ModelT: "MegatronModule"](_Config):
     def register_pre_wrap_hook(self, hook: Hook, prepend: bool = False) -> None:
         """Adds a function that is given the list of model chunks before they are wrapped.
 
-        Hooks run in the order of their registration. A hook returns the chunks to go on with, or `None` if it changed
-        them in place. For example: `provider.register_pre_wrap_hook(lambda chunks: [add_lora(c) for c in chunks])`.
-
-        Args:
-            prepend: run it before the hooks that are there already.
+        Hooks run in the order of their registration; with `prepend`, it runs before those that are there. It returns
+        the chunks to go on with, or `None` if it changed them in place: `lambda chunks: [add_lora(c) for c in chunks]`.
         """
         hooks = self._pre_wrap_hooks = list(self._pre_wrap_hooks or ())
         hooks.insert(0 if prepend else len(hooks), hook)

@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.metadata import (
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.transport.boxes import Box, Shape, common_box, num_elements, shifted, slices
 from megatron.bridge.transport.checkpoint_metadata import PARSER_ERRORS, StoredChunk, read_metadata
-from megatron.bridge.transport.source_files import SourceFiles
+from megatron.bridge.transport.source_files import SourceFiles, is_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -356,7 +356,7 @@ class TorchDistReader:
         path = self.folder / name
         if "\0" in name or not path.resolve().is_relative_to(self.folder.resolve()):
             raise CheckpointError(f"{self.folder / '.metadata'}: names a file outside the folder: {name!r:.200}")
-        if not _is_file(path) or path.stat().st_size == 0:
+        if not is_file(path) or path.stat().st_size == 0:
             raise CheckpointError(f"{path!s:.1000}: missing or empty, but .metadata names it. Fetch it again.")
         self.files.add(path)
 
@@ -383,13 +383,6 @@ class _ChunkIndex:
 
 def _box(chunk: StoredChunk) -> Box:
     return tuple([(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True)])
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
 
 
 def _is_dense(tensor: "Tensor") -> bool:

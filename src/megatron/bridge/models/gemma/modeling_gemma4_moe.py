@@ -1,21 +1,19 @@
 """Gemma 4's mixture of experts, which stands beside a dense MLP; each is between norms of its own."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.torch_norm import LayerNormBuilder
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from megatron.core.typed_torch import apply_module
 
 from megatron.bridge.models.transformer.layer_specs import mlp_arguments, mlp_submodules, post_norm_builder
 from megatron.bridge.models.transformer.router import GeneralTopKRouter
-
-if TYPE_CHECKING:
-    from megatron.core.transformer.torch_norm import LayerNormBuilder
 
 
 def make_experts_parallel(layer: TransformerLayerSubmodules) -> None:
@@ -34,7 +32,7 @@ class Gemma4MoELayer(MoELayer):
         norm: builds a norm from `config`, `hidden_size` and `eps`.
     """
 
-    def __init__(self, config: TransformerConfig, *args: Any, norm: "LayerNormBuilder", **kwargs: Any) -> None:
+    def __init__(self, config: TransformerConfig, *args: Any, norm: LayerNormBuilder, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         make_norm = partial(norm, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
         self.pre_dense_layernorm, self.post_dense_layernorm = make_norm(), make_norm()
@@ -64,7 +62,7 @@ class Gemma4Router(GeneralTopKRouter):
         super().__init__(*args, **kwargs)
         config = self.config
         self.scale = torch.nn.Parameter(torch.ones(config.hidden_size, dtype=config.params_dtype))
-        self.per_expert_scale = torch.nn.Parameter(torch.ones(self._num_experts, dtype=config.params_dtype))
+        self.per_expert_scale = torch.nn.Parameter(torch.ones(self.num_experts, dtype=config.params_dtype))
         for parameter in (self.scale, self.per_expert_scale):
             setattr(parameter, "sequence_parallel", config.sequence_parallel)  # noqa: B010 (not an attribute of Parameter)
 

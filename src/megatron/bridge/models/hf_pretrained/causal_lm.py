@@ -98,7 +98,7 @@ class PreTrainedCausalLM:
     @property
     def has_weights(self) -> bool:
         """Whether there are safetensors weights, here or (for a hub id, not downloaded yet) in the repository."""
-        return has_weights(self.path) or (self.repo_id is not None and hub.lists_weights(self.repo_id, self.path.name))
+        return has_weights(self.path) or bool(self.repo_id and hub.listed_weights(self.repo_id, self.path.name))
 
     @cached_property
     def state(self) -> WeightSource:

@@ -14,33 +14,29 @@ if TYPE_CHECKING:
 
 
 class HFModel(Protocol):
-    """A Hugging Face model, such as `PreTrainedCausalLM`, with or without weights.
+    """A Hugging Face model, with or without weights: `PreTrainedCausalLM` is one.
 
     Attributes:
         config: the config; may be changed or replaced.
+        model_name_or_path: the hub id, or the path of a local folder.
+        has_weights: whether there are weights; only then can `state` and `tensor_names` be read.
+        state: the weights, memory-mapped.
+        tensor_names: the names of the tensors in `state`.
+        quantization_config: what `config.json` says about quantised weights; empty if nothing.
     """
 
     config: PretrainedConfig
 
     @property
-    def model_name_or_path(self) -> str:
-        """The hub id, or the path of a local folder."""
-
+    def model_name_or_path(self) -> str: ...
     @property
-    def has_weights(self) -> bool:
-        """Whether there are weights; only then can `state` and `tensor_names` be read."""
-
+    def has_weights(self) -> bool: ...
     @property
-    def state(self) -> WeightSource:
-        """The weights, memory-mapped."""
-
+    def state(self) -> WeightSource: ...
     @property
-    def tensor_names(self) -> Collection[str]:
-        """The names of the tensors in `state`."""
-
+    def tensor_names(self) -> Collection[str]: ...
     @property
-    def quantization_config(self) -> dict[str, Any]:
-        """What `config.json` says about quantised weights; empty if nothing."""
+    def quantization_config(self) -> dict[str, Any]: ...
 
     def save_artifacts(self, folder: str | Path, quantization: JsonObject | None = None) -> list[str]:
         """Writes everything but the weights into `folder`; returns the names of the written files, sorted."""

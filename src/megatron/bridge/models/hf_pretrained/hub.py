@@ -52,11 +52,6 @@ def resolve(path_or_repo_id: str | Path, *, revision: str | None = None, weights
     return snapshot
 
 
-def lists_weights(repo_id: str, commit: str) -> bool:
-    """Whether a repository that was resolved at this commit lists safetensors weights, downloaded or not."""
-    return bool(listed_weights(repo_id, commit))
-
-
 def listed_weights(repo_id: str, commit: str) -> list[str]:
     """The safetensors files that a repository lists, downloaded or not, if it was resolved at this commit."""
     from huggingface_hub import get_cached_repo_tree

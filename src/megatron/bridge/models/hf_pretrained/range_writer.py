@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -81,10 +82,7 @@ class RangeWriter:
         starts = [each.start * stride for each, stride in zip(ranges[num_outer:], strides[num_outer:], strict=True)]
         inner = sum(starts)
         outer = itertools.product(*ranges[:num_outer])
-        num_runs = 1
-        for each in ranges[:num_outer]:
-            num_runs *= len(each)
-        run = len(flat) // num_runs
+        run = len(flat) // prod(map(len, ranges[:num_outer]))
         descriptor = self._descriptor(filename)
         for i, indices in enumerate(outer):
             element = inner + sum(index * stride for index, stride in zip(indices, strides, strict=False))

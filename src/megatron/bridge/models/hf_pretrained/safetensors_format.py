@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,15 +81,8 @@ class TensorInfo(NamedTuple):
     filename: str
 
     @property
-    def num_elements(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
-
-    @property
     def nbytes(self) -> int:
-        return self.num_elements * self.dtype.itemsize
+        return prod(self.shape) * self.dtype.itemsize
 
     @property
     def code(self) -> str:

@@ -15,7 +15,7 @@ from megatron.bridge.models.hf_pretrained.safetensors_format import (
     read_header,
     read_index,
 )
-from megatron.bridge.transport.source_files import SourceFiles, tensor_at
+from megatron.bridge.transport.source_files import SourceFiles, is_file, tensor_at
 
 if TYPE_CHECKING:
     import torch
@@ -183,13 +183,6 @@ def check_inside(folder: Path, path: Path) -> None:
         )
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
-
-
 def _validate(path: Path) -> None:
     """Lets the library check a file's header. (With torch, it would reserve memory for the whole file.)"""
     from safetensors import SafetensorError, safe_open
@@ -205,7 +198,7 @@ def _index_of(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     path = folder / INDEX_NAME
     weight_map, metadata = read_index(path)
     filenames = sorted(set(weight_map.values()))
-    absent = [name for name in filenames if not _is_file(folder / name)]
+    absent = [name for name in filenames if not is_file(folder / name)]
     if absent:
         raise CheckpointError(
             f"{path}: {len(absent)} of {len(filenames)} files are absent: {', '.join(absent)!s:.2000}. Fetch them."

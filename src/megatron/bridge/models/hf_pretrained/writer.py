@@ -61,10 +61,8 @@ class SafetensorsWriter:
     Files are written as `<name>.partial` and get their names in `close()`, once every byte of all of them is there;
     files that had these names before are replaced. As a context manager, the writer closes on success and removes the
     partial files on an exception. `write` and `write_rows` may be called from several threads. Several processes may
-    each write some of the files: give each its `files`, and let one write the index.
-
-        with SafetensorsWriter(folder, plan_shards(infos)) as writer:
-            writer.write("lm_head.weight", tensor)
+    each write some of the files: give each its `files`, and let one write the index. For example:
+    `with SafetensorsWriter(folder, plan_shards(infos)) as writer: writer.write("lm_head.weight", tensor)`.
 
     Args:
         folder: the output folder; made if absent.
@@ -243,15 +241,15 @@ def _buffer(tensor: torch.Tensor) -> memoryview:
 
 def _add_range(ranges: list[tuple[int, int]], start: int, stop: int) -> bool:
     """Adds `[start, stop)` to sorted disjoint ranges and merges neighbours. On an overlap, changes nothing: False."""
-    position = bisect.bisect(ranges, (start, stop))
-    if (position > 0 and ranges[position - 1][1] > start) or (position < len(ranges) and ranges[position][0] < stop):
+    place = bisect.bisect(ranges, (start, stop))
+    if (place > 0 and ranges[place - 1][1] > start) or (place < len(ranges) and ranges[place][0] < stop):
         return False
-    if position < len(ranges) and ranges[position][0] == stop:
-        stop = ranges.pop(position)[1]
-    if position > 0 and ranges[position - 1][1] == start:
-        position -= 1
-        start = ranges.pop(position)[0]
-    ranges.insert(position, (start, stop))
+    if place < len(ranges) and ranges[place][0] == stop:
+        stop = ranges.pop(place)[1]
+    if place > 0 and ranges[place - 1][1] == start:
+        place -= 1
+        start = ranges.pop(place)[0]
+    ranges.insert(place, (start, stop))
     return True
 
 

@@ -102,14 +102,12 @@ class PackedIntTensor(QuantizedTensor):
             found = {role: (part, stored[part]) for role, part in names.items()}
             try:
                 _check_parts(stem, found, roles[:2], is_compressed)
-                packed = (
-                    _compressed_tensors(stem, found, schemes) if is_compressed else _gptq_or_awq(stem, found, config)
-                )
+                read = _compressed_tensors(stem, found, schemes) if is_compressed else _gptq_or_awq(stem, found, config)
             except QuantizationError as error:
                 yield Problem(tuple(names.values()), str(error))
                 continue
-            alike[shapes] = packed
-            yield packed
+            alike[shapes] = read
+            yield read
 
     @property
     def unread(self) -> tuple[str, ...]:
