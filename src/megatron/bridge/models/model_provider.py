@@ -88,7 +88,7 @@ class ModelProviderMixin[ModelT: "MegatronModule"](_Config):
         """Initialises torch.distributed (if needed) and Megatron's process groups for this provider's sizes.
 
         Args:
-            seed: of the random number generators; default: the field `seed`.
+            seed: the seed of the random number generators; default: the field `seed`.
             seed_kwargs: passed to megatron-core's `model_parallel_cuda_manual_seed`.
             kwargs: passed to megatron-core's `initialize_model_parallel`.
         """
@@ -133,7 +133,7 @@ class ModelProviderMixin[ModelT: "MegatronModule"](_Config):
         Initialises process groups for the provider's sizes, if nobody has done so before.
 
         Args:
-            ddp_config: of megatron-core's DistributedDataParallel; default: its defaults.
+            ddp_config: the config of megatron-core's DistributedDataParallel; default: its defaults.
             model_type: accepted for clients that pass it.
             fp16, bf16: override the provider's flags.
             wrap_with_ddp: wrap each chunk for data-parallel training.
@@ -191,7 +191,7 @@ def get_model(
     """`provider.provide_distributed_model` as a function.
 
     Args:
-        kwargs: of `provide_distributed_model`.
+        kwargs: passed to `provide_distributed_model`.
     """
     return provider.provide_distributed_model(ddp_config=ddp_config, **kwargs)
 

@@ -376,7 +376,7 @@ class _ChunkIndex:
         for (start, stop), size in zip(box, self._largest, strict=True):
             first.append(start - size + 1)
             last.append(stop - 1)
-            if first[-1] != last[-1]:  # only at one and the same place on this axis are chunks sorted by the next
+            if first[-1] != last[-1]:  # chunks are sorted by the next axis only where their place on this one is equal
                 break
         return self._chunks[bisect_left(self._offsets, tuple(first)) : bisect_right(self._offsets, (*last, inf))]
 
@@ -414,8 +414,8 @@ class _Archive:
 
     Attributes:
         start: the byte at which the data begins.
-        size: of the data, in bytes.
-        strides: of the tensor, in elements.
+        size: the size of the data, in bytes.
+        strides: the tensor's strides, in elements.
         head: the bytes before the data.
         tail: the bytes after it.
     """

@@ -118,7 +118,7 @@ class PreTrainedCausalLM:
         """The names of the tensors in `state`, which is not opened if an index gives them.
 
         Raises:
-            CheckpointError, QuantizationError, HubError: as `state`.
+            CheckpointError, QuantizationError, HubError: as for `state`.
         """
         # The index of quantised weights names what they are stored as.
         names = None if self.quantization_config else indexed_names(self.path)
@@ -145,10 +145,10 @@ class PreTrainedCausalLM:
         """The tokenizer, loaded with the given settings.
 
         Args:
-            kwargs: of `AutoTokenizer.from_pretrained`.
+            kwargs: passed to `AutoTokenizer.from_pretrained`.
 
         Raises:
-            CheckpointError: as `tokenizer`.
+            CheckpointError: as for `tokenizer`.
         """
         from transformers import AutoTokenizer
 

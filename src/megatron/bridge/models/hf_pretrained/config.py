@@ -96,7 +96,7 @@ def load_config(
 
 
 def quantization_config(values: JsonObject) -> dict[str, Any]:
-    """What a `config.json` with these values says about quantised weights, in the model or its text part; or empty."""
+    """What a `config.json` says about quantised weights, of the model or of its text part; empty if nothing."""
     parts = [value for value in values.values() if isinstance(value, dict)]
     for level in (values, *parts):
         for name in QUANTIZATION_FIELDS:

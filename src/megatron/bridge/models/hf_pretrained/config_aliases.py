@@ -24,7 +24,7 @@ def known_config_type(model_type: object, architectures: object) -> str | None:
     `known_config_type("kimi_k2", ["DeepseekV3ForCausalLM"])` is "deepseek_v3".
 
     Args:
-        architectures: of the config; the alias must be one of the first architecture in it that has a bridge.
+        architectures: the config's; the first of them that has a bridge must be the one that the alias was stated for.
     """
     import_families()
     names = architectures if isinstance(architectures, list) else []

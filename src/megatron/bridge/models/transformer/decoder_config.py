@@ -51,9 +51,10 @@ class DecoderConfig(TransformerConfig):
         pad_query_groups: add query groups (and their heads) of zeros where tensor parallelism does not divide them. The
             model computes the same, and exports leave them out.
         unpadded_query_groups: the number before padding; set by `finalize`.
-        window_rope_parameters: of layers with a sliding window, if they differ; `None` if they do not.
-        window_attention: what the attention of these layers has in place of this config's fields.
-        attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
+        window_rope_parameters: those of layers with a sliding window, if they differ; `None` if they do not.
+        window_attention: what the attention of layers with a sliding window has in place of this config's fields.
+        attention_output_bias: whether attention's output projection has a bias; `None` follows `add_bias_linear`.
+        mlp_bias: whether the MLP's linear layers have biases; `None` follows `add_bias_linear`.
         moe_router_renormalize: whether the scores of the chosen experts are divided by their sum; `None` follows
             megatron-core's rule. This and the next two fields choose `GeneralTopKRouter`.
         moe_router_group_score: what groups of experts are chosen by, "top2_sum" or "max"; `None`: megatron-core's rule.

@@ -37,7 +37,7 @@ class LayerRotaryEmbedding(torch.nn.Module):
 
 
 class LayerRopeSelfAttention(SelfAttention):
-    """Attention with the config of its kind of layer, which takes its angles out of `LayerRotaryEmbedding`'s."""
+    """Attention with the config of its kind of layer. It takes its angles from those of `LayerRotaryEmbedding`."""
 
     config: DecoderConfig
 

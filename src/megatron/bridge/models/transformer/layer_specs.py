@@ -64,7 +64,7 @@ _LOCAL_MLA_KEYS = {
 }
 
 
-# The parts of a layer's spec, which megatron-core declares as any object.
+# The parts of a layer's spec, all of which megatron-core declares as objects.
 
 
 def layer_submodules(spec: ModuleSpec) -> TransformerLayerSubmodules:
@@ -149,8 +149,8 @@ def local_layer_spec(config: DecoderConfig, is_moe: bool | None = None, is_linea
     if attention.core_attention is CoreDotProductAttention:
         attention.core_attention = DotProductAttention
     if is_moe:
-        # In a checkpoint, the norm before experts keeps its name, as with Transformer Engine: there is no single linear
-        # layer that it could be part of.
+        # In a checkpoint, the norm before experts keeps its name, as with Transformer Engine, because there is no
+        # single linear layer that it could be part of.
         layer.sharded_state_dict_keys_map = {
             name: key for name, key in layer.sharded_state_dict_keys_map.items() if name != "pre_mlp_layernorm."
         }

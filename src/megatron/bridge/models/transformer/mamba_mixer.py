@@ -17,8 +17,7 @@ def mixer_linears(*, norm_in_projection: bool) -> core.MambaMixerSubmodules:
     """The linear layers of a mixer, made of what the machine offers.
 
     Args:
-        norm_in_projection: whether Transformer Engine's first layer has the norm in front; megatron-core's own layer
-            never has it.
+        norm_in_projection: whether Transformer Engine's first layer includes the norm; megatron-core's own never does.
     """
     if not capabilities.has_transformer_engine():
         return core.MambaMixerSubmodules(in_proj=ColumnParallelLinear, out_proj=RowParallelLinear)

@@ -1,4 +1,4 @@
-"""Multi-latent attention (MLA, arXiv 2405.04434) as the published models have it, without Transformer Engine too."""
+"""Multi-latent attention (MLA, arXiv 2405.04434) as in the published models, with or without Transformer Engine."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The addition of attention's or the MLP's output to the residual stream, after it is normalised or scaled."""
+"""Adding the output of attention or of the MLP to the residual stream, after it is normalised or scaled."""
 
 from collections.abc import Callable
 from functools import partial

@@ -40,7 +40,7 @@ class CodebookTensor(QuantizedTensor):
         kind: "nf4" or "fp4".
         num_scales: how many numbers `.absmax` and `.nested_absmax` have.
         block: how many numbers share a scale; 0 before the JSON is read.
-        nested_block, offset: of nested quantisation.
+        nested_block, offset: the block size and the offset of nested quantisation.
     """
 
     kind: str = "nf4"

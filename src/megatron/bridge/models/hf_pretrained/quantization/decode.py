@@ -80,8 +80,8 @@ def dequantize_matrix(codes: Codes, scales: Scales, box: Box, out: torch.Tensor)
 
     Args:
         codes: gives the numbers before they are scaled.
-        scales: of the whole matrix.
-        box: rows and columns.
+        scales: the scales of the whole matrix.
+        box: ranges of rows and of columns.
         out: has the shape of the box, a floating-point dtype and any strides.
     """
     (top, bottom), (left, right) = box

@@ -27,9 +27,9 @@ class DequantizedSource(WeightSource):
         is_strict: whether it is an error if something cannot be read; otherwise it is left as it is stored.
 
     Attributes:
-        stored: as given.
-        found: as given, with the shapes that are not in headers.
-        infos, shards: of the tensors that are meant; a quantised one counts to the file that holds its weight.
+        stored: the argument.
+        found: the argument, completed by the shapes that are not in headers.
+        infos, shards: those of the tensors that are meant; a quantised one belongs to the file that holds its weight.
 
     Raises:
         QuantizationError: stored tensors cannot be read; the message names all of them.
@@ -82,7 +82,7 @@ def open_weights(folder: str | Path, dtype: torch.dtype | None = None, is_strict
 
     What is quantised is found by the tensors themselves; `config.json` gives no more than block sizes.
 
-    `open_weights("gpt-oss-20b").view(name)[:8]` computes the first 8 rows of a quantised tensor.
+    `open_weights(folder).read(name)` computes a quantised tensor; `.view(name)[index]` computes only part of it.
 
     Args:
         dtype: the dtype that quantised tensors are read in; default: that of `config.json`, or bfloat16 if it has none.
