@@ -106,7 +106,13 @@ def declared_fields() -> set[str]:
 
 def table() -> dict[str, Any]:
     """The content of the table."""
-    generic = set().union(*(read_from_configs((ROOT / name).with_suffix(".py")) for name in GENERIC if (ROOT / name).with_suffix(".py").is_file()))
+    generic = set().union(
+        *(
+            read_from_configs((ROOT / name).with_suffix(".py"))
+            for name in GENERIC
+            if (ROOT / name).with_suffix(".py").is_file()
+        )
+    )
     for folder in (ROOT / name for name in GENERIC if (ROOT / name).is_dir()):
         generic |= set().union(*(read_from_configs(path) for path in folder.rglob("*.py")))
     families = {}

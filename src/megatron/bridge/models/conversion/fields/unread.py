@@ -1,8 +1,8 @@
 """Fields of a config that transformers provably does not read: evidence, in place of a list of harmless names.
 
-Published configs carry fields of training frameworks, of inference engines and of older versions of a model's code. A
-field that a family does not know is accepted if nothing reads it, and refused if anything might. What transformers' code
-mentions is written down in `transformers_names.json` (`make names`), for the version that the project pins.
+Published configs carry fields of training frameworks, of inference engines and of older versions of a model's code.
+A field that a family does not know is accepted if nothing reads it, and refused if anything might. The names that
+transformers' code mentions are listed in `transformers_names.json` (`make names`), for the pinned version.
 """
 
 import json
@@ -80,7 +80,7 @@ def judge(
     Args:
         architecture: the transformers class that computes the model.
         known: the fields that the family knows, with their values.
-        own_code: the text of the code that the model's folder brings along; `None` if there is code that cannot be read.
+        own_code: the text of the code in the model's folder; `None` if there is code that cannot be read.
     """
     table = _table()
     config_class = type(hf_config)
