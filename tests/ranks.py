@@ -118,12 +118,10 @@ def _collect(pipes: list, processes: list, deadline: float, timeout: float) -> l
 
 
 def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -> None:
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
+    faulthandler.dump_traceback_later(0.9 * timeout, file=2)  # says where a rank hangs
     os.setpgid(0, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(timeout) + 5)  # ends this rank even if the parent is killed
-    faulthandler.dump_traceback_later(0.9 * timeout, file=2)  # says where a rank hangs
     try:
         torch.set_num_threads(1)
         os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(rank)
@@ -136,6 +134,8 @@ def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -
             torch.cuda.set_device(device)
         dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=patience)
         process_groups.initialize(**layout)
+        from megatron.core.dist_checkpointing.strategies import filesystem_async
+
         # The checkpoint writer's server, forked from here, has torch; spawned, it would take seconds to import it.
         inspect.unwrap(filesystem_async.get_write_results_queue).__defaults__ = ("fork",)
         message = pickle.dumps((False, fn(*args)))

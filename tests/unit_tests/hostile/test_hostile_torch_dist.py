@@ -433,13 +433,12 @@ def test_every_flipped_byte_of_an_archive(every: int, folder: Path) -> None:
     archive = content[position : position + length]
     original = read_all(folder)[NORM]
     num_refused = num_harmless = 0
-    reader_box = ((0, original.shape[0]),)
     for at in _structure(archive, original.numpy().tobytes())[::every]:
         with path.open("rb+") as file:
             file.seek(position + at)
             file.write(bytes([archive[at] ^ (1 << at % 8 if at % 2 else 0xFF)]))
         result: list[torch.Tensor] = []
-        if attempt(lambda result=result: result.append(TorchDistReader(folder).read(NORM, reader_box)), path):
+        if attempt(lambda to=result: to.append(TorchDistReader(folder).read(NORM, ((0, len(original)),))), path):
             num_refused += 1
         else:
             assert same_bits(result[0], original)

@@ -208,3 +208,4 @@ def test_a_signal_reaches_the_ranks(tmp_path):
                 os.kill(int(file.read_text()), 0)
     finally:
         launcher.kill()
+        launcher.wait()
