@@ -209,7 +209,7 @@ def _report_conversion(
 
 def verify(a: str, b: str, json: bool) -> bool:
     """Whether two checkpoints hold the same weights bit for bit."""
-    from megatron.bridge.models.conversion.verify import verify_checkpoints
+    from megatron.bridge.verification import verify_checkpoints
 
     start = time.monotonic()
     with _process_groups():
@@ -217,7 +217,10 @@ def verify(a: str, b: str, json: bool) -> bool:
     seconds = time.monotonic() - start
     if json:
         values = {"a": a, "b": b, "passed": found.equal, "num_tensors": found.num_tensors}
-        values |= {"num_bytes": found.num_bytes, "differences": [row._asdict() for row in found.differences]}
+        values |= {
+            "num_bytes": found.num_bytes,
+            "differences": [{"name": row.name, "what": row.kind, "detail": row.detail} for row in found.differences],
+        }
         output.print_json({**values, "ignored": found.ignored, "seconds": round(seconds, 3)})
     console = _say(json)
     verdict = "bit for bit the same" if found.equal else f"{len(found.differences)} different"
