@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron.bridge import quickstart
-from megatron.bridge.cli import main
+from megatron.bridge.cli import main, quickstart
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.transport import process_groups
 from megatron.bridge.verification import compare_folders
