@@ -20,12 +20,7 @@ if TYPE_CHECKING:
 
 
 class OpenedModel(NamedTuple):
-    """A Megatron model and what is needed to generate text with it.
-
-    Attributes:
-        model: this rank's chunks.
-        eos_token_ids: the tokens that end its output.
-    """
+    """This rank's chunks of a Megatron model, with the tokenizer and the end tokens that generation needs."""
 
     model: "list[MegatronModule]"
     tokenizer: "PreTrainedTokenizerBase"
