@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from megatron.bridge import __version__
-from megatron.bridge.cli import convert, output, prove, quickstart, use
+from megatron.bridge.cli import convert, output, prove, quickstart, ranks, use
 from megatron.bridge.errors import BridgeError
 
 # By the panel of the help that shows them.
@@ -60,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         return output.EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        ranks.leave()
     return output.EXIT_OK
 
 

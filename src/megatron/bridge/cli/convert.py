@@ -2,14 +2,12 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from megatron.bridge.cli import options, output, ranks
-
-if TYPE_CHECKING:
-    from megatron.bridge.models.conversion.resources import Resources
+from megatron.bridge.cli import options, output
+from megatron.bridge.models.conversion.resources import Resources
 
 OutFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write, new or empty.", show_default=False)]
 
@@ -38,24 +36,21 @@ def import_(
     from megatron.bridge import AutoBridge
 
     start = time.monotonic()
-    with ranks.end_process_groups():
-        AutoBridge.import_ckpt(
-            hf,
-            out,
-            torch_dtype=options.torch_dtype(dtype),
-            show_progress=output.show_progress(as_json),
-            resources=_resources(memory, threads, part),
-            force=force,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-        )
+    AutoBridge.import_ckpt(
+        hf,
+        out,
+        torch_dtype=options.torch_dtype(dtype),
+        show_progress=output.show_progress(as_json),
+        resources=Resources(memory or Resources.memory, threads, part),
+        force=force,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+    )
     _report("Imported", hf, out, "iter_*/*.distcp", start, as_json)
 
 
 def export(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="CKPT", help="Megatron checkpoint, or one of its iterations.", show_default=False)
-    ],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Megatron checkpoint, or one of its iterations.")],
     out: OutFolder,
     hf: Annotated[
         str | None,
@@ -89,26 +84,25 @@ def export(
     from megatron.bridge.training.checkpoint_origin import origin_of
 
     start = time.monotonic()
-    with ranks.end_process_groups():
-        if hf is not None:
-            bridge = AutoBridge.from_auto_config(checkpoint, hf, trust_remote_code)
-        else:
-            bridge, problem = origin_of(checkpoint, trust_remote_code)
-            if problem is not None:
-                note = (
-                    f"note: {problem}. Config and tokenizer come from the checkpoint itself, and the files are cut "
-                    "anew; pass --hf to use a model's."
-                )
-                output.console(stderr=True).print(note, markup=False)
-        bridge.export_ckpt(
-            checkpoint,
-            out,
-            show_progress=output.show_progress(as_json),
-            torch_dtype=options.torch_dtype(dtype),
-            resources=_resources(memory, threads, part),
-            quantization=quantization,
-        )
-    source = str(bridge.hf_pretrained.model_name_or_path)
+    if hf is not None:
+        bridge = AutoBridge.from_auto_config(checkpoint, hf, trust_remote_code)
+    else:
+        bridge, problem = origin_of(checkpoint, trust_remote_code)
+        if problem is not None:
+            note = (
+                f"note: {problem}. Config and tokenizer come from the checkpoint itself, and the files are cut "
+                "anew; pass --hf to use a model's."
+            )
+            output.console(stderr=True).print(note, markup=False)
+    bridge.export_ckpt(
+        checkpoint,
+        out,
+        show_progress=output.show_progress(as_json),
+        torch_dtype=options.torch_dtype(dtype),
+        resources=Resources(memory or Resources.memory, threads, part),
+        quantization=quantization,
+    )
+    source = bridge.hf_pretrained.model_name_or_path
     _report("Exported", str(checkpoint), out, "*.safetensors", start, as_json, hf=source)
 
 
@@ -140,23 +134,16 @@ def dequantize(
     from megatron.bridge import dequantize_checkpoint
 
     start = time.monotonic()
-    with ranks.end_process_groups():
-        weights = dequantize_checkpoint(
-            hf,
-            out,
-            revision=revision,
-            dtype=options.torch_dtype(dtype),
-            resources=_resources(memory, threads, part),
-            show_progress=output.show_progress(as_json),
-        )
+    weights = dequantize_checkpoint(
+        hf,
+        out,
+        revision=revision,
+        dtype=options.torch_dtype(dtype),
+        resources=Resources(memory or Resources.memory, threads, part),
+        show_progress=output.show_progress(as_json),
+    )
     formats = "; ".join(f"{count} x {name}" for name, count in weights.found.formats.items())
     _report("De-quantised", hf, out, "*.safetensors", start, as_json, formats=formats)
-
-
-def _resources(memory: int | None, threads: int, part: options.PartOfWork | None) -> "Resources":
-    from megatron.bridge.models.conversion.resources import Resources
-
-    return Resources(memory or Resources.memory, threads, part)
 
 
 def _report(verb: str, source: str, out: Path, files: str, start: float, as_json: bool, **more: str) -> None:

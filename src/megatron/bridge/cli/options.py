@@ -75,7 +75,7 @@ HFModel = Annotated[str, typer.Argument(metavar="HF", help="Hugging Face model: 
 ConvertDtype = Annotated[
     str | None,
     typer.Option(
-        metavar="DTYPE", callback=dtype_name, help="Convert the weights to fp32, bf16 or fp16. Default: as stored."
+        metavar="DTYPE", callback=dtype_name, help="Convert weights to fp32, bf16 or fp16. Default: as stored."
     ),
 ]
 ComputeDtype = Annotated[
@@ -96,7 +96,7 @@ Memory = Annotated[
     ),
 ]
 Threads = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Number of files to write at the same time.", rich_help_panel=_RESOURCES)
+    int, typer.Option(min=1, metavar="N", help="Files to write at the same time.", rich_help_panel=_RESOURCES)
 ]
 Part = Annotated[
     PartOfWork | None,

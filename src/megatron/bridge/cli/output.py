@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,18 +41,11 @@ def quiet() -> None:
     for module, message in _QUIET_WARNINGS:
         warnings.filterwarnings("ignore", message=message, module=module)
     for logger, message in _QUIET_LOGS:
-        logging.getLogger(logger).addFilter(_Without(message))
+        logging.getLogger(logger).addFilter(partial(_starts_otherwise, message))
 
 
-class _Without(logging.Filter):
-    """Lets all messages pass except those that start in a certain way."""
-
-    def __init__(self, start: str) -> None:
-        super().__init__()
-        self._start = start
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(self._start)
+def _starts_otherwise(start: str, record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(start)
 
 
 def hide_loading_bars() -> None:

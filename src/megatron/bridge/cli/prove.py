@@ -32,14 +32,12 @@ def verify(
     from megatron.bridge.verification import verify_checkpoints
 
     start = time.monotonic()
-    with ranks.end_process_groups():
-        result = verify_checkpoints(a, b, show_progress=output.show_progress(as_json))
+    result = verify_checkpoints(a, b, show_progress=output.show_progress(as_json))
     seconds = time.monotonic() - start
     if as_json:
-        values = {"a": a, "b": b, "passed": result.equal, "num_tensors": result.num_tensors}
         differences = [{"name": row.name, "what": row.kind, "detail": row.detail} for row in result.differences]
-        values |= {"num_bytes": result.num_bytes, "differences": differences}
-        output.print_json({**values, "ignored": result.ignored, "seconds": round(seconds, 3)})
+        values = {"a": a, "b": b, "passed": result.equal, **vars(result), "differences": differences}
+        output.print_json({**values, "seconds": round(seconds, 3)})
     console = output.console(quiet=as_json)
     verdict = "bit for bit the same" if result.equal else f"{len(result.differences)} different"
     counts = f"{result.num_tensors} tensors compared, {output.size(result.num_bytes)}"
@@ -55,7 +53,7 @@ def roundtrip(
     context: typer.Context,
     hf: options.HFModel,
     out: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Write the exported model here, and compare its files.")
+        Path | None, typer.Option(metavar="OUT", help="Write the export here, and compare its files.")
     ] = None,
     tp: options.TensorParallel = 1,
     pp: options.PipelineParallel = 1,
@@ -78,24 +76,17 @@ def roundtrip(
     from megatron.bridge import verification
 
     start = time.monotonic()
-    with ranks.end_process_groups():
-        result = verification.roundtrip(
-            hf,
-            layout,
-            out=out,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            show_progress=output.show_progress(as_json),
-        )
+    result = verification.roundtrip(
+        hf,
+        layout,
+        out=out,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        show_progress=output.show_progress(as_json),
+    )
     seconds = time.monotonic() - start
     if as_json:
-        values = {
-            "num_tensors": result.num_tensors,
-            "num_bytes": result.num_bytes,
-            "num_dropped": result.num_dropped,
-            "mismatches": list(result.mismatches),
-        }
-        output.print_json(_proof(hf, layout, result.passes, seconds) | values)
+        output.print_json(_proof(hf, layout, result.passes, seconds) | vars(result))
     console = output.console(quiet=as_json)
     verdict = "bit for bit the same" if result.passes else f"{len(result.mismatches)} mismatches"
     counts = f"{result.num_tensors} tensors, {output.size(result.num_bytes)}"
@@ -111,17 +102,15 @@ def roundtrip(
 def compare(
     context: typer.Context,
     hf: options.HFModel,
-    prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Text to compare on. Default: a short sentence.")
-    ] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to compare on. Default: a sentence.")] = None,
     seq_length: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Compare on N random tokens instead of a prompt.")
+        int | None, typer.Option(min=1, metavar="N", help="Compare on N random tokens instead.")
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Also compare N tokens that both generate greedily.")
+        int, typer.Option(min=0, metavar="N", help="Also compare N greedily generated tokens.")
     ] = 0,
     tolerance: Annotated[
-        float, typer.Option(min=0, metavar="X", help="Largest absolute difference allowed between logits.")
+        float, typer.Option(min=0, metavar="X", help="Largest difference allowed between logits.")
     ] = 2e-4,
     dtype: options.ComputeDtype = "fp32",
     tp: options.TensorParallel = 1,
@@ -146,28 +135,26 @@ def compare(
     from megatron.bridge import verification
 
     start = time.monotonic()
-    with ranks.end_process_groups():
-        output.hide_loading_bars()
-        result = verification.compare_logits(
-            hf,
-            layout,
-            prompt=prompt,
-            seq_length=seq_length,
-            dtype=options.torch_dtype(dtype),
-            num_new_tokens=max_new_tokens,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-        )
+    output.hide_loading_bars()
+    result = verification.compare_logits(
+        hf,
+        layout,
+        prompt=prompt,
+        seq_length=seq_length,
+        dtype=options.torch_dtype(dtype),
+        num_new_tokens=max_new_tokens,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+    )
     passed, seconds = result.passes(tolerance), time.monotonic() - start
     if as_json:
         values = {"tolerance": tolerance, "dtype": str(options.torch_dtype(dtype)).removeprefix("torch.")}
         output.print_json(_proof(hf, layout, passed, seconds) | values | vars(result))
     console = output.console(quiet=as_json)
-    is_close = result.max_abs_diff <= tolerance
     console.print(_heading("compare", f"{hf} in {dtype}", layout))
     console.print(
-        f"  {output.mark(is_close)} logits differ by at most [bold]{result.max_abs_diff:.2e}[/] "
-        f"(tolerance {tolerance:.0e}, largest logit {result.scale:.3g})\n"
+        f"  {output.mark(result.max_abs_diff <= tolerance)} logits differ by at most "
+        f"[bold]{result.max_abs_diff:.2e}[/] (tolerance {tolerance:.0e}, largest logit {result.scale:.3g})\n"
         f"    most likely token the same at {result.num_same_argmax} of {result.num_tokens} positions"
     )
     if result.num_new_tokens:

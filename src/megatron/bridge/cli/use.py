@@ -10,38 +10,10 @@ from megatron.bridge.cli import options, output, ranks
 from megatron.bridge.errors import BridgeError
 from megatron.bridge.transport.parallel_sizes import ParallelLayout
 
-_SAMPLING = "Sampling"
-
-Temperature = Annotated[
-    float,
-    typer.Option(
-        min=0, metavar="T", help="Divisor of the logits; 0 takes the most likely token.", rich_help_panel=_SAMPLING
-    ),
-]
-TopK = Annotated[
-    int,
-    typer.Option(
-        min=0, metavar="K", help="Sample from the K most likely tokens; 0 for all.", rich_help_panel=_SAMPLING
-    ),
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        metavar="P",
-        help="Sample from the most likely tokens that together reach probability P.",
-        rich_help_panel=_SAMPLING,
-    ),
-]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.", rich_help_panel=_SAMPLING)]
-
 
 def inspect(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A model's folder, its config.json alone, or a hub id.")
-    ],
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write a page with pictures, in one file.")
-    ] = None,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's folder, its config.json, or a hub id.")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with pictures here.")] = None,
     revision: options.Revision = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -90,14 +62,12 @@ def generate(
     ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message for the chat template.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Stop after N tokens.")] = 256,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    seed: Seed = 0,
+    temperature: Annotated[float, typer.Option(min=0, metavar="T", help="0 takes the most likely token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, metavar="K", help="Sample from the top K tokens; 0 for all.")] = 0,
+    top_p: Annotated[float, typer.Option(metavar="P", help="Sample from top tokens that sum to probability P.")] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.")] = 0,
     dtype: options.ConvertDtype = None,
-    hf: Annotated[
-        str | None, typer.Option(metavar="HF", help="Model to take the tokenizer from. Default: MODEL itself.")
-    ] = None,
+    hf: Annotated[str | None, typer.Option(metavar="HF", help="Take the tokenizer from here. Default: MODEL.")] = None,
     tp: options.TensorParallel = 1,
     pp: options.PipelineParallel = 1,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -119,23 +89,20 @@ def generate(
     ranks.join(context.obj, layout)
     pieces = []
     console = output.console(quiet=as_json)
-    with ranks.end_process_groups():
-        output.hide_loading_bars()
-        opened = open_model(
-            model,
-            layout,
-            options.torch_dtype(dtype),
-            tokenizer_from=hf,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-        )
-        start = time.monotonic()
-        for piece in generate_text(
-            opened.model, opened.tokenizer, prompt, params, chat, system, eos_token_ids=opened.eos_token_ids
-        ):
-            pieces.append(piece)
-            console.out(piece, end="", highlight=False)
-            console.file.flush()
+    output.hide_loading_bars()
+    chunks, tokenizer, eos_token_ids = open_model(
+        model,
+        layout,
+        options.torch_dtype(dtype),
+        tokenizer_from=hf,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+    )
+    start = time.monotonic()
+    for piece in generate_text(chunks, tokenizer, prompt, params, chat, system, eos_token_ids):
+        pieces.append(piece)
+        console.out(piece, end="", highlight=False)
+        console.file.flush()
     console.out("")
     if as_json:
         values = {"model": model, "prompt": prompt, "text": "".join(pieces), **vars(layout)}

@@ -5,7 +5,6 @@ S is the number of tokens in one piece, H the hidden size, V the vocabulary's si
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
 
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
@@ -141,19 +140,12 @@ def vocab_size_of(config: TransformerConfig) -> int:
     return int(vocab_size)
 
 
-class _Flag(NamedTuple):
-    """An attribute that has another value while generating, and its present value."""
-
-    owner: object
-    name: str
-    value: object
-
-
-def _flags_to_switch_off(chunk: torch.nn.Module) -> list[_Flag]:
+def _flags_to_switch_off(chunk: torch.nn.Module) -> list[tuple[object, str, object]]:
+    """Owner, name and present value of the attributes that have another value while generating."""
     modules = list(chunk.modules())
     configs = {id(module.config): module.config for module in modules if hasattr(module, "config")}
     return [
-        _Flag(owner, name, getattr(owner, name))
+        (owner, name, getattr(owner, name))
         for owner in (*modules, *configs.values())
         for name, value in _SWITCHED_OFF.items()
         if getattr(owner, name, value) != value
@@ -161,11 +153,11 @@ def _flags_to_switch_off(chunk: torch.nn.Module) -> list[_Flag]:
 
 
 @contextmanager
-def _switched_off(flags: list[_Flag]) -> Iterator[None]:
-    for flag in flags:
-        setattr(flag.owner, flag.name, _SWITCHED_OFF[flag.name])
+def _switched_off(flags: list[tuple[object, str, object]]) -> Iterator[None]:
+    for owner, name, _ in flags:
+        setattr(owner, name, _SWITCHED_OFF[name])
     try:
         yield
     finally:
-        for flag in flags:
-            setattr(flag.owner, flag.name, flag.value)
+        for owner, name, value in flags:
+            setattr(owner, name, value)

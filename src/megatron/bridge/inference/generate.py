@@ -1,7 +1,7 @@
 """Generation with a Megatron model: tokens and text, one piece at a time."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import BridgeError, CheckpointError
 from megatron.bridge.inference.sampling import SamplingParams, sample
@@ -9,9 +9,10 @@ from megatron.bridge.inference.text_stream import TextStream
 
 if TYPE_CHECKING:
     from megatron.core.transformer import MegatronModule
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from megatron.bridge.inference.cached_forward import CachedForward
+    from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
     from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 # Scalings whose HF `max_position_embeddings` may be the length before scaling.
@@ -168,13 +169,7 @@ def _chat_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str, system: str | N
     return list(tokenizer(text, add_special_tokens=False).input_ids)  # the template writes the special tokens
 
 
-class HFModel(Protocol):
-    """`AutoBridge.hf_pretrained`: a `PreTrainedCausalLM`, or an HF model of which only the config exists."""
-
-    config: "PretrainedConfig"
-
-
-def eos_token_ids(hf_pretrained: HFModel) -> tuple[int, ...]:
+def eos_token_ids(hf_pretrained: "PreTrainedCausalLM") -> tuple[int, ...]:
     """The ids that end a model's output: those of its generation config, else its config, else its tokenizer."""
     generation_config = getattr(hf_pretrained, "generation_config", None)
     ids = getattr(generation_config, "eos_token_id", None)
@@ -187,7 +182,7 @@ def eos_token_ids(hf_pretrained: HFModel) -> tuple[int, ...]:
     return (int(ids),) if isinstance(ids, int) else tuple(int(token) for token in ids)
 
 
-def _tokenizer_eos(hf_pretrained: HFModel) -> int | None:
+def _tokenizer_eos(hf_pretrained: "PreTrainedCausalLM") -> int | None:
     try:
         eos_token_id: int | None = getattr(getattr(hf_pretrained, "tokenizer", None), "eos_token_id", None)
     except CheckpointError:  # a folder without a tokenizer

@@ -11,8 +11,7 @@ from megatron.bridge.transport.checkpoint_folder import TOKENIZER_FOLDER, TRACKE
 
 def holds_checkpoint(folder: Path) -> bool:
     """Whether a folder has the files of a Megatron checkpoint or of one of its iterations, complete or not."""
-    is_marked = any((folder / name).is_file() for name in ("metadata.json", TRACKER_NAME))
-    return is_marked or any(folder.glob("iter_*"))
+    return any(folder.glob("iter_*")) or any((folder / name).is_file() for name in ("metadata.json", TRACKER_NAME))
 
 
 def checkpoint_iteration(name: str | Path) -> Path | None:
@@ -39,12 +38,7 @@ def kept_hf_folder(iteration: Path) -> Path | None:
 
 
 class CheckpointOrigin(NamedTuple):
-    """The Hugging Face side of a Megatron checkpoint.
-
-    Attributes:
-        bridge: of the model that the checkpoint came from, or of the config that it keeps.
-        problem: why it is the kept config's; `None` if it is the model's.
-    """
+    """A bridge of the HF model that a checkpoint came from, or, because of a `problem`, of the config that it keeps."""
 
     bridge: AutoBridge
     problem: str | None

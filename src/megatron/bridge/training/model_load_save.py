@@ -1,22 +1,12 @@
-"""The import path of clients for live Megatron checkpoints, and process groups for scripts of one rank."""
+"""The import path that clients use for checkpoints of live models, and process groups for scripts of one rank."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from megatron.bridge.models.live_checkpoint import (
-    load_megatron_model,
-    load_megatron_weights,
-    load_model_config,
-    save_megatron_model,
-)
-
-__all__ = [
-    "load_megatron_model",
-    "load_megatron_weights",
-    "load_model_config",
-    "save_megatron_model",
-    "temporary_distributed_context",
-]
+from megatron.bridge.models.live_checkpoint import load_megatron_model as load_megatron_model
+from megatron.bridge.models.live_checkpoint import load_megatron_weights as load_megatron_weights
+from megatron.bridge.models.live_checkpoint import load_model_config as load_model_config
+from megatron.bridge.models.live_checkpoint import save_megatron_model as save_megatron_model
 
 
 @contextmanager

@@ -26,12 +26,7 @@ from megatron.bridge.models.hf_pretrained.quantization.source import detect_in, 
 from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, TensorInfo, WeightSource, has_weights
 from megatron.bridge.models.run_config import read_provider
 from megatron.bridge.training.checkpoint_origin import holds_checkpoint, kept_hf_folder
-from megatron.bridge.transport.checkpoint_folder import (
-    RUN_CONFIG_NAME,
-    TOKENIZER_FOLDER,
-    TRACKER_NAME,
-    iteration_folder,
-)
+from megatron.bridge.transport.checkpoint_folder import RUN_CONFIG_NAME, TRACKER_NAME, iteration_folder
 from megatron.bridge.verification.bits import as_bytes, bit_difference
 
 if TYPE_CHECKING:
@@ -196,13 +191,12 @@ class _Values:
 
     def differences(self, name: str) -> list[Difference]:
         """One, or none if all that was compared is the same."""
+        import numpy
+
         if self._first is None:
             return []
         at, bits = self._first
-        index: list[int] = []
-        for size in reversed(self._shape):
-            at, last = divmod(at, size)
-            index.insert(0, last)
+        index = [int(i) for i in numpy.unravel_index(at, self._shape)]
         counts = f"{self._num_different} of {prod(self._shape)} elements"
         return [Difference(name, "values", f"{counts}, first at {index}: {bits}")]
 
@@ -252,9 +246,9 @@ def _compare_forms(
     shapes = plan.hf_shapes() | {name: plan.hf_shapes()[same_as] for name, same_as in plan.tied.items()}
     stored = {name: _Form(tuple(shape), weights.dtypes[name]) for name, shape in shapes.items()}
     forms = _forms(source.infos)
-    wanted = {name: form for name, form in forms.items() if name in shapes or name not in plan.dropped}
-    result = Verification(ignored={name: reason for name, reason in plan.dropped.items() if name not in wanted})
-    for name in _comparable(wanted, stored, result) if hf_is_a else _comparable(stored, wanted, result):
+    expected = {name: form for name, form in forms.items() if name in shapes or name not in plan.dropped}
+    result = Verification(ignored={name: reason for name, reason in plan.dropped.items() if name not in expected})
+    for name in _comparable(expected, stored, result) if hf_is_a else _comparable(stored, expected, result):
         blocks = weights.blocks(name, _BLOCK_BYTES)
         _compare_blocks(name, blocks, source.read(name), not hf_is_a, result, progress)
     _note_padding(weights, reader, result)
@@ -271,7 +265,7 @@ def _as_hf(source: WeightSource, reader: "TorchDistReader", bridge: AutoBridge |
         folder = kept_hf_folder(reader.folder) or source.folder
         if not (folder / CONFIG_NAME).is_file():
             raise CheckpointError(
-                f"{reader.folder}: no {TOKENIZER_FOLDER}/{CONFIG_NAME}, and no {CONFIG_NAME} in {source.folder}: "
+                f"{reader.folder}: no tokenizer/{CONFIG_NAME}, and no {CONFIG_NAME} in {source.folder}: "
                 "nothing says how the two correspond; give a bridge"
             )
         bridge = AutoBridge.from_hf_config(load_config(folder))
@@ -306,36 +300,26 @@ def _is_zero(reader: "TorchDistReader", key: str, first_row: int) -> bool:
 
 def _compare_stored(a: "TorchDistReader", b: "TorchDistReader", progress: "Progress") -> Verification:
     from megatron.bridge.models.conversion.offline import is_weight
+    from megatron.bridge.models.conversion.param_mapping import VOCABULARY_WEIGHTS
 
     result = Verification()
     forms_a, forms_b = (
         {key: form for key, form in _forms(reader.tensors).items() if is_weight(key)} for reader in (a, b)
     )
-    _leave_out_padding((a, b), (forms_a, forms_b), result)
+    for key in VOCABULARY_WEIGHTS:
+        shapes = {forms[key].shape for forms in (forms_a, forms_b) if key in forms}
+        if len(shapes) == 1 or () in shapes or len({shape[1:] for shape in shapes}) != 1:
+            continue
+        num_rows, *row = min(shapes)
+        if _is_zero(a, key, num_rows) and _is_zero(b, key, num_rows):
+            result.ignored[key] = f"rows from {num_rows} on, which only one has, and which are zero"
+            for forms in (forms_a, forms_b):
+                forms[key] = _Form((num_rows, *row), forms[key].dtype)
     for key in _comparable(forms_a, forms_b, result):
         shape, dtype = forms_a[key]
         result.differences += _compare_chunks(a, b, key, shape, progress).differences(key)
         result.num_bytes += prod(shape) * dtype.itemsize
     return result
-
-
-def _leave_out_padding(
-    readers: "tuple[TorchDistReader, TorchDistReader]",
-    forms: tuple[dict[str, _Form], dict[str, _Form]],
-    result: Verification,
-) -> None:
-    """Cuts off the rows of a vocabulary that only one side has, if they are zero, and notes it."""
-    from megatron.bridge.models.conversion.param_mapping import VOCABULARY_WEIGHTS
-
-    for key in VOCABULARY_WEIGHTS:
-        shape_a, shape_b = (side[key].shape if key in side else () for side in forms)
-        if not (shape_a and shape_b) or shape_a == shape_b or shape_a[1:] != shape_b[1:]:
-            continue
-        num_rows = min(shape_a[0], shape_b[0])
-        if _is_zero(readers[0] if shape_a[0] > num_rows else readers[1], key, num_rows):
-            result.ignored[key] = f"rows from {num_rows} on, which only one has, and which are zero"
-            for side in forms:
-                side[key] = _Form((num_rows, *shape_a[1:]), side[key].dtype)
 
 
 def _compare_chunks(
@@ -351,7 +335,9 @@ def _compare_chunks(
         for block in _row_blocks(inside, tensor.dtype.itemsize) if inside is not None else ():
             part = a.read(key, block)
             for other_box, other in b.parts(key, block):
-                values.add(part[slices(shifted(other_box, block))], other, _Positions(other_box, shape))
+                values.add(
+                    part[slices(shifted(other_box, block))], other, partial(_flat_index, box=other_box, shape=shape)
+                )
             num_compared += part.numel()
             progress.advance(part.nbytes)
     if num_compared != prod(shape):
@@ -359,19 +345,12 @@ def _compare_chunks(
     return values
 
 
-class _Positions:
-    """From the index of an element in a box to its index in the tensor, both flat."""
+def _flat_index(at: int, box: "Box", shape: "Shape") -> int:
+    """The place in a tensor of the element that has place `at` in a box of it; both count elements in order."""
+    import numpy
 
-    def __init__(self, box: "Box", shape: "Shape"):
-        self._box, self._shape = box, shape
-
-    def __call__(self, at: int) -> int:
-        index = 0
-        strides = [prod(self._shape[axis + 1 :]) for axis in range(len(self._shape))]
-        for (start, stop), stride in zip(reversed(self._box), reversed(strides), strict=True):
-            at, offset = divmod(at, stop - start)
-            index += (start + offset) * stride
-        return index
+    index = numpy.unravel_index(at, [stop - start for start, stop in box])
+    return int(numpy.ravel_multi_index([start + i for (start, _), i in zip(box, index, strict=True)], shape))
 
 
 def _row_blocks(box: "Box", itemsize: int) -> "Iterator[Box]":

@@ -158,11 +158,10 @@ def hf_reference(
             result = _hf_reference(hf_pretrained, token_ids, dtype, num_new_tokens)
         except BridgeError as error:  # the others must not wait for a result that never comes
             result = error
-    result = process_groups.broadcast_object(result)
-    if isinstance(result, BridgeError):
-        raise result
-    assert result is not None
-    return result
+    outcome: Reference | BridgeError = process_groups.broadcast_object(result)
+    if isinstance(outcome, BridgeError):
+        raise outcome
+    return outcome
 
 
 def _hf_reference(

@@ -78,13 +78,12 @@ def roundtrip(
         exported = open_weights(out).items()
     registry = bridge._model_bridge.registry(hf_pretrained)
     dropped = {name for name in source if registry.drop_reason(name) is not None}
-    result: RoundTrip | None = None
+    comparison: RoundTrip | None = None
     if process_groups.rank() == 0:
-        result = compare_tensors(source, exported, dropped)
+        comparison = compare_tensors(source, exported, dropped)
     else:
         deque(exported, maxlen=0)  # takes part in the export
-    result = process_groups.broadcast_object(result)
-    assert result is not None
+    result: RoundTrip = process_groups.broadcast_object(comparison)
     return result
 
 
