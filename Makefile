@@ -5,7 +5,7 @@
 check:  ## lint, types, sizes, public names
 	uv run ruff check .
 	uv run ruff format --check .
-	uv run mypy $(addprefix src/megatron/bridge/,models/conversion cli verification inference training) examples
+	uv run mypy $(addprefix src/megatron/bridge/,models/conversion models/live_checkpoint.py models/run_config.py cli verification inference training) examples
 	uv run python tools/check_project.py
 
 test:  ## the whole suite, on CPU, offline
