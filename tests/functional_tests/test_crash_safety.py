@@ -31,8 +31,8 @@ from megatron.bridge import AutoBridge, runtime
 from megatron.bridge.errors import BridgeError, CheckpointError
 from megatron.bridge.models.conversion import offline
 from megatron.bridge.models.conversion.resources import Resources
-from megatron.bridge.models.conversion.verify import verify_checkpoints
 from megatron.bridge.transport import staging
+from megatron.bridge.verification import verify_checkpoints
 from tests.ranks import _forget_groups
 
 _FILE_BYTES = 5 * 2**20

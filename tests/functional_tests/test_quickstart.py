@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron.bridge import quickstart
+from megatron.bridge.cli import quickstart
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.verification import compare_folders
 from tests.programs import run_forked, run_started

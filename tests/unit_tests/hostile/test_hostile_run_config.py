@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.conversion.verify import verify_checkpoints
-from megatron.bridge.training.run_config import read_provider
+from megatron.bridge.models.run_config import read_provider
 from megatron.bridge.transport.checkpoint_folder import RUN_CONFIG_NAME
+from megatron.bridge.verification import verify_checkpoints
 from tests.shares import shares
 from tests.tiny_models import TinyModel
 from tests.unit_tests.hostile.attempts import attempt, must_fail
@@ -183,4 +183,4 @@ def test_mutated_file(tmp_path_factory: pytest.TempPathFactory, model: Path, dat
     (folder / RUN_CONFIG_NAME).write_bytes(content)
     found: list[Any] = []
     if attempt(lambda: found.append(verify_checkpoints(model / "hf", folder)), folder) is None:
-        assert all(difference.what != "values" for difference in found[0].differences)
+        assert all(difference.kind != "values" for difference in found[0].differences)

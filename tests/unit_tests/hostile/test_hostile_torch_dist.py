@@ -25,12 +25,13 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkStorageMetadata, MetadataIndex
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.conversion.verify import verify_checkpoints
 from megatron.bridge.transport.torch_dist import TorchDistReader
+from megatron.bridge.verification import verify_checkpoints
+from megatron.bridge.verification.bits import same_bits
 from tests.ranks import run_ranks
 from tests.shares import shares
 from tests.tiny_models import TinyModel
-from tests.unit_tests.hostile.attempts import attempt, must_fail, same_bits
+from tests.unit_tests.hostile.attempts import attempt, must_fail
 from tests.unit_tests.hostile.test_hostile_safetensors import mutate
 
 TINY = TinyModel("tiny", "LlamaForCausalLM", {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48})
@@ -74,7 +75,7 @@ def is_refused(folder: Path, culprit: str | Path) -> bool:
     found: list[Any] = []
     error = attempt(lambda: found.append(verify_checkpoints(original, folder)), culprit)
     if error is None:  # then no tensor may have other values under its name
-        assert all(difference.what != "values" for difference in found[0].differences), found[0].differences
+        assert all(difference.kind != "values" for difference in found[0].differences), found[0].differences
     return error is not None or not found[0].equal
 
 

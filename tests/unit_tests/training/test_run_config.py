@@ -10,7 +10,7 @@ import yaml
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.training.run_config import read_provider, write_run_config
+from megatron.bridge.models.run_config import read_provider, write_run_config
 from megatron.bridge.transport.checkpoint_folder import RUN_CONFIG_NAME, iteration_folder
 from tests.tiny_models import TINY_MODELS
 

@@ -5,11 +5,11 @@ S is the number of tokens in one piece, H the hidden size, V the vocabulary's si
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.inference.utils import InferenceMode
+from megatron.core.transformer import MegatronModule, TransformerConfig
 
 from megatron.bridge.errors import BridgeError, ParallelLayoutError
 from megatron.bridge.models.model_building import unwrap_model
@@ -24,7 +24,7 @@ _SWITCHED_OFF = {"training": False, "sequence_parallel": False, "reduce_scatter_
 class CachedForward:
     """One sequence's forward passes. Every rank of the model takes part, with the same tokens.
 
-    The logits are those of a forward pass over the whole sequence. So where a rope scaling changes its frequencies with
+    The logits are those of a forward pass over the whole sequence. Where a rope scaling changes its frequencies with
     the length (longrope once, dynamic at each step past the original length), the whole sequence is computed again.
     transformers does that with `use_cache=False`; with its cache it mixes keys of different frequencies. Models with
     linear or sparse attention, or Mamba layers, whose state is not kept, compute the whole sequence for each token.
@@ -41,7 +41,9 @@ class CachedForward:
         BridgeError: `vocab_size` is not given and the model's config does not have it.
     """
 
-    def __init__(self, model: Any, capacity: int, vocab_size: int | None = None) -> None:
+    def __init__(
+        self, model: MegatronModule | Sequence[MegatronModule], capacity: int, vocab_size: int | None = None
+    ) -> None:
         self.chunk = single_chunk(model)
         self.config = self.chunk.config
         if self.config.context_parallel_size > 1:
@@ -99,14 +101,16 @@ class CachedForward:
             dtype = self.config.pipeline_dtype
             self.chunk.set_input_tensor(pipeline.receive_from_previous(shape, dtype, self.device, self.group))
         context = self.context if self._has_cache else None
-        output = self.chunk(ids, positions, attention_mask=None, inference_context=context, runtime_gather_output=True)
+        output: torch.Tensor = self.chunk(
+            ids, positions, attention_mask=None, inference_context=context, runtime_gather_output=True
+        )
         if pipeline.is_last(self.group):
             return output
         pipeline.send_to_next(output.to(self.config.pipeline_dtype), self.group)
         return None
 
 
-def single_chunk(model: Any) -> Any:
+def single_chunk(model: MegatronModule | Sequence[MegatronModule]) -> MegatronModule:
     """The bare chunk of a model that has one chunk per rank.
 
     Raises:
@@ -121,7 +125,7 @@ def single_chunk(model: Any) -> Any:
     return chunks[0]
 
 
-def vocab_size_of(config: Any) -> int:
+def vocab_size_of(config: TransformerConfig) -> int:
     """The number of real tokens, without the rows that pad the embedding.
 
     Raises:
@@ -136,8 +140,8 @@ def vocab_size_of(config: Any) -> int:
     return int(vocab_size)
 
 
-def _flags_to_switch_off(chunk: torch.nn.Module) -> list[tuple[Any, str, Any]]:
-    """Owner, name and present value of what has another value while generating."""
+def _flags_to_switch_off(chunk: torch.nn.Module) -> list[tuple[object, str, object]]:
+    """Owner, name and present value of the attributes that have another value while generating."""
     modules = list(chunk.modules())
     configs = {id(module.config): module.config for module in modules if hasattr(module, "config")}
     return [
@@ -149,7 +153,7 @@ def _flags_to_switch_off(chunk: torch.nn.Module) -> list[tuple[Any, str, Any]]:
 
 
 @contextmanager
-def _switched_off(flags: list[tuple[Any, str, Any]]) -> Iterator[None]:
+def _switched_off(flags: list[tuple[object, str, object]]) -> Iterator[None]:
     for owner, name, _ in flags:
         setattr(owner, name, _SWITCHED_OFF[name])
     try:

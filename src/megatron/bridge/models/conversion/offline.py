@@ -39,7 +39,7 @@ from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.conversion.weight_stream import check_tied, read_hf_tensors
 from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
 from megatron.bridge.models.placement import Shard
-from megatron.bridge.training.run_config import provider_as_data, write_run_config
+from megatron.bridge.models.run_config import provider_as_data, write_run_config
 from megatron.bridge.transport import torch_dist
 from megatron.bridge.transport.boxes import Box
 from megatron.bridge.transport.checkpoint_folder import TOKENIZER_FOLDER, TRACKER_NAME

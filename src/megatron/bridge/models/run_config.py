@@ -9,12 +9,18 @@ import dataclasses
 import enum
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.transport.checkpoint_folder import RUN_CONFIG_NAME
+
+if TYPE_CHECKING:
+    from megatron.core.transformer import MegatronModule
+
+    from megatron.bridge.models.model_provider import ModelProviderMixin
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 _PROVIDER_PREFIX = "megatron.bridge.models."
 # Modules whose attributes a config may name: activation functions, dtypes, specs and megatron-core's enums.
@@ -47,7 +53,7 @@ _RUNTIME_FIELDS = (
 )
 
 
-def write_run_config(folder: Path, provider: Any, hf_model_id: str | None = None) -> None:
+def write_run_config(folder: Path, provider: "DecoderConfig", hf_model_id: str | None = None) -> None:
     """Writes `run_config.yaml` for a provider.
 
     Args:
@@ -58,7 +64,7 @@ def write_run_config(folder: Path, provider: Any, hf_model_id: str | None = None
     (folder / RUN_CONFIG_NAME).write_text(yaml.safe_dump(content, sort_keys=False))
 
 
-def provider_as_data(provider: Any) -> dict[str, Any]:
+def provider_as_data(provider: "DecoderConfig") -> dict[str, Any]:
     """A provider's class and the fields that differ from its defaults, the same in every process.
 
     Raises:
@@ -112,14 +118,14 @@ def _check_num_values(content: Any, path: Path) -> None:
 class _Loader(yaml.SafeLoader):
     """Reads plain data, without merge keys (`<<`): a few lines of them can grow to any size."""
 
-    def flatten_mapping(self, node: Any) -> None:
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(None, None, "merge keys are not allowed", key.start_mark)
         super().flatten_mapping(node)
 
 
-def read_provider(folder: Path) -> Any:
+def read_provider(folder: Path) -> "ModelProviderMixin[MegatronModule]":
     """The provider that a checkpoint was written with, not finalised.
 
     Raises:
@@ -135,7 +141,7 @@ def read_provider(folder: Path) -> Any:
     provider_class = _attribute(target, path)
     if not isinstance(provider_class, type) or not issubclass(provider_class, ModelProviderMixin):
         raise CheckpointError(f"{path}: {target} is no model provider")
-    known = {field.name for field in dataclasses.fields(provider_class)}  # type: ignore[arg-type]
+    known = {field.name for field in dataclasses.fields(provider_class)}
     unknown = sorted(str(name) for name in set(model) - known)
     if unknown:
         raise CheckpointError(
