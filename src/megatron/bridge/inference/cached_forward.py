@@ -5,6 +5,7 @@ S is the number of tokens in one piece, H the hidden size, V the vocabulary's si
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
@@ -12,9 +13,13 @@ from megatron.core.inference.utils import InferenceMode
 from megatron.core.transformer import MegatronModule, TransformerConfig
 
 from megatron.bridge.errors import BridgeError, ParallelLayoutError
-from megatron.bridge.models.model_building import unwrap_model
+from megatron.bridge.models.model_building import config_of, unwrap_model
 from megatron.bridge.models.transformer.rotary import ScaledRotaryEmbedding
 from megatron.bridge.transport import pipeline
+
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from torch.distributed import ProcessGroup
 
 # Attributes of modules and their values while generating. A single new token cannot be split over the tensor-parallel
 # ranks, so sequence parallelism is off (`sp_size` is a gated delta net's); the results are the same.
@@ -45,14 +50,14 @@ class CachedForward:
         self, model: MegatronModule | Sequence[MegatronModule], capacity: int, vocab_size: int | None = None
     ) -> None:
         self.chunk = single_chunk(model)
-        self.config = self.chunk.config
+        self.config = config_of(self.chunk)
         if self.config.context_parallel_size > 1:
             raise ParallelLayoutError(
                 f"generation: context_parallel_size is {self.config.context_parallel_size}, but the KV cache of one "
                 "sequence is not split over ranks; build the model with context_parallel_size=1"
             )
         self.vocab_size = vocab_size or vocab_size_of(self.config)
-        self.group = self.chunk.pg_collection.pp
+        self.group: ProcessGroup = cast("ProcessGroupCollection", self.chunk.pg_collection).pp
         self.device = next(self.chunk.parameters()).device
         self.context = StaticInferenceContext(max_batch_size=1, max_sequence_length=capacity)
         self._rotary = getattr(self.chunk, "rotary_pos_emb", None)
@@ -99,7 +104,9 @@ class CachedForward:
             # Some models hand over more than hidden states.
             shape = (ids.shape[1], 1, getattr(self.chunk, "stage_input_size", self.config.hidden_size))
             dtype = self.config.pipeline_dtype
-            self.chunk.set_input_tensor(pipeline.receive_from_previous(shape, dtype, self.device, self.group))
+            cast(Any, self.chunk).set_input_tensor(
+                pipeline.receive_from_previous(shape, dtype, self.device, self.group)
+            )
         context = self.context if self._has_cache else None
         output: torch.Tensor = self.chunk(
             ids, positions, attention_mask=None, inference_context=context, runtime_gather_output=True

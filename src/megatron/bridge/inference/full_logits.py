@@ -8,7 +8,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.core.transformer import MegatronModule
 
-from megatron.bridge.models.model_building import unwrap_model
+from megatron.bridge.models.model_building import config_of, unwrap_model
 from megatron.bridge.transport import collectives
 
 
@@ -21,7 +21,7 @@ def full_logits(model: Sequence[MegatronModule], tokens: torch.Tensor) -> torch.
         tokens: the same on every rank. With sequence parallelism, S must be a multiple of the tensor-parallel size.
     """
     chunks = list(model)
-    config = unwrap_model(chunks)[0].config
+    config = config_of(unwrap_model(chunks)[0])
     modes = [chunk.training for chunk in chunks]
     for chunk in chunks:
         chunk.eval()

@@ -26,7 +26,7 @@ def save_megatron_model(
     """
     from megatron.core import dist_checkpointing
 
-    from megatron.bridge.models.model_building import unwrap_model
+    from megatron.bridge.models.model_building import config_of, unwrap_model
     from megatron.bridge.transport import process_groups
 
     chunks = unwrap_model(model)
@@ -37,7 +37,7 @@ def save_megatron_model(
     state = {name: chunk.sharded_state_dict() for name, chunk in _named(chunks).items()}
     dist_checkpointing.save(state, str(folder))
     if process_groups.rank() == 0:
-        write_run_config(folder, chunks[0].config, hf_model_id)
+        write_run_config(folder, config_of(chunks[0]), hf_model_id)
         (Path(path) / TRACKER_NAME).write_text(str(iteration))
     process_groups.barrier()
     return folder
@@ -76,7 +76,7 @@ def load_megatron_weights(model: "Sequence[MegatronModule]", path: str | Path) -
     # megatron-core's loader would run whatever the entries that are not tensors name.
     wanted = {entry.unique_key for state in request.values() for entry in state.values() if _is_object(entry)}
     reader.check_objects(key for key in reader.objects if key in wanted or key.startswith("common_state"))
-    loaded = dist_checkpointing.load(request, str(folder))
+    loaded: Any = dist_checkpointing.load(request, str(folder))
     for chunk_name, chunk in chunks.items():
         chunk.load_state_dict(loaded[chunk_name], strict=False)
 
