@@ -594,8 +594,7 @@ def test_mutated_archive(tmp_path_factory: pytest.TempPathFactory, data: st.Data
 
 
 def test_the_cases_start_from_what_is_right(folder: Path) -> None:
-    assert not is_refused(folder, folder)
-    assert verify_checkpoints(folder, ORIGINALS[0] / "hf").equal
+    assert not is_refused(folder, folder) and verify_checkpoints(folder, ORIGINALS[0] / "hf").equal
     assert json.loads((folder / "metadata.json").read_bytes())["sharded_backend"] == "torch_dist"
     assert _put(folder, saved(torch.arange(32, dtype=torch.float32))).is_file()
     assert same_bits(read_all(folder)[NORM], torch.arange(32, dtype=torch.float32))

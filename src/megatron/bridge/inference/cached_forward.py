@@ -19,7 +19,6 @@ from megatron.bridge.transport import pipeline
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
-    from torch.distributed import ProcessGroup
 
 # Attributes of modules and their values while generating. A single new token cannot be split over the tensor-parallel
 # ranks, so sequence parallelism is off (`sp_size` is a gated delta net's); the results are the same.
@@ -57,7 +56,7 @@ class CachedForward:
                 "sequence is not split over ranks; build the model with context_parallel_size=1"
             )
         self.vocab_size = vocab_size or vocab_size_of(self.config)
-        self.group: ProcessGroup = cast("ProcessGroupCollection", self.chunk.pg_collection).pp
+        self.group = cast("ProcessGroupCollection", self.chunk.pg_collection).pp
         self.device = next(self.chunk.parameters()).device
         self.context = StaticInferenceContext(max_batch_size=1, max_sequence_length=capacity)
         self._rotary = getattr(self.chunk, "rotary_pos_emb", None)

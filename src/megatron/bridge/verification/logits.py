@@ -6,7 +6,7 @@ S is the number of tokens, V the vocabulary's size without padding.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from megatron.bridge.errors import BridgeError, CheckpointError
 from megatron.bridge.inference.generate import generate_tokens
@@ -158,7 +158,7 @@ def hf_reference(
             result = _hf_reference(hf_pretrained, token_ids, dtype, num_new_tokens)
         except BridgeError as error:  # the others must not wait for a result that never comes
             result = error
-    outcome: Reference | BridgeError = process_groups.broadcast_object(result)
+    outcome = cast("Reference | BridgeError", process_groups.broadcast_object(result))
     if isinstance(outcome, BridgeError):
         raise outcome
     return outcome
