@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion.registered import registered_bridges
-from megatron.bridge.models.proven import Proof
 from megatron.bridge.runtime import capabilities
+from megatron.bridge.verification.proven import Proof
 from tests.proof_record import CASE, Case, as_property
 from tests.ranks import run_ranks
 from tests.tiny_models import ALL_MODELS, TOLERANCE, TinyModel
@@ -25,11 +25,11 @@ __all__ = [
     "ConversionSuite",
     "Parity",
     "all_cases",
+    "bridge_of",
     "build_on",
     "case_of",
     "changed_tensors",
     "convert_and_run",
-    "family_of",
     "layouts_of",
     "num_ranks",
     "parity",
@@ -66,12 +66,16 @@ def case_of(tiny: TinyModel, layout: str) -> Case:
 
 def all_cases() -> dict[Case, str]:
     """Every model on every layout, as they stand in the record of proofs, with the family's folder."""
-    return {case_of(tiny, layout): family_of(tiny) for tiny in ALL_MODELS.values() for layout in layouts_of(tiny)}
+    return {case_of(tiny, layout): bridge_of(tiny)[0] for tiny in ALL_MODELS.values() for layout in layouts_of(tiny)}
 
 
-def family_of(tiny: TinyModel) -> str:
-    """The folder of the family that converts a model."""
-    return registered_bridges()[tiny.published_architecture].bridge_class.__module__.split(".")[-2]
+def bridge_of(tiny: TinyModel) -> tuple[str, str]:
+    """The folder of the family that converts a model, and the module of the bridge."""
+    family, module = _bridges()[tiny.published_architecture].bridge_class.__module__.split(".")[-2:]
+    return family, module
+
+
+_bridges = cache(registered_bridges)
 
 
 class ConversionSuite:

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 
 from megatron.bridge import runtime
 from megatron.bridge.transport import launcher
-from tests.ranks import _forget_groups
+from tests.ranks import forget_groups
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 TIMEOUT = 400
@@ -66,24 +66,17 @@ def _launch(argv: Sequence[str], num_ranks: int, env: Mapping[str, str] | None =
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(env or {})}
 
-    def rank_main(rank: int) -> Callable[[], int]:
-        def main() -> int:
-            os.environ.update(
-                {name: str(value) for name, value in shared.items()}, RANK=str(rank), LOCAL_RANK=str(rank)
-            )
-            return _python(argv)
+    def main(rank: int) -> int:
+        os.environ.update({name: str(value) for name, value in shared.items()}, RANK=str(rank), LOCAL_RANK=str(rank))
+        return _python(argv)
 
-        return main
-
-    ranks = {
-        process.sentinel: process for process in (_fork(rank_main(rank), leads=False) for rank in range(num_ranks))
-    }
-    while ranks:
-        for sentinel in connection.wait(list(ranks)):
-            process = ranks.pop(sentinel)
-            process.join()
+    running = [_fork(partial(main, rank), leads=False) for rank in range(num_ranks)]
+    while running:
+        connection.wait([process.sentinel for process in running])
+        for process in [process for process in running if not process.is_alive()]:
+            running.remove(process)
             if process.exitcode:
-                for other in ranks.values():
+                for other in running:
                     other.kill()
                 return process.exitcode if process.exitcode > 0 else 128 - process.exitcode
     return 0
@@ -98,16 +91,14 @@ def _fork(main: Callable[[], int], leads: bool = True) -> Any:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(TIMEOUT + 5)  # ends this process even if the parent is killed
         torch.set_num_threads(1)
-        _forget_groups()
+        forget_groups()
         code = main()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
     process = get_context("fork").Process(target=run)
-    with warnings.catch_warnings():  # torch keeps idle threads, which hold no lock
-        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-        process.start()
+    process.start()
     return process
 
 

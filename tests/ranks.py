@@ -5,7 +5,7 @@ Ranks talk over gloo on the CPU, over NCCL where there is CUDA: what `capabiliti
 Fork is safe here because this process computes with one thread (set before its first operation) and no rank destroys
 one of its process groups: that would join a thread that only the parent has, and wait for ever. So ranks forget them
 without destroying them, never collect the parent's garbage, and inherit no cache that throws out a module with groups.
-`tests/conftest.py` does the first, then `_forget_groups`, `gc.freeze` and `_clear_caches_of_modules`.
+`tests/conftest.py` does the first, then `forget_groups`, `gc.freeze` and `_clear_caches_of_modules`.
 """
 
 import contextlib
@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import connection, get_context
@@ -78,9 +77,7 @@ def run_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout: float
             receiver, sender = context.Pipe(duplex=False)
             target = (rank, num_ranks, Path(folder) / "store", sender, timeout, layout, fn, args)
             process = context.Process(target=_rank_main, args=target)
-            with warnings.catch_warnings():  # torch keeps idle threads, which hold no lock
-                warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-                process.start()
+            process.start()
             sender.close()
             pipes.append(receiver)
             processes.append(process)
@@ -126,12 +123,13 @@ def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -
         torch.set_num_threads(1)
         os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(rank)
         os.environ["WORLD_SIZE"] = str(num_ranks)
-        _forget_groups()
+        forget_groups()
         store = dist.FileStore(str(store_path), num_ranks)
         patience = timedelta(seconds=timeout)
         device, backend = capabilities.device(), capabilities.distributed_backend()
         if device.type == "cuda":
             torch.cuda.set_device(device)
+            torch.backends.cudnn.allow_tf32 = False  # what is compared is float32
         dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=patience)
         process_groups.initialize(**layout)
         from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -146,7 +144,7 @@ def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -
     sender.close()
 
 
-def _forget_groups() -> None:
+def forget_groups() -> None:
     """Forget the parent's process groups, without destroying them: their threads are not in this process."""
     from megatron.core import parallel_state
 

@@ -73,7 +73,7 @@ class TinyModel:
         config_class = model_class.config_class
         names = {*dir(config_class), *config_class.attribute_map}  # Mamba-2 has no attention heads
         base = {name: value for name, value in BASE.items() if name in names}
-        return config_class(**{**base, **self.config}, architectures=[self.architecture])
+        return config_class(**{**base, **self.config}, architectures=[self.published_architecture])
 
     def empty_model(self) -> transformers.PreTrainedModel:
         """The model on the meta device: names and shapes."""

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,7 +32,7 @@ from megatron.bridge.models.conversion import offline
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.transport import staging
 from megatron.bridge.verification import verify_checkpoints
-from tests.ranks import _forget_groups
+from tests.ranks import forget_groups
 
 _FILE_BYTES = 5 * 2**20
 
@@ -48,9 +47,7 @@ class Child:
         context = get_context("fork")
         self._receiver, sender = context.Pipe(duplex=False)
         self.process = context.Process(target=_child_main, args=(fn, sender))
-        with warnings.catch_warnings():  # torch keeps idle threads, which hold no lock
-            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-            self.process.start()
+        self.process.start()
         sender.close()
 
     def signal(self, number: int) -> None:
@@ -73,7 +70,7 @@ class Child:
 def _child_main(fn: Callable[[], Any], sender: Any) -> None:
     signal.alarm(100)  # ends this process even if the parent is killed
     torch.set_num_threads(1)
-    _forget_groups()
+    forget_groups()
     try:
         result = fn()
     except BridgeError as error:

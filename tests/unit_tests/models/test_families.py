@@ -1,44 +1,37 @@
 """Every bridge has its tests in its family's folders, and they run over all of its tiny models."""
 
 import importlib
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from megatron.bridge.models.conversion.registered import registered_bridges
-from tests import tiny_models
 from tests.bridge_suite import BridgeSuite
-from tests.parity import ConversionSuite, family_of
-from tests.tiny_models import ALL_MODELS, TINY_MODELS, TinyModel
+from tests.parity import ConversionSuite, bridge_of
+from tests.tiny_models import ALL_MODELS, TINY_MODELS
 
-TESTS = Path(tiny_models.__file__).parent
-BRIDGES = sorted({entry.bridge_class.__module__ for entry in registered_bridges().values()})
+BRIDGES = sorted({tuple(entry.bridge_class.__module__.split(".")[-2:]) for entry in registered_bridges().values()})
 
 
-def _models_of(module: ModuleType, suite: type) -> list[TinyModel]:
+def _variants(module: ModuleType, suite: type) -> list[str]:
+    """The names of the variants over which the classes of a test module run."""
     classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, suite)]
-    return [tiny for cls in classes if cls is not suite for tiny in cls.models]
+    return sorted(tiny.name for cls in classes if cls is not suite for tiny in cls.models)
 
 
-def _bridge_of(tiny: TinyModel) -> str:
-    return registered_bridges()[tiny.published_architecture].bridge_class.__module__
-
-
-@pytest.mark.parametrize("bridge", BRIDGES, ids=[name.split(".")[-1] for name in BRIDGES])
-def test_tests_of_a_bridge(bridge: str) -> None:
-    family, name = bridge.split(".")[-2:]
-    expected = sorted(tiny.name for tiny in ALL_MODELS.values() if _bridge_of(tiny) == bridge)
+@pytest.mark.parametrize(("family", "bridge"), BRIDGES, ids=[bridge for _, bridge in BRIDGES])
+def test_tests_of_a_bridge(family: str, bridge: str) -> None:
+    expected = sorted(tiny.name for tiny in ALL_MODELS.values() if bridge_of(tiny) == (family, bridge))
     assert expected
-    for module, suite in (
-        (f"tests.functional_tests.models.{family}.test_{name.removesuffix('_bridge')}_conversion", ConversionSuite),
-        (f"tests.unit_tests.models.{family}.test_{name}", BridgeSuite),
+    for name, suite in (
+        (f"functional_tests.models.{family}.test_{bridge.removesuffix('_bridge')}_conversion", ConversionSuite),
+        (f"unit_tests.models.{family}.test_{bridge}", BridgeSuite),
     ):
-        assert sorted(tiny.name for tiny in _models_of(importlib.import_module(module), suite)) == expected, module
+        assert _variants(importlib.import_module(f"tests.{name}"), suite) == expected, name
 
 
 def test_tiny_models_stand_in_the_folder_of_their_family() -> None:
-    for family in {family_of(tiny) for tiny in ALL_MODELS.values()}:
+    for family, _ in BRIDGES:
         module = importlib.import_module(f"tests.functional_tests.models.{family}.tiny_models")
-        assert {family_of(tiny) for tiny in module.TINY_MODELS} == {family}
+        assert {bridge_of(tiny)[0] for tiny in module.TINY_MODELS} == {family}
     assert set(ALL_MODELS) - set(TINY_MODELS) == {"ling", "ling-groups"}
