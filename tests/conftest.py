@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     else:
         gpu.use_no_device()
     if config.getoption("--record-proof") and not hasattr(config, "workerinput"):  # not on a worker of pytest-xdist
-        from megatron.bridge.verification.proven import FAMILIES
+        from megatron.bridge.models.proven import FAMILIES
         from tests.parity import all_cases
         from tests.proof_record import ProofRecorder
 

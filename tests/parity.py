@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.models.conversion.registered import registered_bridges
+from megatron.bridge.models.proven import Proof
 from megatron.bridge.runtime import capabilities
-from megatron.bridge.verification.proven import Proof
 from tests.proof_record import CASE, Case, as_property
 from tests.ranks import run_ranks
 from tests.tiny_models import ALL_MODELS, TOLERANCE, TinyModel

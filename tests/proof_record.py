@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from megatron.bridge.verification import proven
-from megatron.bridge.verification.proven import Proof
+from megatron.bridge.models import proven
+from megatron.bridge.models.proven import Proof
 
 CASE, PROOF = "proof case", "proof"
 # Architecture, variant, layout.

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from megatron.bridge.models.conversion.registered import registered_bridges
-from megatron.bridge.verification.proven import support
+from megatron.bridge.models.proven import support
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import transformers
 
+from megatron.bridge.models import proven
 from megatron.bridge.models.conversion.registered import registered_bridges
-from megatron.bridge.verification import proven
-from megatron.bridge.verification.proven import Proof
+from megatron.bridge.models.proven import Proof
 from tests.parity import all_cases
 from tests.tiny_models import ALL_MODELS
 from tools import make_docs
@@ -106,7 +106,7 @@ sys.exit(pytest.main(["-c", "/dev/null", "-p", "no:cacheprovider", *argv], plugi
 """
 _TESTS = """
 import pytest
-from megatron.bridge.verification.proven import Proof
+from megatron.bridge.models.proven import Proof
 from tests.proof_record import CASE, as_property
 
 @pytest.mark.parametrize("layout", ["tp1", "tp2", "pp2"])

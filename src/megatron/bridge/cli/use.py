@@ -122,7 +122,7 @@ def models(as_json: options.Json = False, debug: options.Debug = False) -> None:
     from rich.table import Table
 
     from megatron.bridge.models.conversion.registered import registered_bridges
-    from megatron.bridge.verification.proven import support
+    from megatron.bridge.models.proven import support
 
     proven = support()
     rows: list[dict[str, Any]] = []

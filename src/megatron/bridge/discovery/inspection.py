@@ -142,7 +142,7 @@ def _parameters(model: ModelFiles, config: LeveledConfig, tensors: list[Weight])
 
 
 def _support(family: FamilyMatch, copies: dict[str, int]) -> Support:
-    from megatron.bridge.verification.proven import support
+    from megatron.bridge.models.proven import support
 
     dropped: Counter[str] = Counter()
     for name, reason in family.dropped.items():
