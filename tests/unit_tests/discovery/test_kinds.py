@@ -60,9 +60,9 @@ def test_a_vlm_with_the_hf_encoder_and_stock_mappings(tmp_path: Path) -> None:
     assert [field.name for field in report.support.unknown_fields] == ["rope_parameters.mrope_section"]
     answers = {decision.question: decision.answer for decision in report.decisions}
     assert answers["HF or Megatron vision encoder?"].startswith("HF: transformers has it")
-    assert answers["Stock or local mappings?"].startswith("stock: every tensor of the text model")
+    assert answers["Stock or local mappings?"].startswith("stock: Qwen3Bridge has a rule for every tensor of the text model")
     assert "modeling_<model>.py for Qwen3VLForConditionalGeneration" in report.next_step
-    assert "No family knows rope_parameters.mrope_section: likely a new block" in report.next_step
+    assert "No family knows rope_parameters.mrope_section: probably a new block" in report.next_step
 
 
 def test_tied_embeddings_of_a_vlm_are_those_of_the_top_level(tmp_path: Path) -> None:
