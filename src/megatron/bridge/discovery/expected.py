@@ -34,10 +34,11 @@ def expected_weights(config: LeveledConfig, family: FamilyMatch) -> list[Weight]
 
     They have no dtype and no bytes, since nothing is stored. `family.megatron_names` gets their Megatron names.
     """
-    if family.registry is None or not family.is_supported:
-        return []
-    shapes, num_layers = _Shapes(family.fields), facts.num_layers(config)
+    num_layers = facts.num_layers(config)
     is_moe = moe_layers(num_layers, family.fields)
+    if family.registry is None or not family.is_supported or is_moe is None:
+        return []
+    shapes = _Shapes(family.fields)
     num_experts = facts.as_size(family.fields.get("num_moe_experts"))
     weights: dict[str, Weight] = {}
 
@@ -62,15 +63,15 @@ def expected_weights(config: LeveledConfig, family: FamilyMatch) -> list[Weight]
             continue
         part = pattern.removeprefix(_LAYER)
         for layer in range(num_layers):
-            if is_moe is None or (_DENSE.fullmatch(part) and is_moe[layer]) or (_MOE.match(part) and not is_moe[layer]):
+            if (_DENSE.fullmatch(part) and is_moe[layer]) or (_MOE.match(part) and not is_moe[layer]):
                 continue
             if not add(mapping, layer, part):
                 return []
-    return list(weights.values()) if is_moe is not None else []
+    return list(weights.values())
 
 
 def moe_layers(num_layers: int, fields: Mapping[str, object]) -> list[bool] | None:
-    """For each layer, whether it has experts; `None` if there are layers of other kinds, or if the fields do not fit.
+    """Whether each layer has experts; `None` if there are layers of other kinds, or if the fields do not fit.
 
     Args:
         fields: the provider's.
@@ -78,9 +79,9 @@ def moe_layers(num_layers: int, fields: Mapping[str, object]) -> list[bool] | No
     if not fields.get("num_moe_experts"):
         return [False] * num_layers
     freq = fields.get("moe_layer_freq", 1)
-    is_moe = [bool(moe) for moe in freq] if isinstance(freq, list) else [True] * num_layers
-    fits = len(is_moe) == num_layers and (freq == 1 or isinstance(freq, list))
-    return is_moe if fits and "hybrid_layer_pattern" not in fields else None
+    if "hybrid_layer_pattern" in fields or not (freq == 1 or (isinstance(freq, list) and len(freq) == num_layers)):
+        return None
+    return [bool(moe) for moe in freq] if isinstance(freq, list) else [True] * num_layers
 
 
 class _Shapes:

@@ -137,9 +137,8 @@ def _attention(config: LeveledConfig, fields: Mapping[str, object]) -> str:
         q_rank, topk = number(config, "q_lora_rank"), number(config, "index_topk")
         queries = f"queries from a latent of size {q_rank}" if q_rank else "queries from one projection"
         values = f"keys and values from {'one' if q_rank else 'a latent'} of size {kv_rank}"
-        return f"multi-latent (MLA): {heads} heads, {queries}, {values}" + (
-            f"; sparse, {topk} keys per query" if topk else ""
-        )
+        sparse = f"; sparse, {topk} keys per query" if topk else ""
+        return f"multi-latent (MLA): {heads} heads, {queries}, {values}{sparse}"
     groups = number(config, "num_key_value_heads") or heads
     kind = "multi-head" if groups == heads else "multi-query" if groups == 1 else "grouped-query"
     sentence = f"{kind}: {heads} heads of size {head_dim(config)}"
@@ -155,7 +154,7 @@ def _attention(config: LeveledConfig, fields: Mapping[str, object]) -> str:
 
 
 def _layer_kinds(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} layers of {kind.replace('_', ' ')}" for kind, count in counts.items())
+    return ", ".join(f"{n} layer{'s' * (n > 1)} of {kind.replace('_', ' ')}" for kind, n in counts.items())
 
 
 def _experts(config: LeveledConfig, fields: Mapping[str, object]) -> str:

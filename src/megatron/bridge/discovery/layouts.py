@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _MAX_TP, _MAX_EP = 64, 4096
 _UNEVEN_PP = (2, 4, 8, 16, 32, 64)
-# Provider fields that the tensor-parallel size must divide; those of experts, for which other sizes count.
+# Provider fields that the tensor-parallel size must divide, and those that the sizes for experts must divide.
 _TP_FIELDS = (
     *("num_attention_heads", "num_query_groups", "ffn_hidden_size", "moe_shared_expert_intermediate_size"),
     *("mamba_num_heads", "mamba_num_groups", "linear_num_key_heads", "linear_num_value_heads"),

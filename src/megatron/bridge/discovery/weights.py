@@ -83,7 +83,7 @@ def read_weights(model: ModelFiles, detection: Detection, num_layers: int) -> li
         num_layers: the number of decoder layers; any further ones are prediction layers.
     """
     quantized = {tensor.parts["weight"]: tensor for tensor in detection.tensors.values()}
-    parts = {part for tensor in quantized.values() for part in tensor.parts.values()} | detection.dropped.keys()
+    parts = {part for tensor in detection.tensors.values() for part in tensor.parts.values()} | detection.dropped.keys()
     weights = []
     for name, stored in model.stored.items():
         shape, nbytes = stored.shape, stored.end - stored.start

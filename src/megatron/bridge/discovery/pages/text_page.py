@@ -122,13 +122,8 @@ def _support(report: ModelReport) -> Table:
     for label, text in formatting.bridge(support):
         row(label, text)
     for field in support.unknown_fields:
-        has = "has it" if field.in_transformers else "does not"
-        shown = formatting.value(field.value)
-        row(
-            "unknown field",
-            f"{field.name} = {shown}  [{field.level}] unknown to all families; transformers {has}",
-            "yellow",
-        )
+        words = "no family knows it, " + ("but transformers does" if field.in_transformers else "nor does transformers")
+        row("unknown field", f"{field.name} = {formatting.value(field.value)}  [{field.level}] {words}", "yellow")
     if support.unknown_fields:
         row("", f"probably a new block: see {report.classes.modeling_file or 'the modeling file'}", "yellow")
     for field in support.foreign_fields[:_MAX_LISTED]:
