@@ -1,4 +1,4 @@
-"""Configs of any shape: a report, or one error that names the file; never another exception, never a long wait."""
+"""Configs of any shape give a report or a `BridgeError`, never another exception or a long wait."""
 
 import json
 from pathlib import Path
@@ -15,13 +15,8 @@ from tests.tiny_models import TINY_MODELS
 
 VALUES = ("x", 0, 10**12, ["x", 1], {"x": {"y": 1}}, 1.5)
 ADDED = (
-    "quantization_config",
-    "text_config",
-    "vision_config",
-    "auto_map",
-    "layers_block_type",
-    "moe_layers",
-    "thinker_config",
+    *("quantization_config", "text_config", "vision_config", "thinker_config"),
+    *("auto_map", "layers_block_type", "moe_layers"),
 )
 
 

@@ -23,7 +23,7 @@ VOID = {"meta", "link", "br", "img", "rect"}
 
 
 class Page(HTMLParser):
-    """Checks that tags are closed in order, and keeps what a browser would load or run."""
+    """Checks that tags are closed in order, and collects what a browser would load or run."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mixture of experts with unknown fields and tensors, whose texts would be tags and markup."""
+    """A mixture of experts with unknown fields and tensors that look like tags and markup."""
     folder = tmp_path_factory.mktemp("page") / "hf"
     TINY_MODELS["qwen3-next-dense-layers"].save(folder)
     tensors = load_file(folder / "model.safetensors")
