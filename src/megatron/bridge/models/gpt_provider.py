@@ -1,23 +1,23 @@
 """`GPTModelProvider`: a Megatron config that can build its model."""
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+from megatron.core.models.common.language_module.language_module import LanguageModule
 
 from megatron.bridge.models.model_provider import ModelProviderMixin
 from megatron.bridge.models.transformer.decoder_config import DecoderConfig, padded_vocab_size, set_dtype
 from megatron.bridge.models.transformer.gpt_model import GPTModel
 from megatron.bridge.models.transformer.layer_specs import (
+    DecoderSpec,
+    DecoderSpecBuilder,
     default_layer_spec,
     local_layer_spec,
     mtp_block_spec,
     transformer_engine_layer_spec,
 )
 from megatron.bridge.models.transformer.rotary import apply_rope_parameters
-
-if TYPE_CHECKING:
-    from megatron.core.transformer.spec_utils import ModuleSpec
 
 __all__ = [
     "GPTModelProvider",
@@ -30,30 +30,31 @@ __all__ = [
 
 
 @dataclass
-class GPTModelProvider(ModelProviderMixin[GPTModel], DecoderConfig):
+class GPTModelProvider(ModelProviderMixin[LanguageModule], DecoderConfig):
     """A `DecoderConfig` that builds a GPTModel.
 
     Attributes:
-        model_class: what is built; not a field.
-        transformer_layer_spec: a spec, or a function of the provider (and, if it takes it, `vp_stage`) that makes one.
+        model_class: the class of the model; not a field.
+        transformer_layer_spec: a spec, or a function of the provider (and of `vp_stage`, if it has such a parameter)
+            that makes one.
     """
 
-    model_class: ClassVar[Any] = GPTModel
+    model_class: ClassVar[type[GPTModel]] = GPTModel
 
-    transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=default_layer_spec)
+    transformer_layer_spec: DecoderSpec | DecoderSpecBuilder = field(default=default_layer_spec)
 
     def provide(
         self,
         pre_process: bool | None = None,
         post_process: bool | None = None,
         vp_stage: int | None = None,
-    ) -> GPTModel:
+    ) -> LanguageModule:
         """Builds this rank's part of the model, with weights as megatron-core initialises them.
 
         Args:
-            pre_process, post_process: whether this stage has the embedding and the output layer; default: by the
-                pipeline rank and `vp_stage`.
-            vp_stage: index of the model chunk on this rank.
+            pre_process, post_process: whether this stage has the embedding and the output layer; default: according to
+                the pipeline rank and `vp_stage`.
+            vp_stage: the index of the model chunk on this rank.
         """
         layer_spec = self._layer_spec(vp_stage)
         model = self.model_class(
@@ -67,7 +68,7 @@ class GPTModelProvider(ModelProviderMixin[GPTModel], DecoderConfig):
     def _model_arguments(
         self, pre_process: bool | None, post_process: bool | None, vp_stage: int | None
     ) -> dict[str, Any]:
-        """What every model of megatron-core is built with."""
+        """The arguments that every language model of megatron-core is built with."""
         from megatron.core import parallel_state
 
         if pre_process is None:
@@ -92,8 +93,8 @@ class GPTModelProvider(ModelProviderMixin[GPTModel], DecoderConfig):
             "vp_stage": vp_stage,
         }
 
-    def _layer_spec(self, vp_stage: int | None) -> Any:
+    def _layer_spec(self, vp_stage: int | None) -> DecoderSpec:
         spec = self.transformer_layer_spec
-        if not callable(spec):
+        if isinstance(spec, DecoderSpec):
             return spec
         return spec(self, vp_stage=vp_stage) if "vp_stage" in inspect.signature(spec).parameters else spec(self)

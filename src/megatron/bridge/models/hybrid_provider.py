@@ -1,8 +1,7 @@
-"""`HybridProvider`: the config of a model whose layers are Mamba-2, attention, MLP or mixtures of experts."""
+"""`HybridProvider`: the config of a model whose layers are Mamba-2, attention, MLPs or mixtures of experts."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 from megatron.core.extensions import transformer_engine
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -18,7 +17,10 @@ from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.models.transformer.hybrid_stack import HybridStack
 from megatron.bridge.models.transformer.layer_specs import (
+    DecoderSpec,
+    DecoderSpecBuilder,
     hybrid_mtp_block_spec,
+    layer_submodules,
     local_layer_spec,
     transformer_engine_layer_spec,
 )
@@ -27,38 +29,36 @@ from megatron.bridge.models.transformer.rotary import apply_rope_parameters
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
 
-if TYPE_CHECKING:
-    from megatron.bridge.models.gpt_provider import GPTModel
-
-
 _LETTERS = "M*-E"
 
 
 def hybrid_stack_spec(config: "HybridProvider") -> ModuleSpec:
-    """The spec of each kind of layer, by what the machine offers."""
+    """The spec of the whole stack, with one for each kind of layer, made of what the machine offers."""
     use_transformer_engine = capabilities.has_transformer_engine()
     layer_spec = transformer_engine_layer_spec if use_transformer_engine else local_layer_spec
     attention, mlp = (layer_spec(config, is_moe=False) for _ in range(2))
-    attention.submodules.mlp = attention.submodules.pre_mlp_layernorm = IdentityOp
-    attention.submodules.mlp_bda = IdentityFuncOp
+    parts = layer_submodules(attention)
+    parts.mlp = parts.pre_mlp_layernorm = IdentityOp
+    parts.mlp_bda = IdentityFuncOp
     mlp.module = MLPLayer
     layers = {"mlp_layer": mlp}
     if config.num_moe_experts is not None:
         layers["moe_layer"] = layer_spec(config, is_moe=True)
         layers["moe_layer"].module = MoETransformerLayer
     for spec in layers.values():
-        spec.submodules.input_layernorm = spec.submodules.self_attention = IdentityOp
-        spec.submodules.self_attn_bda = IdentityFuncOp
+        parts = layer_submodules(spec)
+        parts.input_layernorm = parts.self_attention = IdentityOp
+        parts.self_attn_bda = IdentityFuncOp
     mixer = ModuleSpec(
         module=MambaMixer,
-        params={"chunk_size": config.mamba_chunk_size},
+        params={"chunk_size": config.mamba_chunk_size, "dt_min": config.mamba_dt_min},
         submodules=mixer_linears(norm_in_projection=True),
     )
     mamba = MambaLayerSubmodules(
         norm=IdentityOp if use_transformer_engine else TorchNorm,
         mixer=mixer,
-        mamba_bda=get_bias_dropout_add,
-        # With Transformer Engine, the norm is a part of the projection.
+        mamba_bda=get_bias_dropout_add,  # type: ignore[arg-type]  # as in megatron-core's own spec
+        # With Transformer Engine, the norm is part of the projection.
         sharded_state_dict_keys_map={} if use_transformer_engine else {"norm.": "mixer.in_proj.layer_norm_"},
     )
     return ModuleSpec(
@@ -75,14 +75,14 @@ def hybrid_stack_spec(config: "HybridProvider") -> ModuleSpec:
 
 @dataclass
 class HybridProvider(GPTModelProvider):
-    """A provider of megatron-core's HybridModel; it has the fields of `GPTModelProvider`, and:
+    """A provider of megatron-core's HybridModel, with the fields of `GPTModelProvider` and the following.
 
     Attributes:
-        hybrid_layer_pattern: a letter per layer: M (Mamba-2), * (attention), - (MLP), E (experts); pipeline stages get
-            equal numbers of layers, or are separated by |.
+        hybrid_layer_pattern: a letter per layer: M (Mamba-2), * (attention), - (MLP), E (experts). Pipeline stages get
+            equal numbers of layers, unless they are separated by |. "M*-M*-" is two rounds of three layers.
         mtp_hybrid_override_pattern: the same letters, for each multi-token prediction layer (`mtp_num_layers`).
-        mamba_chunk_size: positions that a scan computes at once; changes rounding only.
-        mamba_dt_min: step sizes are at least this.
+        mamba_chunk_size: how many positions a scan computes at once; changes nothing but rounding.
+        mamba_dt_min: the smallest step size.
     """
 
     hybrid_layer_pattern: str = ""
@@ -92,14 +92,14 @@ class HybridProvider(GPTModelProvider):
     is_hybrid_model: bool = True
     position_embedding_type: str = "none"
     has_kv_cache: ClassVar[bool] = False
-    transformer_layer_spec: "ModuleSpec | Callable[..., Any]" = field(default=hybrid_stack_spec)
+    transformer_layer_spec: DecoderSpec | DecoderSpecBuilder = field(default=hybrid_stack_spec)
 
     def finalize(self) -> None:
-        """As `GPTModelProvider.finalize`.
+        """Like `GPTModelProvider.finalize`.
 
         Raises:
-            UnsupportedConfigError: a pattern that does not describe `num_layers` layers, or sizes that tensor
-                parallelism does not divide.
+            UnsupportedConfigError: a pattern does not describe `num_layers` layers, or tensor parallelism does not
+                divide the mixers' heads or groups.
         """
         pattern = self.hybrid_layer_pattern.replace("|", "")
         predicted = self.mtp_hybrid_override_pattern or ""
@@ -124,10 +124,12 @@ class HybridProvider(GPTModelProvider):
 
     def provide(
         self, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
-    ) -> "GPTModel":
-        """Builds this rank's part of the model, as `GPTModelProvider.provide`."""
-        model: Any = HybridModel(
-            hybrid_stack_spec=self._layer_spec(vp_stage),
+    ) -> HybridModel:
+        """Builds this rank's part of the model, as `GPTModelProvider.provide` does."""
+        stack_spec = self._layer_spec(vp_stage)
+        assert isinstance(stack_spec, ModuleSpec)
+        model = HybridModel(
+            hybrid_stack_spec=stack_spec,
             hybrid_layer_pattern=self._whole_pattern(),
             **self._model_arguments(pre_process, post_process, vp_stage),
         )
@@ -136,7 +138,7 @@ class HybridProvider(GPTModelProvider):
         return model
 
     def _pattern_by_stage(self) -> str:
-        """The pattern with the ends of pipeline stages, where they are equal."""
+        """The pattern, with the ends of pipeline stages if these are equal."""
         num_stages = self.pipeline_model_parallel_size * (self.virtual_pipeline_model_parallel_size or 1)
         pattern = self.hybrid_layer_pattern
         if "|" in pattern or self.num_layers % num_stages or self.num_layers_in_first_pipeline_stage is not None:
@@ -147,7 +149,7 @@ class HybridProvider(GPTModelProvider):
         return "|".join(pattern[start : start + size] for start in range(0, self.num_layers, size))
 
     def _whole_pattern(self) -> str:
-        """As megatron-core takes it, with a part for each prediction layer."""
+        """The pattern that megatron-core is given, which has a part for each prediction layer."""
         return "/".join(
             [self._pattern_by_stage(), *[self.mtp_hybrid_override_pattern or ""] * (self.mtp_num_layers or 0)]
         )

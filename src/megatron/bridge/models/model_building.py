@@ -1,8 +1,8 @@
-"""The steps from a provider to a list of model chunks ready for use: build, move, wrap."""
+"""The steps from a provider to model chunks that are ready for use: build, move, wrap."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -14,21 +14,27 @@ from megatron.bridge.errors import ParallelLayoutError
 from megatron.bridge.runtime import capabilities
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 
-def unwrap_model(model: Any) -> list[MegatronModule]:
+# Wraps a chunk: a class such as megatron-core's Float16Module, or the name of that one.
+type Wrapper = Callable[["DecoderConfig", MegatronModule], MegatronModule] | Literal["Float16Module"]
+
+
+def unwrap_model(model: "nn.Module | Sequence[nn.Module]") -> list[MegatronModule]:
     """The bare chunks of a model, or of a list of chunks, whatever wraps them (DDP, Float16Module)."""
     chunks = []
-    for chunk in model if isinstance(model, list | tuple) else [model]:
-        while not hasattr(chunk, "sharded_state_dict") or isinstance(chunk, DistributedDataParallel | Float16Module):
-            chunk = chunk.module
+    for chunk in model if isinstance(model, Sequence) else (model,):
+        while not isinstance(chunk, MegatronModule) or isinstance(chunk, DistributedDataParallel | Float16Module):
+            chunk = chunk.get_submodule("module")
         chunks.append(chunk)
     return chunks
 
 
 def check_parallel_sizes(provider: "DecoderConfig") -> None:
-    """Raises `ParallelLayoutError` if the process groups in use were made for other sizes than the provider's."""
+    """Raises `ParallelLayoutError` if the process groups in use were made for sizes other than the provider's."""
     if not parallel_state.model_parallel_is_initialized():
         return
     sizes = {
@@ -49,26 +55,26 @@ def check_parallel_sizes(provider: "DecoderConfig") -> None:
         )
 
 
-def build_chunks(config: "DecoderConfig", provide: Callable[..., Any]) -> list[Any]:
-    """One chunk per virtual pipeline stage, on the device (or the meta device) that the config asks for.
+def build_chunks(config: "DecoderConfig", provide: Callable[..., MegatronModule]) -> list[MegatronModule]:
+    """Builds one chunk per virtual pipeline stage, on the device (or the meta device) that the config asks for.
 
     Args:
         provide: builds the chunk of a `vp_stage`.
     """
     num_stages = config.virtual_pipeline_model_parallel_size
-    stages: list[int | None] = [None] if num_stages is None else list(range(num_stages))
+    stages: Iterable[int | None] = [None] if num_stages is None else range(num_stages)
     chunks = []
     with torch.device("meta") if config.init_model_with_meta_device else nullcontext():
         for stage in stages:
             chunk = provide(vp_stage=stage)
-            chunk.model_type = ModelType.encoder_or_decoder
+            setattr(chunk, "model_type", ModelType.encoder_or_decoder)  # noqa: B010 (not an attribute of MegatronModule)
             for parameter in chunk.parameters():
                 tensor_parallel.set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
             chunks.append(chunk)
     return chunks
 
 
-def to_device(config: "DecoderConfig", chunks: list[Any]) -> list[Any]:
+def to_device(config: "DecoderConfig", chunks: list[MegatronModule]) -> list[MegatronModule]:
     """Moves the chunks to this rank's GPU, if there is one."""
     if capabilities.has_cuda() and not config.init_model_with_meta_device:
         for chunk in chunks:
@@ -76,8 +82,16 @@ def to_device(config: "DecoderConfig", chunks: list[Any]) -> list[Any]:
     return chunks
 
 
-def wrap_mixed_precision(config: "DecoderConfig", chunks: list[Any], wrapper: Any) -> list[Any]:
-    """Wraps half-precision chunks so that inputs are cast and outputs are float32."""
+def wrap_mixed_precision(
+    config: "DecoderConfig",
+    chunks: list[MegatronModule],
+    wrapper: "Wrapper | None",
+) -> list[MegatronModule]:
+    """Wraps half-precision chunks so that their inputs are cast and their outputs are float32.
+
+    Args:
+        wrapper: the class that wraps a chunk, or "Float16Module" for megatron-core's; `None` for no wrapper.
+    """
     if wrapper is None or not (config.fp16 or config.bf16):
         return chunks
     wrapper_class = Float16Module if wrapper == "Float16Module" else wrapper
@@ -86,11 +100,11 @@ def wrap_mixed_precision(config: "DecoderConfig", chunks: list[Any], wrapper: An
 
 def wrap_ddp(
     config: "DecoderConfig",
-    chunks: list[Any],
+    chunks: list[MegatronModule],
     ddp_config: DistributedDataParallelConfig | None,
     data_parallel_random_init: bool,
     overlap_param_gather_with_optimizer_step: bool,
-) -> list[Any]:
+) -> list[MegatronModule]:
     """Wraps each chunk in megatron-core's DistributedDataParallel."""
     ddp_config = ddp_config or DistributedDataParallelConfig()
     wrapped = [
@@ -98,7 +112,7 @@ def wrap_ddp(
             config=config,
             ddp_config=ddp_config,
             module=chunk,
-            # Later chunks overlap with the backward pass of earlier ones; bucketing them delays communication.
+            # Later chunks overlap with the backward pass of earlier ones, and buckets would delay communication.
             disable_bucketing=index > 0 or overlap_param_gather_with_optimizer_step,
         )
         for index, chunk in enumerate(chunks)
@@ -106,4 +120,4 @@ def wrap_ddp(
     if data_parallel_random_init:
         for chunk in wrapped:
             chunk.broadcast_params()
-    return wrapped
+    return [*wrapped]

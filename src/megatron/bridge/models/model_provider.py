@@ -1,4 +1,4 @@
-"""What every provider can do: build the model over the ranks, run hooks on it, and wrap it for training."""
+"""What every provider does: build the model over the ranks, run hooks on it, and wrap it for training."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -8,19 +8,25 @@ from megatron.bridge.errors import UnsupportedConfigError
 if TYPE_CHECKING:
     import torch
     from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.enums import ModelType
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer.module import MegatronModule
 
-    # What the mix-in is mixed into: only type checkers need to be told.
+    from megatron.bridge.models.model_building import Wrapper
+
+    # The class that the mix-in is mixed into. Only type checkers need to know it.
     from megatron.bridge.models.transformer.decoder_config import DecoderConfig as _Config
 else:
 
     class _Config:
-        """Stands for `DecoderConfig`, which comes with the class that is mixed into."""
+        """Stands for `DecoderConfig`, which a provider inherits beside the mix-in."""
 
 
-Hook = Callable[[list[Any]], "list[Any] | None"]
+type Hook = Callable[[list[MegatronModule]], list[MegatronModule] | None]
+type Provider = ModelProviderMixin[MegatronModule]  # a `DecoderConfig` that builds a model, of whatever class
 
-# The parallel sizes of a model that is whole on every rank.
-UNSHARDED: dict[str, Any] = {
+# The parallel sizes of a model that every rank holds whole.
+UNSHARDED: dict[str, int | None] = {
     "tensor_model_parallel_size": 1,
     "pipeline_model_parallel_size": 1,
     "virtual_pipeline_model_parallel_size": None,
@@ -31,10 +37,10 @@ UNSHARDED: dict[str, Any] = {
 }
 
 
-class ModelProviderMixin[ModelT](_Config):
+class ModelProviderMixin[ModelT: "MegatronModule"](_Config):
     """Building and wrapping, for a `DecoderConfig` that has `provide`."""
 
-    _pg_collection: Any = None
+    _pg_collection: "ProcessGroupCollection | None" = None
     _pre_wrap_hooks: "list[Hook] | None" = None
     _post_wrap_hooks: "list[Hook] | None" = None
 
@@ -45,25 +51,29 @@ class ModelProviderMixin[ModelT](_Config):
         raise NotImplementedError(f"{type(self).__name__} must define provide()")
 
     def register_pre_wrap_hook(self, hook: Hook, prepend: bool = False) -> None:
-        """Adds a function that gets the list of model chunks before they are wrapped, in order of registration.
+        """Adds a function that is given the list of model chunks before they are wrapped.
 
-        A hook returns the chunks to go on with, or `None` if it changed them in place.
+        Hooks run in the order of their registration. A hook returns the chunks to go on with, or `None` if it changed
+        them in place. For example: `provider.register_pre_wrap_hook(lambda chunks: [add_lora(c) for c in chunks])`.
+
+        Args:
+            prepend: run it before the hooks that are there already.
         """
         hooks = self._pre_wrap_hooks = list(self._pre_wrap_hooks or ())
         hooks.insert(0 if prepend else len(hooks), hook)
 
     def register_post_wrap_hook(self, hook: Hook, prepend: bool = False) -> None:
-        """As `register_pre_wrap_hook`, for after wrapping."""
+        """Like `register_pre_wrap_hook`, but the function is given the chunks after they are wrapped."""
         hooks = self._post_wrap_hooks = list(self._post_wrap_hooks or ())
         hooks.insert(0 if prepend else len(hooks), hook)
 
     def apply_overrides_and_finalize(
-        self, dtype: "torch.dtype | None" = None, overrides: Mapping[str, Any] | None = None
+        self, dtype: "torch.dtype | None" = None, overrides: Mapping[str, object] | None = None
     ) -> None:
-        """Sets the dtype and fields by name, then finalises.
+        """Sets the dtype, and fields by name, then finalises.
 
         Raises:
-            AttributeError: a name that is no field.
+            AttributeError: a name that is not a field.
         """
         from megatron.bridge.models.transformer.decoder_config import set_dtype
 
@@ -81,7 +91,7 @@ class ModelProviderMixin[ModelT](_Config):
         """Initialises torch.distributed (if needed) and Megatron's process groups for this provider's sizes.
 
         Args:
-            seed: of the random number generators.
+            seed: of the random number generators; default: the field `seed`.
             seed_kwargs: passed to megatron-core's `model_parallel_cuda_manual_seed`.
             kwargs: passed to megatron-core's `initialize_model_parallel`.
         """
@@ -106,7 +116,7 @@ class ModelProviderMixin[ModelT](_Config):
     def provide_distributed_model(
         self,
         ddp_config: "DistributedDataParallelConfig | None" = None,
-        model_type: Any = None,
+        model_type: "ModelType | None" = None,
         overlap_param_gather_with_optimizer_step: bool = False,
         fp16: bool | None = None,
         bf16: bool | None = None,
@@ -118,26 +128,31 @@ class ModelProviderMixin[ModelT](_Config):
         init_model_with_meta_device: bool | None = None,
         pre_wrap_hook: "Hook | list[Hook] | None" = None,
         post_wrap_hook: "Hook | list[Hook] | None" = None,
-        mixed_precision_wrapper: Any = "Float16Module",
-        pg_collection: Any = None,
-    ) -> list[ModelT]:
-        """This rank's model chunks, built, hooked (weights loaded, adapters added) and wrapped.
+        mixed_precision_wrapper: "Wrapper | None" = "Float16Module",
+        pg_collection: "ProcessGroupCollection | None" = None,
+    ) -> "list[MegatronModule]":
+        """Builds this rank's model chunks, runs the hooks (which load weights or add adapters), and wraps the chunks.
 
-        Process groups are initialised for the provider's sizes if nobody did it before.
+        Initialises process groups for the provider's sizes, if nobody has done so before.
 
         Args:
             ddp_config: of megatron-core's DistributedDataParallel; default: its defaults.
+            model_type: accepted for clients that pass it.
             fp16, bf16: override the provider's flags.
             wrap_with_ddp: wrap each chunk for data-parallel training.
             use_cpu_initialization: build on the CPU, then move to the device.
             init_model_with_meta_device: build without memory for the weights.
             pre_wrap_hook: one hook or several; replaces the registered ones.
             post_wrap_hook: likewise, after wrapping.
-            mixed_precision_wrapper: class that wraps a half-precision chunk; `None` for no wrapper.
+            mixed_precision_wrapper: the class that wraps a half-precision chunk; `None` for no wrapper.
             pg_collection: process groups to use instead of the global ones.
 
         Returns:
-            One model per virtual pipeline stage.
+            One chunk per virtual pipeline stage.
+
+        Raises:
+            ParallelLayoutError: the process groups in use were made for other sizes.
+            UnsupportedConfigError: megatron-core refuses the config, or FSDP is asked for.
         """
         from megatron.bridge import runtime
 
@@ -173,7 +188,9 @@ class ModelProviderMixin[ModelT](_Config):
         return _run_hooks(chunks, self._post_wrap_hooks if post_wrap_hook is None else post_wrap_hook)
 
 
-def get_model(provider: Any, ddp_config: "DistributedDataParallelConfig | None" = None, **kwargs: Any) -> list[Any]:
+def get_model(
+    provider: "Provider", ddp_config: "DistributedDataParallelConfig | None" = None, **kwargs: Any
+) -> "list[MegatronModule]":
     """`provider.provide_distributed_model` as a function.
 
     Args:
@@ -182,7 +199,7 @@ def get_model(provider: Any, ddp_config: "DistributedDataParallelConfig | None" 
     return provider.provide_distributed_model(ddp_config=ddp_config, **kwargs)
 
 
-def _run_hooks(chunks: list[Any], hooks: "Hook | list[Hook] | None") -> list[Any]:
+def _run_hooks(chunks: "list[MegatronModule]", hooks: "Hook | list[Hook] | None") -> "list[MegatronModule]":
     for hook in hooks if isinstance(hooks, list) else [hooks] if hooks is not None else []:
         changed = hook(chunks)
         chunks = chunks if changed is None else changed

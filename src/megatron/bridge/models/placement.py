@@ -1,21 +1,22 @@
 """Placement: which part of which whole Megatron weight this rank holds, as Megatron-Core itself states it.
 
-`model.sharded_state_dict()` knows every layout (TP, PP, VPP, EP, ETP, padding, fused gates) and gives one canonical
-key for each weight, the same for the local and the Transformer Engine layer spec. Nothing is derived here: the
-entries are only renamed, from "key plus offsets on prepended layer and expert axes" to one name per weight. The model
-may be on the meta device: no data is touched.
+`model.sharded_state_dict()` knows every layout (TP, PP, VPP, EP, ETP, padding, fused gates) and gives each weight one
+canonical key, the same for the local and the Transformer Engine layer spec. Nothing is derived here: entries are only
+renamed, from "key plus offsets on prepended layer and expert axes" to one name per weight. No data is touched, so the
+model may be on the meta device.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from megatron.bridge.transport.boxes import Box, Shape
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from megatron.core.transformer.module import MegatronModule
+    from torch import Tensor
 
 _LAYER_AXIS = re.compile(r"(\.layers)(?=\.(?!\d))")
 
@@ -25,8 +26,8 @@ class Shard:
     """A box of a whole Megatron weight, held on this rank.
 
     Attributes:
-        box: in the whole weight.
-        local_box: the same elements in the rank's own parameter.
+        box: the box in the whole weight.
+        local_box: where the same elements lie in the rank's own parameter.
         key, global_shape, global_offset: the entry's name and place in a torch_dist checkpoint, where layers (and
             experts) may be stacked on prepended axes.
         is_main_replica: whether this rank is the one that saves these elements.
@@ -45,29 +46,29 @@ class Parameter:
     """A Megatron parameter or persistent buffer on this rank.
 
     Attributes:
-        name: global name: layer and expert indices count over the whole model; names as in the Transformer Engine
-            spec.
-        param_name: name in this rank's (unwrapped) model chunk.
+        name: the global name, in which layers and experts are counted over the whole model, as in the Transformer
+            Engine spec.
+        param_name: the name in this rank's (unwrapped) model chunk.
         shape: of the whole, unsharded weight.
-        tensor: the rank's own data (perhaps on the meta device).
+        tensor: the rank's own data, perhaps on the meta device; `None` if only other ranks hold some.
     """
 
     name: str
     param_name: str
     shape: Shape
     dtype: "torch.dtype"
-    tensor: "Tensor"
+    tensor: "Tensor | None"
     vp_stage: int
     shards: list[Shard] = field(default_factory=list)
 
 
-def read_placement(chunks: Sequence["nn.Module"]) -> list[Parameter]:
-    """The parameters that this rank's model chunks hold, in model order.
+def read_placement(chunks: Sequence["MegatronModule"]) -> list[Parameter]:
+    """The parameters that this rank's model chunks hold, in the model's order.
 
     Args:
         chunks: unwrapped model chunks, one per virtual pipeline stage.
     """
-    states = [cast(Any, chunk).sharded_state_dict() for chunk in chunks]
+    states = [chunk.sharded_state_dict() for chunk in chunks]
     return [parameter for vp_stage, state in enumerate(states) for parameter in read_entries(state, vp_stage)]
 
 
@@ -89,6 +90,7 @@ def _read_entry(param_name: str, entry: object, vp_stage: int) -> Iterable[Param
     tensor = entry.data
     parameters: dict[str, Parameter] = {}  # a gated delta net's one projection is several weights in a checkpoint
     for part in parts:
+        assert tensor is not None and part.data is not None, f"{param_name}: a model's own entries have data"
         num_prepended = part.prepend_axis_num
         name = canonical_name(part.key, part.global_offset[:num_prepended])
         shape = tuple(part.global_shape[num_prepended:])
@@ -126,14 +128,14 @@ def canonical_name(key: str, prepended_offset: Sequence[int]) -> str:
 
 
 def _box_of_view(tensor: "Tensor", view: "Tensor") -> Box:
-    """Where `view` lies in `tensor`, found from storage offsets, which meta tensors have too."""
+    """Where `view` lies in `tensor`, computed from storage offsets, which meta tensors have too."""
     if view.numel() == 0:
         return tuple((0, size) for size in view.shape)
     strides = tensor.stride()
     assert view.stride() == strides and view.device == tensor.device, "a shard must be a view of its parameter"
-    rest = view.storage_offset() - tensor.storage_offset()
+    offset = int(view.storage_offset() - tensor.storage_offset())
     starts = []
     for stride in strides:
-        start, rest = divmod(int(rest), stride)
+        start, offset = divmod(offset, stride)
         starts.append(start)
     return tuple((start, start + size) for start, size in zip(starts, view.shape, strict=True))

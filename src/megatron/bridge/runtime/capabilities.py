@@ -1,4 +1,4 @@
-"""What this machine can do: every choice between CUDA and CPU, or Transformer Engine and torch, is made from here."""
+"""What this machine can do. Every choice between CUDA and CPU, or Transformer Engine and torch, is made from this."""
 
 import importlib.util
 import os
@@ -7,12 +7,12 @@ import torch
 
 
 def has_cuda() -> bool:
-    """Whether a CUDA device can be used by this process."""
+    """Whether this process can use a CUDA device."""
     return torch.cuda.is_available()
 
 
 def has_transformer_engine() -> bool:
-    """Whether Transformer Engine can be used: it is installed, and there is a CUDA device for its kernels."""
+    """Whether Transformer Engine can be used: it is installed, and its kernels have a CUDA device."""
     return has_cuda() and importlib.util.find_spec("transformer_engine") is not None
 
 

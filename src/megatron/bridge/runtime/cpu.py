@@ -1,13 +1,13 @@
 """Sends megatron-core's CUDA requests to the CPU. Entered through `megatron.bridge.runtime.enter()`, never on import.
 
-Four means, none with a cost per torch operation:
+Four means do it, none of which costs anything per torch operation:
 
 - `REPLACEMENTS`: attributes of torch and megatron-core that are given a CPU version;
-- `LITERAL_DEVICE`: megatron-core functions with the device "cuda" written in their body, which get "cpu" in its place;
+- `LITERAL_DEVICE`: megatron-core functions with the device "cuda" written in their body, which becomes "cpu";
 - functions that megatron-core hands to `torch.compile` run as they are written;
-- `QUIET_WARNINGS` and `QUIET_LOGS`: messages that say nothing on a machine without CUDA.
+- `QUIET_WARNINGS` and `QUIET_LOGS`: messages that tell nothing on a machine without CUDA.
 
-The tables were made against megatron-core 0.19.2. A name that another version lacks is an error, not a silent gap.
+The tables were made for megatron-core 0.19.2. A name that another version lacks is an error, not a silent gap.
 """
 
 import importlib
@@ -16,13 +16,16 @@ import logging
 import sys
 import types
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from megatron.bridge.errors import BridgeError
 from megatron.bridge.runtime import gated_delta, gloo, mamba
 from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
+
+if TYPE_CHECKING:
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 CPU = torch.device("cpu")
 _OUT_OF_DATE = (
@@ -32,9 +35,9 @@ _OUT_OF_DATE = (
 
 
 class _Stream:
-    """A stream, or an event, of a device that runs everything in order: there is never anything to wait for."""
+    """A stream, or an event, of a device that runs everything in order, so that there is never anything to wait for."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
     def wait_stream(self, stream: "_Stream") -> None:
@@ -55,57 +58,61 @@ _SET_OPTIMIZER_STATE = (
 _TENSOR_TYPE = torch.Tensor.type
 
 
-def _tensor_cuda(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _tensor_cuda(self: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
     return self
 
 
-def _tensor_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """`Tensor.type`, where megatron-core alone is told that a float tensor lives on CUDA: it compares the name."""
-    result = _TENSOR_TYPE(self, *args, **kwargs)
-    if args or kwargs or not sys._getframe(1).f_globals.get("__name__", "").startswith("megatron.core."):
-        return result
-    return result.replace("torch.", "torch.cuda.", 1)
+def _tensor_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> str | torch.Tensor:
+    """`Tensor.type`, but it tells megatron-core, which compares the name, that a float tensor lives on CUDA."""
+    result: str | torch.Tensor = _TENSOR_TYPE(self, *args, **kwargs)
+    caller = sys._getframe(1).f_globals.get("__name__", "")
+    if isinstance(result, str) and not (args or kwargs) and caller.startswith("megatron.core."):
+        return result.replace("torch.", "torch.cuda.", 1)
+    return result
 
 
-def _on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
-    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+def _on_host(tensor: object, as_numpy: bool = False, record_stream: bool = False) -> object:
+    return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
 
 
-def _optimizer_state(self: Any) -> dict[str, Any]:
-    """`DistributedOptimizer.state_dict`, which needs AdamW's state: make what AdamW itself makes at its first step."""
+def _optimizer_state(self: "DistributedOptimizer") -> dict[str, object]:
+    """`DistributedOptimizer.state_dict`, which needs AdamW's state: makes what AdamW itself makes at its first step."""
     for group in self.optimizer.param_groups:
         for parameter in group["params"]:
             if not self.optimizer.state[parameter]:
                 zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
-    return _originals[_OPTIMIZER_STATE](self)
+    state: dict[str, object] = _originals[_OPTIMIZER_STATE](self)
+    return state
 
 
-def _set_optimizer_state(self: Any, model_param: torch.nn.Parameter, tensors: dict[str, Any]) -> None:
+def _set_optimizer_state(
+    self: "DistributedOptimizer", model_param: torch.nn.Parameter, tensors: dict[str, torch.Tensor]
+) -> None:
     """`DistributedOptimizer._set_main_param_and_optimizer_states` for torch's AdamW, which has a `step` per parameter.
 
-    megatron-core has just put one tensor there for all parameters, and each of them would add 1 to it at every step.
+    megatron-core has just put one tensor there for all parameters, so that each would add 1 to it at every step.
     """
     group, index = self.model_param_group_index_map[model_param]
     state = self.optimizer.state[self.optimizer.param_groups[group]["params"][index]]
     state["step"] = state["step"].clone()
-    with torch.no_grad():  # in fp32, the main parameter is a view of the model's
+    with torch.no_grad():  # in fp32, the main parameter is a view of the model's parameter
         _originals[_SET_OPTIMIZER_STATE](self, model_param, {**tensors, "step": state["step"]})
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
+def _nothing(*args: object, **kwargs: object) -> None:
     pass
 
 
-def _set_rng_state(state: torch.Tensor, device: Any = -1, graph_safe: bool = False) -> None:
+def _set_rng_state(state: torch.Tensor, device: object = -1, graph_safe: bool = False) -> None:
     torch.set_rng_state(state)
 
 
-def _get_rng_state(device: Any = "cuda", clone: bool = False, graph_safe: bool = False) -> torch.Tensor:
+def _get_rng_state(device: object = "cuda", clone: bool = False, graph_safe: bool = False) -> torch.Tensor:
     return torch.get_rng_state()
 
 
-REPLACEMENTS: tuple[tuple[str, Any], ...] = (
+REPLACEMENTS: tuple[tuple[str, object], ...] = (
     # Where most modules put their tensors: tensor_parallel/mappings.py, transformer/moe/router.py, timers.py, ...
     ("torch.cuda:current_device", lambda: CPU),
     # tensor_parallel/data.py, optimizer/grad_scaler.py, dist_checkpointing/exchange_utils.py
@@ -124,7 +131,7 @@ REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     ("torch.cuda:current_stream", lambda: _STREAM),
     # optimizer/distrib_optimizer.py: sharded_state_dict before the first step, which is how a run is resumed
     (_OPTIMIZER_STATE, _optimizer_state),
-    # optimizer/distrib_optimizer.py: load_state_dict, which knows the state of fused Adam only
+    # optimizer/distrib_optimizer.py: load_state_dict, which knows only the state of fused Adam
     (_SET_OPTIMIZER_STATE, _set_optimizer_state),
     # transformer/moe/token_dispatcher.py: all_to_all_single takes split sizes as a numpy array, not as a tensor
     ("megatron.core.transformer.moe.token_dispatcher:maybe_move_tensor_to_cpu", _on_host),
@@ -133,7 +140,7 @@ REPLACEMENTS: tuple[tuple[str, Any], ...] = (
     ("megatron.core.transformer.moe.moe_layer:TELinear", ReplicatedLinear),
     # tensor_parallel/mappings.py, dist_checkpointing/exchange_utils.py
     ("torch.distributed:all_gather", gloo.all_gather),
-    # ssm/gated_delta_net: functions of flash-linear-attention, which needs CUDA
+    # ssm/gated_delta_net: functions of flash-linear-attention, which need CUDA
     ("megatron.core.ssm.gated_delta_net.common:HAVE_FLA", True),
     ("megatron.core.ssm.gated_delta_net.common:l2norm", gated_delta.l2norm),
     ("megatron.core.ssm.gated_delta_net.gdn:causal_conv1d", gated_delta.causal_conv1d),
@@ -166,7 +173,7 @@ LITERAL_DEVICE = (
 )
 
 
-# Messages that say nothing on a machine without CUDA: the module or logger that they come from, and how they start.
+# Messages that tell nothing on a machine without CUDA: the module or logger that sends them, and how they start.
 QUIET_WARNINGS = (
     (r"megatron\.core\.", "Transformer Engine and Apex are not installed"),
     (r"megatron\.core\.", "Apex is not installed"),
@@ -182,26 +189,26 @@ QUIET_WARNINGS = (
 QUIET_LOGS = (
     # The CUDA toolkit is installed, the driver is not.
     ("torch.utils.cpp_extension", "No CUDA runtime is found"),
-    # The tracker forks the CPU's generator here, so that it changes is the point.
+    # Here the tracker forks the CPU's generator, which is meant to change.
     ("megatron.core.tensor_parallel.random", "CPU RNG state changed within GPU RNG context"),
     # The writer that is not deprecated is in a CUDA-only package.
     ("megatron.core.dist_checkpointing.strategies.torch", "MCore's async save is deprecated"),
 )
 
-# What was replaced, by "module:attribute": filled once, by `redirect`.
+# What was replaced, by "module:attribute". Filled once, by `redirect`.
 _originals: dict[str, Any] = {}
 
 
 def redirect() -> None:
-    """Apply the tables of this module, once.
+    """Applies the tables of this module, once.
 
     Raises:
-        BridgeError: this megatron-core lacks a name of the tables.
+        BridgeError: this megatron-core lacks a name that is in the tables.
     """
     if _originals:
         return
     _silence()
-    # Everything is looked up before the first change: an error leaves nothing half done.
+    # Everything is looked up before the first change, so that an error leaves nothing half done.
     functions = {path: inspect.unwrap(getattr(*_resolve(path))) for path in LITERAL_DEVICE}
     codes = {path: _on_cpu(function.__code__, path) for path, function in functions.items()}
     places = {path: _resolve(path) for path, _ in REPLACEMENTS}
@@ -215,7 +222,7 @@ def redirect() -> None:
 
 
 def _resolve(path: str) -> tuple[Any, str]:
-    """The object that holds the attribute `module:name` or `module:Class.name`, and the attribute's name."""
+    """The object that has the attribute `module:name` or `module:Class.name`, and the attribute's name."""
     module, _, attributes = path.partition(":")
     *owners, name = attributes.split(".")
     owner: Any = importlib.import_module(module)
@@ -227,20 +234,20 @@ def _resolve(path: str) -> tuple[Any, str]:
 
 
 def _on_cpu(code: types.CodeType, path: str) -> types.CodeType:
-    """The same code with the constant "cuda" replaced by "cpu"."""
+    """The same code, with the constant "cuda" replaced by "cpu"."""
     if "cuda" not in code.co_consts:
         raise BridgeError(f'CPU runtime: {path} does not name the device "cuda". {_OUT_OF_DATE}')
     return code.replace(co_consts=tuple("cpu" if const == "cuda" else const for const in code.co_consts))
 
 
 def _run_eagerly() -> None:
-    """Undo megatron-core's `torch.compile`: on the CPU it needs a C++ compiler, and seconds for each function.
+    """Undoes megatron-core's `torch.compile`, which on the CPU needs a C++ compiler, and seconds for each function.
 
-    Needed by transformer/torch_norm.py, attention.py and moe/router.py, activations.py and fusions/.
+    It is used by transformer/torch_norm.py, attention.py and moe/router.py, activations.py and fusions/.
     """
     from megatron.core import jit
 
-    jit.disable_jit_fuser()  # for modules that are imported later
+    jit.disable_jit_fuser()  # for modules that have yet to be imported
     modules = [module for name, module in sys.modules.items() if name.startswith("megatron.core.")]
     classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
     for owner in (*modules, *classes):
@@ -251,7 +258,7 @@ def _run_eagerly() -> None:
 
 
 class _Mute(logging.Filter):
-    """Drops the records that start with a message."""
+    """Drops the log records that start with a given message."""
 
     def __init__(self, message: str) -> None:
         super().__init__()

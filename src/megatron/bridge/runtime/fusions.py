@@ -7,7 +7,7 @@ from megatron.bridge.runtime import capabilities
 if TYPE_CHECKING:
     from megatron.core.transformer import TransformerConfig
 
-# Fields that choose a CUDA kernel over the same computation in plain torch.
+# Fields that choose a CUDA kernel instead of the same computation in plain torch.
 _CUDA_KERNELS = (
     "bias_activation_fusion",
     "bias_dropout_fusion",
@@ -23,7 +23,7 @@ _CUDA_KERNELS = (
 
 
 def fit_config(config: "TransformerConfig") -> None:
-    """Switches off what this machine lacks. Results stay the same up to rounding; with CUDA and TE nothing changes."""
+    """Switches off what this machine lacks. Results stay the same up to rounding; with CUDA and TE, nothing changes."""
     if not capabilities.has_transformer_engine():
         config.transformer_impl = "local"
         config.gradient_accumulation_fusion = False

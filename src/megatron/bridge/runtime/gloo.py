@@ -1,10 +1,8 @@
-"""What megatron-core asks of NCCL that gloo does not do. Put in place by `megatron.bridge.runtime.enter()`.
+"""What megatron-core asks of NCCL and gloo cannot do. Put in place by `megatron.bridge.runtime.enter()`.
 
 Of the collectives that megatron-core 0.19 uses, torch 2.15's gloo has all (`all_to_all_single` and `reduce_scatter`
 with uneven splits, `all_gather_into_tensor`, `ReduceOp.AVG`, coalescing) but one: `all_gather` into unequal shapes.
 """
-
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,8 +15,8 @@ def all_gather(
     tensor: torch.Tensor,
     group: dist.ProcessGroup | None = None,
     async_op: bool = False,
-) -> Any:
-    """`torch.distributed.all_gather`, whose `tensor_list` may hold unequal shapes if `async_op` is false.
+) -> dist.Work | None:
+    """`torch.distributed.all_gather`, but with tensors of unequal shapes in `tensor_list` if `async_op` is false.
 
     Rank i of the group sends a tensor of the shape of `tensor_list[i]`.
     """

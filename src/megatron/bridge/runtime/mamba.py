@@ -7,10 +7,13 @@ a chunk, a recurrence of states between chunks. Everything is differentiable.
 B batch, S sequence, A heads, P head size, G groups, N state size, D channels, W width of the convolution.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 
 NO_LIMIT = (0.0, float("inf"))
 
@@ -18,13 +21,13 @@ NO_LIMIT = (0.0, float("inf"))
 def causal_conv1d(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None
 ) -> torch.Tensor:
-    """Convolution of each channel with its own filter over the positions up to its own.
+    """A convolution of each channel with a filter of its own, over the present position and the W - 1 before it.
 
     Args:
         x: `[B, D, S]`.
         weight: `[D, W]`.
         bias: `[D]`.
-        activation: "silu" or none.
+        activation: "silu" or "swish" (the same), or `None`.
     """
     y = F.conv1d(F.pad(x, (weight.shape[1] - 1, 0)), weight[:, None].to(x.dtype), bias, groups=weight.shape[0])
     return F.silu(y) if activation in ("silu", "swish") else y
@@ -47,10 +50,10 @@ def chunk_scan(
 
     Args:
         x, z: `[B, S, A, P]`.
-        dt: `[B, S, A]`, to which `dt_bias` is added, softplus applied, and which is then kept within `dt_limit`.
+        dt: `[B, S, A]`; `dt_bias` is added to it, softplus applied, and the result kept within `dt_limit`.
         A: `[A]`, negative.
         B, C: `[B, S, G, N]`; a group serves `A // G` heads.
-        chunk_size: positions that are computed at once; changes rounding only.
+        chunk_size: how many positions are computed at once; changes nothing but rounding.
         D: `[A]` or `[A, P]`.
     """
     num_heads, length = x.shape[2], x.shape[1]
@@ -99,7 +102,7 @@ def split_conv1d_scan(
     norm_before_gate: bool = False,
     seq_idx: None = None,
 ) -> torch.Tensor:
-    """Convolution and gated scan of a projection `[B, S, z x B C dt]`; gives `[B, S, A * P]`."""
+    """Convolves a projection `[B, S, z x B C dt]` and scans it with a gate; gives `[B, S, A * P]`."""
     assert seq_idx is None and not norm_before_gate, "packed sequences and another order are not offered on the CPU"
     num_heads = A.shape[0]
     size = num_heads * headdim
@@ -114,13 +117,15 @@ def split_conv1d_scan(
 
 
 class GatedRMSNorm(torch.nn.Module):
-    """RMSNorm over groups of channels, of `x * silu(z)` where a gate is given; statistics in fp32.
+    """RMSNorm over groups of channels, of `x * silu(z)` if there is a gate; statistics in fp32.
 
     Args:
-        hidden_size: channels on this rank, D. Parameter: `weight` `[D]`.
+        hidden_size: the number of channels on this rank, D. Parameter: `weight` `[D]`.
         eps: added to the mean square.
-        group_size: channels that are normalised together; default: all.
+        group_size: how many channels are normalised together; default: all.
     """
+
+    tp_group: "torch.distributed.ProcessGroup"  # set by the mixer
 
     def __init__(
         self,
@@ -128,7 +133,7 @@ class GatedRMSNorm(torch.nn.Module):
         eps: float = 1e-5,
         group_size: int | None = None,
         norm_before_gate: bool = False,
-        device: Any = None,
+        device: torch.device | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -139,20 +144,23 @@ class GatedRMSNorm(torch.nn.Module):
     def forward(self, x: torch.Tensor, z: torch.Tensor | None = None) -> torch.Tensor:
         """Normalises `x` `[..., D]`."""
         gated = x.float() if z is None else x.float() * F.silu(z.float())
-        groups = gated.unflatten(-1, (-1, self.group_size))
+        groups = gated.view(*gated.shape[:-1], -1, self.group_size)
         groups = groups * torch.rsqrt(groups.pow(2).mean(-1, keepdim=True) + self.eps)
         return (groups.flatten(-2) * self.weight.float()).to(x.dtype)
 
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """The weight, cut over the tensor-parallel ranks (`tp_group` is set by the mixer)."""
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> "ShardedStateDict":
+        """The weight, cut over the tensor-parallel ranks."""
         from megatron.core.transformer.utils import (
             ensure_metadata_has_dp_cp_group,
             make_sharded_tensors_for_checkpoint,
         )
 
-        return make_sharded_tensors_for_checkpoint(
+        state: ShardedStateDict = make_sharded_tensors_for_checkpoint(
             self.state_dict(prefix="", keep_vars=True),
             prefix,
             {"weight": 0},
@@ -160,10 +168,11 @@ class GatedRMSNorm(torch.nn.Module):
             tp_group=self.tp_group,
             dp_cp_group=ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"],
         )
+        return state
 
 
 _MIXER = "megatron.core.ssm.mamba_mixer"
-REPLACEMENTS: tuple[tuple[str, Any], ...] = (
+REPLACEMENTS: tuple[tuple[str, object], ...] = (
     (f"{_MIXER}:HAVE_MAMBA_SSM", True),
     (f"{_MIXER}:ExtendedRMSNorm", GatedRMSNorm),
     (f"{_MIXER}:mamba_split_conv1d_scan_combined", split_conv1d_scan),

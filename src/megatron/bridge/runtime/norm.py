@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class TorchNorm(torch.nn.Module):
-    """RMSNorm or LayerNorm over the last dimension, with fp32 statistics.
+    """RMSNorm or LayerNorm over the last dimension, with statistics in fp32.
 
     Takes the place of `megatron.core.transformer.torch_norm.WrappedTorchNorm`, which refuses sequence parallelism,
     zero-centred weights and `persist_layer_norm`. `persist_layer_norm` and `memory_efficient_layer_norm` choose
     kernels, not results, and have no effect here.
 
-    In low precision the place of the rounding matters (transformers 5.23):
+    In low precision it matters where the rounding happens (transformers 5.23):
 
     - RMSNorm: `weight * normalised.to(x.dtype)`, as `LlamaRMSNorm`, or `(weight * normalised).to(x.dtype)` in fp32, as
       `Olmo2RMSNorm`;
@@ -26,17 +26,17 @@ class TorchNorm(torch.nn.Module):
     - LayerNorm: `torch.nn.LayerNorm`; zero-centred: with weight `weight + 1`, as `NemotronLayerNorm1P`.
 
     Args:
-        config: `normalization`, `layernorm_zero_centered_gamma`, `sequence_parallel`, `params_dtype` and, if there are
-            any, `norm_bias` and `norm_weight_in_fp32` are read.
-        hidden_size: the size of the last dimension, D. Parameters: `weight` [D] and, for LayerNorm unless `norm_bias`
-            is false, `bias` [D].
+        config: gives `normalization`, `layernorm_zero_centered_gamma`, `sequence_parallel`, `params_dtype` and, if it
+            has them, `norm_bias` and `norm_weight_in_fp32`.
+        hidden_size: the size of the last dimension, D. Parameters: `weight` `[D]` and, for LayerNorm unless `norm_bias`
+            is false, `bias` `[D]`.
         eps: added to the variance (LayerNorm) or to the mean square (RMSNorm).
-        normalization: "RMSNorm" or "LayerNorm", in place of the config's.
-        zero_centered_gamma: in place of the config's `layernorm_zero_centered_gamma`.
-        persist_layer_norm: accepted for the signature's sake.
+        normalization: "RMSNorm" or "LayerNorm"; default: the config's.
+        zero_centered_gamma: default: the config's `layernorm_zero_centered_gamma`.
+        persist_layer_norm: accepted because megatron-core passes it.
 
     Raises:
-        UnsupportedConfigError: another normalization.
+        UnsupportedConfigError: an unknown normalization.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class TorchNorm(torch.nn.Module):
         bias = torch.nn.Parameter(torch.zeros_like(weight)) if has_bias else None
         self.register_parameter("bias", bias)
         for parameter in self.parameters():
-            # Each rank of the group sees part of the sequence: megatron-core then sums the gradients over the group.
+            # Each rank of the group sees part of the sequence, so megatron-core has to sum the gradients over them.
             setattr(parameter, "sequence_parallel", config.sequence_parallel)  # noqa: B010 (not an attribute of Parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise `x` [..., D]."""
+        """Normalises `x` `[..., D]`."""
         if self.normalization == "LayerNorm":
             weight = self.weight + 1 if self.zero_centered else self.weight
             return F.layer_norm(x, (self.hidden_size,), weight, self.bias, self.eps)

@@ -1,6 +1,7 @@
 """A linear layer that every tensor-parallel rank holds whole, in plain torch."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,25 +13,32 @@ if TYPE_CHECKING:
 class ReplicatedLinear(torch.nn.Module):
     """A linear layer without bias that every tensor-parallel rank holds whole.
 
-    megatron-core has one with Transformer Engine only.
+    megatron-core has such a layer with Transformer Engine only.
 
     Args:
         input_size, output_size: the weight is `[output_size, input_size]`.
-        kwargs: of Transformer Engine's layer, without meaning here.
+        init_method: fills the weight in place.
+        kwargs: of Transformer Engine's layer; they have no meaning here.
     """
 
     def __init__(
-        self, input_size: int, output_size: int, *, config: "TransformerConfig", init_method: Any, **kwargs: Any
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        config: "TransformerConfig",
+        init_method: Callable[[torch.Tensor], object],
+        **kwargs: object,
     ) -> None:
         super().__init__()
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
         weight = torch.empty(output_size, input_size, dtype=config.params_dtype, device=device)
         self.weight = torch.nn.Parameter(weight)
-        # Each rank sees a part of the sequence: gradients are summed over ranks.
-        self.weight.sequence_parallel = config.sequence_parallel
+        # Each rank sees part of the sequence, so megatron-core has to sum the gradients over ranks.
+        setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010 (not an attribute of Parameter)
         if config.perform_initialization:
             init_method(self.weight)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """`[..., input_size]` to `[..., output_size]`, and no bias to add."""
+        """Turns `[..., input_size]` into `[..., output_size]`, and leaves no bias to add."""
         return F.linear(x, self.weight), None

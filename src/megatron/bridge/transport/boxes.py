@@ -1,4 +1,4 @@
-"""Boxes: rectangular parts of tensors, as a start and a stop per axis."""
+"""Boxes: rectangular parts of tensors, given by a start and a stop per axis."""
 
 from math import prod
 
@@ -7,12 +7,12 @@ Box = tuple[tuple[int, int], ...]  # (start, stop) per axis
 
 
 def whole(shape: Shape) -> Box:
-    """The box that covers a tensor of `shape`."""
+    """The box that covers a tensor of `shape`: `((0, 2), (0, 3))` for `(2, 3)`."""
     return tuple((0, size) for size in shape)
 
 
 def num_elements(box: Box) -> int:
-    """Elements in a box."""
+    """The number of elements in a box."""
     return prod([stop - start for start, stop in box])
 
 
@@ -22,12 +22,15 @@ def slices(box: Box) -> tuple[slice, ...]:
 
 
 def shifted(box: Box, origin: Box) -> Box:
-    """`box` in the coordinates of a tensor that begins at the start of `origin`."""
+    """`box` in the coordinates of a tensor that begins where `origin` begins.
+
+    `shifted(((5, 7),), ((4, 9),))` is `((1, 3),)`.
+    """
     return tuple([(start - begin, stop - begin) for (start, stop), (begin, _) in zip(box, origin, strict=True)])
 
 
 def common_box(a: Box, b: Box) -> Box | None:
-    """Where two boxes of the same tensor meet, or `None`."""
+    """The overlap of two boxes of the same tensor, or `None`: of `((0, 4),)` and `((2, 6),)` it is `((2, 4),)`."""
     common = []
     for (p, q), (r, s) in zip(a, b, strict=True):
         start, stop = p if p > r else r, q if q < s else s

@@ -1,4 +1,4 @@
-"""The folder of a Megatron checkpoint: the files that it is known by, and which iteration is the latest."""
+"""The folder of a Megatron checkpoint: the files that identify it, and which iteration is the latest."""
 
 import re
 from pathlib import Path
@@ -12,10 +12,10 @@ _ITERATION = re.compile(r"iter_(\d{7})")
 
 
 def iteration_folder(path: str | Path) -> Path:
-    """The folder with the weights: `path` itself, or its latest `iter_NNNNNNN`.
+    """The folder that holds the weights: `path` itself, or its latest `iter_NNNNNNN`.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no such folder.
     """
     path = Path(path)
     if (path / "metadata.json").is_file() or (path / RUN_CONFIG_NAME).is_file():

@@ -1,12 +1,12 @@
-"""`.metadata` of a torch_dist checkpoint, read as data.
+"""The `.metadata` of a torch_dist checkpoint, read as data.
 
 The file is a pickle of PyTorch's `torch.distributed.checkpoint.metadata.Metadata` (PyTorch 2.6 to 2.15). PyTorch reads
 it with `pickle.load`, which runs whatever code the file names. Here the classes that such a file needs are replaced by
-records that only keep their state, every other name is refused, and so are opcodes that these files do not have. What
-results is then checked field by field.
+records that only keep their state; every other name is refused, and so are opcodes that these files do not contain.
+The result is then checked field by field.
 
-The standard library's unpickler in Python is used instead of the one in C: its opcodes can be chosen, and a corrupt
-memo index makes it grow a dict by one entry where the other fills gigabytes with zeros.
+The standard library's unpickler in Python is used instead of the one in C, because its opcodes can be chosen, and
+because a corrupt memo index adds one entry to a dict, where it makes the other fill gigabytes with zeros.
 """
 
 import io
@@ -15,16 +15,15 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple
 
 from megatron.bridge.errors import CheckpointError
+from megatron.bridge.transport.boxes import Shape
 
 if TYPE_CHECKING:
     import torch
 
-Shape = tuple[int, ...]
-
-# What the parsers of pickles, zip archives and tensors raise on garbage.
+# What the parsers of pickles, zip archives and tensors raise when they are given garbage.
 PARSER_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -52,13 +51,13 @@ _RECORDS = {
         "_MEM_FORMAT_ENCODING",
     ),
     _DCP + "filesystem": ("_StorageInfo",),
-    # megatron-core keeps the plan of a save for the next one.
+    # megatron-core keeps the plan of one save for the next.
     _DCP + "planner": ("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"),
     "torch.serialization": ("_get_layout",),
     "pathlib": ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
     "pathlib._local": ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
 }
-# No sets, no dicts with keys of any kind (hashing nested tuples can take forever), no extensions, no persistent ids.
+# No sets, no dicts with arbitrary keys (hashing nested tuples can take forever), no extensions, no persistent ids.
 _OPCODES = (  # noqa: SIM905 (forty lines otherwise)
     "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "
     "BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
@@ -68,7 +67,7 @@ _OPCODES = (  # noqa: SIM905 (forty lines otherwise)
 
 
 class StoredChunk(NamedTuple):
-    """Where the data of one box of a tensor lies: `length` bytes at `offset` of the file."""
+    """Where the data of one box of a tensor lies: `length` bytes from byte `offset` of the file on."""
 
     offsets: Shape
     sizes: Shape
@@ -91,19 +90,19 @@ class CheckpointContent:
     """What `.metadata` says.
 
     Attributes:
-        tensors: by key.
-        objects: by key, the place of each entry that is no tensor (file, offset, length).
+        tensors: the tensors, by key.
+        objects: for each entry that is not a tensor, by key, where it lies: file, offset and length in bytes.
     """
 
     tensors: Mapping[str, StoredTensor]
-    objects: Mapping[str, tuple[str, int, int]]
+    objects: Mapping[str, "Place"]
 
 
 def read_metadata(path: Path) -> CheckpointContent:
     """Reads a `.metadata` file without running anything that it names.
 
     Raises:
-        CheckpointError: the file is no pickle of checkpoint metadata, is damaged, or names something else.
+        CheckpointError: the file is not a pickle of checkpoint metadata, is damaged, or names something else.
     """
     try:
         metadata = _Unpickler(io.BytesIO(path.read_bytes())).load()
@@ -123,31 +122,30 @@ class _ForeignNameError(Exception):
 
 
 class _Record:
-    """An object of a pickle: its class's name is known, its state is kept, and nothing of it is executed."""
+    """An object of a pickle: the name of its class is known, its state is kept, and none of it is executed."""
 
     name: ClassVar[str]
-    state: Any = None
+    state: object = None
 
-    def __init__(self, *args: Any):
+    def __init__(self, *args: object) -> None:
         pass
 
 
 class _Unpickler(pickle._Unpickler):
-    stack: list[Any]
-    pop_mark: Callable[[], list[Any]]
-    dispatch: ClassVar[dict[int, Any]] = {
+    stack: list[object]
+    pop_mark: Callable[[], list[object]]
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
         getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES
     }
 
-    def __init__(self, file: Any):
+    def __init__(self, file: BinaryIO) -> None:
         super().__init__(file)
-        self._classes: dict[tuple[str, str], Any] = {}
+        self._classes: dict[tuple[str, str], object] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        found = self._classes.get((module, name))
-        if found is None:
-            found = self._classes[module, name] = _stand_in(module, name)
-        return found
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in self._classes:
+            self._classes[module, name] = _stand_in(module, name)
+        return self._classes[module, name]
 
     def _load_build(self) -> None:
         state = self.stack.pop()
@@ -163,7 +161,7 @@ class _Unpickler(pickle._Unpickler):
     def _load_setitems(self) -> None:
         self._set_items(self.pop_mark())
 
-    def _set_items(self, items: list[Any]) -> None:
+    def _set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
         if type(target) is not dict:
             raise pickle.UnpicklingError("items for something that is no dict")
@@ -177,7 +175,8 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.SETITEMS[0]] = _load_setitems
 
 
-def _stand_in(module: str, name: str) -> Any:
+def _stand_in(module: str, name: str) -> object:
+    """What stands for a class, or for another global, that a pickle names."""
     import torch
 
     if name in _RECORDS.get(module, ()):
@@ -189,23 +188,29 @@ def _stand_in(module: str, name: str) -> Any:
     raise _ForeignNameError(f"{module!s:.100}.{name!s:.100}")
 
 
-def _content(metadata: Any) -> CheckpointContent:
+Place = tuple[str, int, int]  # file, offset and length in bytes
+# By key and, for tensors, the offsets of the chunk.
+_Places = dict[tuple[str, Shape | None], Place]
+
+
+def _content(metadata: object) -> CheckpointContent:
     fields = _fields(metadata, "Metadata")
-    places: dict[tuple[str, Shape | None], tuple[str, int, int]] = {}
+    places: _Places = {}
     for index, info in _dict(fields["storage_data"]).items():
         at = _fields(index, "MetadataIndex")
         offset = None if at.get("offset") is None else _shape(at["offset"])
         places[_text(at["fqn"]), offset] = _place(info)
     tensors, objects = {}, {}
-    for key, entry in _dict(fields["state_dict_metadata"]).items():
+    for name, entry in _dict(fields["state_dict_metadata"]).items():
+        key = _text(name)
         if isinstance(entry, _Record) and entry.name == "BytesStorageMetadata":
-            objects[_text(key)] = _found(places, key, None)
+            objects[key] = _place_of(places, key, None)
         else:
-            tensors[_text(key)] = _tensor(key, _fields(entry, "TensorStorageMetadata"), places)
+            tensors[key] = _tensor(key, _fields(entry, "TensorStorageMetadata"), places)
     return CheckpointContent(tensors, objects)
 
 
-def _tensor(key: str, fields: dict[str, Any], places: Mapping[Any, tuple[str, int, int]]) -> StoredTensor:
+def _tensor(key: str, fields: dict[object, object], places: _Places) -> StoredTensor:
     import torch
 
     properties, shape = fields["properties"], _shape(fields["size"])
@@ -214,23 +219,26 @@ def _tensor(key: str, fields: dict[str, Any], places: Mapping[Any, tuple[str, in
     dtype = properties.state[0]
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{key:.200} has no dtype")
+    listed = fields["chunks"]
+    if not isinstance(listed, list | tuple):
+        raise ValueError(f"{key:.200} has no chunks")
     chunks = []
-    for chunk in fields["chunks"]:
+    for chunk in listed:
         box = _fields(chunk, "ChunkStorageMetadata")
         offsets, sizes = _shape(box["offsets"]), _shape(box["sizes"])
         if any(start + size > whole for start, size, whole in zip(offsets, sizes, shape, strict=True)):
             raise ValueError(f"a chunk of {key:.200} at {list(offsets)} reaches beyond its shape {list(shape)}")
-        chunks.append(StoredChunk(offsets, sizes, *_found(places, key, offsets)))
+        chunks.append(StoredChunk(offsets, sizes, *_place_of(places, key, offsets)))
     return StoredTensor(dtype, shape, tuple(chunks))
 
 
-def _found(places: Mapping[Any, tuple[str, int, int]], key: str, offset: Shape | None) -> tuple[str, int, int]:
+def _place_of(places: _Places, key: str, offset: Shape | None) -> Place:
     if (key, offset) not in places:
         raise ValueError(f"{key:.200} at {offset} has no data")
     return places[key, offset]
 
 
-def _place(info: Any) -> tuple[str, int, int]:
+def _place(info: object) -> Place:
     fields = _fields(info, "_StorageInfo")
     if fields.get("transform_descriptors"):
         raise ValueError("its data is compressed (transform_descriptors), which is not supported")
@@ -238,26 +246,27 @@ def _place(info: Any) -> tuple[str, int, int]:
     return _text(fields["relative_path"]), offset, length
 
 
-def _fields(record: Any, name: str) -> dict[str, Any]:
+def _fields(record: object, name: str) -> dict[object, object]:
+    """The state of a record of the class `name`."""
     if not isinstance(record, _Record) or record.name != name:
         raise ValueError(f"a {type(record).__name__} where a {name} is expected")
     return _dict(record.state)
 
 
-def _dict(value: Any) -> dict[Any, Any]:
+def _dict(value: object) -> dict[object, object]:
     if type(value) is not dict:
         raise ValueError(f"a {type(value).__name__} where a dict is expected")
     return value
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if type(value) is not str:
         raise ValueError(f"a {type(value).__name__} where a name is expected")
     return value
 
 
-def _shape(value: Any) -> Shape:
-    """A tuple of sizes or offsets, each of at most 63 bits."""
+def _shape(value: object) -> Shape:
+    """Sizes or offsets: a tuple of whole numbers of at most 63 bits each."""
     if type(value) is not tuple or len(value) > 64 or not all(type(x) is int and 0 <= x < 1 << 63 for x in value):
         raise ValueError("sizes and offsets must be whole numbers from 0 up")
     return value

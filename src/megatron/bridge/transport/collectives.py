@@ -1,4 +1,4 @@
-"""Collectives that move weights: every rank gives the boxes it owns, and every rank receives all of them."""
+"""Collectives that move weights: every rank gives the boxes that it owns, and receives those of all ranks."""
 
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -22,7 +22,7 @@ Parts = list[tuple[Box, "Tensor"]]
 
 
 class HeldBox(Protocol):
-    """A box of a whole weight, and the same elements in the parameter of the rank that holds it."""
+    """A box of a whole weight, and where its elements lie in the parameter of the rank that holds it."""
 
     @property
     def box(self) -> Box: ...
@@ -48,13 +48,13 @@ class DistributedWeight(Protocol):
 def gather_parts(tasks: Sequence[DistributedWeight]) -> list[Parts]:
     """The whole weight of each task, as boxes with their tensors.
 
-    One broadcast per rank that owns something, whatever the number of tasks.
+    Costs one broadcast per rank that owns something, however many tasks there are.
 
     Args:
         tasks: the same on every rank, with `owners` filled.
 
     Returns:
-        Per task, the boxes that cover its weight. On a single rank they are views of the weights.
+        For each task, the boxes that cover its weight, with their tensors. On a single rank these are views.
     """
     me = rank()
     if world_size() == 1:
@@ -79,10 +79,10 @@ def gather_parts(tasks: Sequence[DistributedWeight]) -> list[Parts]:
 
 
 def broadcast_from_last_stage(tensor: "Tensor | None", shape: Sequence[int], device: torch.device) -> "Tensor":
-    """A float32 tensor of the last pipeline stage, on every stage.
+    """The last pipeline stage's tensor as float32, on every stage.
 
     Args:
-        tensor: on the last stage; ignored elsewhere.
+        tensor: of the last stage; ignored elsewhere.
         shape: of the tensor.
         device: where the other stages receive it.
     """
@@ -108,7 +108,7 @@ def _num_bytes(task: DistributedWeight, box: Box) -> int:
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
-    """Aligned start of each part, and the total at the end."""
+    """The aligned start of each part, and the total size at the end."""
     starts = [0]
     for size in sizes:
         starts.append(starts[-1] + (size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT)

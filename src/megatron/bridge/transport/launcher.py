@@ -1,7 +1,7 @@
 """Starting ranks on this machine. Importing this module does not import torch.
 
-The work is torchrun's, in a process of its own: `python -m megatron.bridge.transport.launcher <torchrun arguments>` is
-torchrun that ends with the exit code of the first rank that failed, and leaves it to that rank to say why.
+torchrun does the work, in a process of its own: `python -m megatron.bridge.transport.launcher <torchrun arguments>` is
+torchrun, except that it exits with the code of the first rank that failed and leaves it to that rank to say why.
 """
 
 import os
@@ -13,17 +13,17 @@ from collections.abc import Mapping, Sequence
 
 
 def launch(argv: Sequence[str], num_ranks: int, env: Mapping[str, str] | None = None) -> int:
-    """Run `python argv...` on `num_ranks` ranks of this machine under torchrun, and wait.
+    """Runs `python argv...` under torchrun, on `num_ranks` ranks of this machine, and waits for them.
 
-    When one rank fails, torchrun ends the others. SIGINT and SIGTERM are passed on. Each rank computes with one thread,
-    unless OMP_NUM_THREADS says otherwise, as with torchrun.
+    When one rank fails, torchrun ends the others. SIGINT and SIGTERM are passed on. As with torchrun, each rank
+    computes with one thread unless OMP_NUM_THREADS says otherwise. For example: `launch(["train.py", "--tp", "2"], 2)`.
 
     Args:
         argv: what follows `python`: a script and its arguments, or `-m` and a module.
         env: added to this process's environment.
 
     Returns:
-        0 if every rank ended well, else the exit code of the first that did not; 128 + n where signal n ended it.
+        0 if every rank succeeded, else the exit code of the first that did not (128 + n if signal n ended it).
     """
     environment = {"OMP_NUM_THREADS": "1", **os.environ, **(env or {})}
     torchrun = ["--standalone", "--nproc-per-node", str(num_ranks)]
@@ -47,7 +47,7 @@ def _torchrun(arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    elastic = logging.getLogger("torch.distributed.elastic")  # would report how each rank was ended
+    elastic = logging.getLogger("torch.distributed.elastic")  # it would report how each rank ended
     elastic.addHandler(logging.NullHandler())
     elastic.propagate = False
     try:

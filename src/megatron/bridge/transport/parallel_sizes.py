@@ -1,11 +1,11 @@
-"""How many ranks share a model, and in which way."""
+"""How many ranks share a model, and how."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ParallelLayout:
-    """Sizes of tensor, pipeline and expert parallelism, in ranks."""
+    """The sizes of tensor, pipeline and expert parallelism, in ranks."""
 
     tp: int = 1
     pp: int = 1
@@ -13,7 +13,7 @@ class ParallelLayout:
 
     @property
     def num_ranks(self) -> int:
-        """Ranks of one copy of the model."""
+        """The number of ranks that hold one copy of the model."""
         return self.tp * self.pp * self.ep
 
     @property

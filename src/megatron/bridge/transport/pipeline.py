@@ -1,4 +1,4 @@
-"""Messages between the stages of a pipeline: hidden states to the next stage, results from the last to all."""
+"""Messages between pipeline stages: hidden states go to the next stage, results from the last stage to all."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ import torch.distributed as dist
 
 
 def is_first(group: dist.ProcessGroup) -> bool:
-    """Whether this rank is in the first stage of the pipeline that `group` is."""
+    """Whether this rank is the first stage of the pipeline whose ranks are `group`."""
     return group.rank() == 0
 
 
 def is_last(group: dist.ProcessGroup) -> bool:
-    """Whether this rank is in the last stage."""
+    """Whether this rank is the last stage."""
     return group.rank() == group.size() - 1
 
 
@@ -24,14 +24,14 @@ def send_to_next(tensor: torch.Tensor, group: dist.ProcessGroup) -> None:
 def receive_from_previous(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup
 ) -> torch.Tensor:
-    """The tensor that the previous stage sends."""
+    """Waits for the tensor that the previous stage sends."""
     tensor = torch.empty(*shape, dtype=dtype, device=device)
     dist.recv(tensor, group=group, group_src=group.rank() - 1)
     return tensor
 
 
 def broadcast_from_last(value: int | None, device: torch.device, group: dist.ProcessGroup) -> int:
-    """The last stage's integer, on every stage; the argument is ignored elsewhere."""
+    """The last stage's integer, on every stage; what other stages pass is ignored."""
     if group.size() == 1:
         assert value is not None
         return value

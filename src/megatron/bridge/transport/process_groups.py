@@ -7,7 +7,7 @@ Sizes are numbers of ranks: `tp` tensor, `pp` pipeline, `vpp` virtual pipeline (
 import os
 import random
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -17,9 +17,20 @@ from megatron.bridge.errors import ParallelLayoutError
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.transport.launcher import launch as launch
 
-# What megatron-core's parallel state cannot be asked for: the other arguments it was made with, and the seed.
-_arguments: dict[str, Any] = {}
+# What megatron-core's parallel state cannot tell: the further arguments that it was made with, and the seed.
+_arguments: dict[str, object] = {}
 _seed: int | None = None
+
+
+class _Layout(NamedTuple):
+    """The parallel sizes, under the names of `megatron.core.parallel_state.initialize_model_parallel`."""
+
+    tensor_model_parallel_size: int
+    pipeline_model_parallel_size: int
+    virtual_pipeline_model_parallel_size: int | None
+    context_parallel_size: int
+    expert_model_parallel_size: int
+    expert_tensor_parallel_size: int
 
 
 def launched_by_torchrun() -> bool:
@@ -43,13 +54,13 @@ def world_size() -> int:
 
 
 def barrier() -> None:
-    """Wait for all ranks; nothing before `initialize`."""
+    """Waits for all ranks; does nothing before `initialize`."""
     if is_initialized():
         dist.barrier()
 
 
-def broadcast_object(obj: Any, src: int = 0) -> Any:
-    """The picklable `obj` of rank `src`, on every rank (the argument is ignored elsewhere)."""
+def broadcast_object[T](obj: T, src: int = 0) -> T:
+    """The picklable `obj` of rank `src`, on every rank; what other ranks pass is ignored."""
     if not is_initialized():
         return obj
     box = [obj]
@@ -57,11 +68,11 @@ def broadcast_object(obj: Any, src: int = 0) -> Any:
     return box[0]
 
 
-def all_gather_object(obj: Any) -> list[Any]:
-    """Every rank's picklable `obj`, in rank order, on every rank."""
+def all_gather_object[T](obj: T) -> list[T]:
+    """Every rank's picklable `obj`, in rank order, on every rank: `all_gather_object(rank())` is `[0, 1, ...]`."""
     if not is_initialized():
         return [obj]
-    objects: list[Any] = [None] * world_size()
+    objects = [obj] * world_size()
     dist.all_gather_object(objects, obj)
     return objects
 
@@ -80,15 +91,15 @@ def initialize(
     seed: int = 0,
     **kwargs: Any,
 ) -> None:
-    """Start `torch.distributed` (unless it is started) and megatron-core's model-parallel state; seed the generators.
+    """Starts `torch.distributed` (unless it is started) and megatron-core's model-parallel state; seeds the generators.
 
     Under torchrun the ranks come from its environment; without it, this process is the only rank and opens no port.
-    Called again with the same arguments, it does nothing; with another seed, it seeds; with another layout, it makes
-    the model-parallel groups anew, and models built on the old ones must not be used any more. State that the caller
-    has made itself with `initialize_model_parallel` is kept if it is of this layout.
+    A second call with the same arguments does nothing; with another seed, it only seeds; with another layout, it makes
+    new model-parallel groups, and models built on the old ones must no longer be used. State that the caller has made
+    with `initialize_model_parallel` is kept if its layout is this one.
 
     Args:
-        seed: pipeline stage `i` gets `seed + 100 * i`, as in Megatron-LM: stages start from different weights.
+        seed: pipeline stage `i` gets `seed + 100 * i`, as in Megatron-LM, so that stages start from different weights.
         **kwargs: passed to `megatron.core.parallel_state.initialize_model_parallel` (`order`,
             `distributed_timeout_minutes`, ...).
 
@@ -99,20 +110,13 @@ def initialize(
     from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
     global _arguments, _seed
-    layout = {
-        "tensor_model_parallel_size": tp,
-        "pipeline_model_parallel_size": pp,
-        "virtual_pipeline_model_parallel_size": None if vpp == 1 else vpp,
-        "context_parallel_size": cp,
-        "expert_model_parallel_size": ep,
-        "expert_tensor_parallel_size": tp if etp is None else etp,
-    }
+    layout = _Layout(tp, pp, None if vpp == 1 else vpp, cp, ep, tp if etp is None else etp)
     _check_layout(dist.get_world_size() if is_initialized() else _env_world_size(), layout)
     if not is_initialized():
         _init_process_group(kwargs.get("distributed_timeout_minutes"))
     if not (parallel_state.model_parallel_is_initialized() and _current_layout() == layout and _arguments == kwargs):
         _destroy_model_parallel()
-        parallel_state.initialize_model_parallel(**layout, **kwargs)
+        parallel_state.initialize_model_parallel(**layout._asdict(), **kwargs)
         _arguments = kwargs
     elif get_cuda_rng_tracker().is_initialized() and _seed in (seed, None):
         return
@@ -121,7 +125,7 @@ def initialize(
 
 
 def destroy() -> None:
-    """End the model-parallel state and `torch.distributed`, as if `initialize` had not been called."""
+    """Ends the model-parallel state and `torch.distributed`, as if `initialize` had never been called."""
     if is_initialized():
         _destroy_model_parallel()
         dist.destroy_process_group()
@@ -131,23 +135,25 @@ def _env_world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched_by_torchrun() else 1
 
 
-def _current_layout() -> dict[str, Any]:
+def _current_layout() -> _Layout:
     from megatron.core import parallel_state
 
-    return {
-        "tensor_model_parallel_size": parallel_state.get_tensor_model_parallel_world_size(),
-        "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
-        "virtual_pipeline_model_parallel_size": parallel_state.get_virtual_pipeline_model_parallel_world_size(),
-        "context_parallel_size": parallel_state.get_context_parallel_world_size(),
-        "expert_model_parallel_size": parallel_state.get_expert_model_parallel_world_size(),
-        "expert_tensor_parallel_size": parallel_state.get_expert_tensor_parallel_world_size(),
-    }
+    return _Layout(
+        parallel_state.get_tensor_model_parallel_world_size(),
+        parallel_state.get_pipeline_model_parallel_world_size(),
+        parallel_state.get_virtual_pipeline_model_parallel_world_size(),
+        parallel_state.get_context_parallel_world_size(),
+        parallel_state.get_expert_model_parallel_world_size(),
+        parallel_state.get_expert_tensor_parallel_world_size(),
+    )
 
 
-def _check_layout(num_ranks: int, layout: dict[str, Any]) -> None:
-    tp, pp, vpp, cp, ep, etp = layout.values()
+def _check_layout(num_ranks: int, layout: _Layout) -> None:
+    tp, pp, vpp, cp, ep, etp = layout
     problems = [
-        f"{name}={size} is not a positive number" for name, size in layout.items() if size is not None and size < 1
+        f"{name}={size} is not a positive number"
+        for name, size in zip(layout._fields, layout, strict=True)
+        if size is not None and size < 1
     ]
     if not problems:
         products = {f"tp={tp} * pp={pp} * cp={cp}": tp * pp * cp, f"etp={etp} * ep={ep} * pp={pp}": etp * ep * pp}
@@ -165,24 +171,28 @@ def _check_layout(num_ranks: int, layout: dict[str, Any]) -> None:
 
 def _init_process_group(timeout_minutes: int | None) -> None:
     device = capabilities.device()
-    arguments: dict[str, Any] = {"backend": capabilities.distributed_backend()}
-    if timeout_minutes is not None:
-        arguments["timeout"] = timedelta(minutes=timeout_minutes)
-    if device.type == "cuda":
+    has_cuda = device.type == "cuda"
+    if has_cuda:
         torch.cuda.set_device(device)
-        arguments["device_id"] = device
-    if not launched_by_torchrun():
-        arguments.update(store=dist.HashStore(), rank=0, world_size=1)
-    dist.init_process_group(**arguments)
+    is_alone = not launched_by_torchrun()
+    dist.init_process_group(
+        capabilities.distributed_backend(),
+        timeout=None if timeout_minutes is None else timedelta(minutes=timeout_minutes),
+        store=dist.HashStore() if is_alone else None,
+        rank=0 if is_alone else -1,
+        world_size=1 if is_alone else -1,
+        device_id=device if has_cuda else None,
+    )
 
 
 def _destroy_model_parallel() -> None:
-    """Destroy megatron-core's groups: its `destroy_model_parallel` drops most of them while they stay connected."""
+    """Destroys megatron-core's groups. Its own `destroy_model_parallel` drops most, but they stay connected."""
     from megatron.core import parallel_state
 
     global _arguments, _seed
     _arguments, _seed = {}, None
-    for group in parallel_state._global_process_group_list or []:
+    groups: list[dist.ProcessGroup | None] = parallel_state._global_process_group_list or []
+    for group in groups:
         if group is not None:  # None stands for the default group
             dist.destroy_process_group(group)
     parallel_state.destroy_model_parallel()

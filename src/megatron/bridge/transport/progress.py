@@ -1,22 +1,27 @@
-"""Progress of a transfer on the terminal: weights, bytes and rate."""
+"""A transfer's progress on the terminal: weights, bytes and rate."""
 
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from megatron.bridge.transport.process_groups import rank
+
+if TYPE_CHECKING:
+    import rich.progress
 
 
 class Progress:
     """A progress bar on rank 0, or nothing.
 
+    `with Progress("loading", len(plan)) as progress: progress.advance(num_bytes)` for each weight.
+
     Args:
         description: what is being done.
-        total: number of steps, or `None` if it is not known.
+        total: the number of steps, or `None` if it is not known.
         enabled: whether to show anything.
     """
 
-    def __init__(self, description: str, total: int | None, *, enabled: bool = True):
-        self._bar: Any = None
+    def __init__(self, description: str, total: int | None, *, enabled: bool = True) -> None:
+        self._bar: rich.progress.Progress | None = None
         self.num_bytes = 0
         if enabled and rank() == 0:
             from rich.console import Console
@@ -35,7 +40,7 @@ class Progress:
             self._task = self._bar.add_task(description, total=total, amount="", rate="")
 
     def advance(self, num_bytes: int) -> None:
-        """One step done, which moved `num_bytes`."""
+        """Counts one step, which moved `num_bytes`."""
         self.num_bytes += num_bytes
         if self._bar is not None:
             elapsed = self._bar.tasks[0].elapsed or 0.0

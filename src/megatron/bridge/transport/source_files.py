@@ -1,10 +1,10 @@
-"""Files that a conversion reads, and the proof that nobody changed them meanwhile.
+"""The files that a conversion reads, and the proof that nobody changed them in the meantime.
 
-Readers look at memory maps, so that bytes go from file to file without a copy. A map shows what its file becomes: if
-the file is altered during the run, a mixture of two models could be written, and if it is made shorter, touching the
-lost part ends the process (SIGBUS), which no Python code can catch. So each file's size, time and identity are noted
-when it is opened, compared before every read, which turns nearly every such accident into an error, and compared once
-more before a conversion is published. A process that ends by SIGBUS in the rest of the cases has published nothing.
+Readers work on memory maps, so that bytes go from file to file without a copy. But a map follows its file: if the file
+is altered during the run, a mixture of two models could be written, and if it is cut short, touching the lost part
+kills the process (SIGBUS), which no Python code can catch. So each file's size, time and identity are noted when it is
+opened and compared before every read, which turns nearly every such accident into an error, and once more before a
+conversion is published. In the remaining cases the process dies of SIGBUS, but has published nothing.
 """
 
 import mmap
@@ -19,12 +19,12 @@ from megatron.bridge.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-# Linux: the map does not count as memory that might be needed, so a file may be larger than the machine's memory.
+# On Linux, the map then does not count as memory that may be needed, so a file can be larger than the machine's memory.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
 def tensor_at(data: memoryview, offset: int, shape: Sequence[int], dtype: "torch.dtype") -> "torch.Tensor":
-    """The contiguous tensor that begins at a byte of a file's map, without a copy."""
+    """The contiguous tensor that begins at byte `offset` of a file's map, without a copy."""
     import torch
 
     num_bytes = prod(shape) * dtype.itemsize
@@ -35,23 +35,23 @@ def tensor_at(data: memoryview, offset: int, shape: Sequence[int], dtype: "torch
 
 
 class SourceFiles:
-    """Files that are read through memory maps, and their state when they were opened."""
+    """Files that are read through memory maps, and the state they were in when they were opened."""
 
     def __init__(self) -> None:
         self._states: dict[Path, tuple[int, int, int, int]] = {}
         self._maps: dict[Path, mmap.mmap] = {}
 
     def add(self, path: Path) -> None:
-        """Notes the state of a file, at the time of the first call for it.
+        """Notes the state of a file. Only the first call for a file counts.
 
         Raises:
-            CheckpointError: there is no such file.
+            CheckpointError: there is no such file, or it cannot be read.
         """
         if path not in self._states:
             self._states[path] = _state(path)
 
     def map(self, path: Path) -> memoryview:
-        """A private map of a file: torch wants writable memory, and nothing written to it reaches the file."""
+        """A private map of a file: torch wants writable memory, but nothing that is written to it reaches the file."""
         if path not in self._maps:
             with path.open("rb") as file:
                 flags, protection = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
@@ -60,23 +60,23 @@ class SourceFiles:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all files together."""
+        """The size of all files together."""
         return sum(size for _, _, size, _ in self._states.values())
 
     def release(self) -> None:
-        """Takes the files out of the page cache, where they would push out what other programs need.
+        """Drops the files from the page cache, where they would push out what other programs need.
 
-        What is read later comes from the disk again; nothing may have been written into the maps.
+        Later reads come from the disk again. Nothing may have been written into the maps.
         """
         for path, content in list(self._maps.items()):
-            content.madvise(mmap.MADV_DONTNEED)  # the cache keeps pages that are mapped
+            content.madvise(mmap.MADV_DONTNEED)  # the cache would keep pages that are mapped
             release_pages(path)
 
     def check(self, path: Path | None = None) -> None:
-        """Makes sure that one file, or every file, is what it was.
+        """Makes sure that one file, or every file, is still what it was.
 
         Raises:
-            CheckpointError: it was removed, replaced, cut or altered since.
+            CheckpointError: a file was removed, replaced, cut short or altered.
         """
         for file in self._states if path is None else (path,):
             if _state(file) != self._states[file]:
@@ -86,12 +86,12 @@ class SourceFiles:
                 )
 
     def fingerprint(self) -> list[tuple[str, int, int]]:
-        """Name, size and modification time (ns) of each file, sorted: the same in other processes."""
+        """Name, size and modification time (ns) of each file, sorted, so that all processes get the same."""
         return sorted((path.name, state[2], state[3]) for path, state in self._states.items())
 
 
 def release_pages(path: Path) -> None:
-    """Takes the pages of a file that are on disk out of the page cache, where the system has a call for it."""
+    """Drops those pages of a file that are on disk from the page cache, where the system has a call for it."""
     if hasattr(os, "posix_fadvise"):
         descriptor = os.open(path, os.O_RDONLY)
         try:

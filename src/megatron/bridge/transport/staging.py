@@ -1,19 +1,19 @@
 """Folders that appear whole or not at all, and whose making can be interrupted, resumed and shared.
 
 A conversion writes into a staging folder beside its target. Each file is written under a temporary name, synchronised
-to disk, checksummed and recorded; when all files are recorded, the folder gets its final name in one rename. A killed
-run leaves the staging folder, and the next run of the same conversion writes only what is not recorded. Several
-processes, on one machine or many, may each take a share of the files: whoever finishes last publishes.
+to disk, checksummed and recorded; once all files are recorded, the folder gets its final name in one rename. A killed
+run leaves the staging folder behind, and the next run of the same conversion writes only what is not recorded yet.
+Several processes, on one machine or many, may each take a share of the files: whoever finishes last publishes.
 
-Staging folder of `out`, for a conversion whose fingerprint has this hash: `.out.<hash>.incomplete/`, with
+The staging folder of `out`, for a conversion whose fingerprint has this hash, is `.out.<hash>.incomplete/`, with
 
     files/         what will be `out`
-    manifest/      for each finished file, <file>.json: size and checksum (XXH3, 64 bits), and what its writer remembers
-    lock           locked (flock), shared by every process that writes, alone by the one that publishes
+    manifest/      for each finished file, <file>.json: size, checksum (XXH3, 64 bits), and what its writer remembers
+    lock           locked (flock) by every process that writes, together, and by the one that publishes, exclusively
 
-The processes of one conversion find each other by the hash; staging folders of `out` with another one are what earlier,
-different conversions left, and are removed. A file being written is locked as well, so that a second start of the same
-conversion waits instead of writing into the same file.
+The processes of one conversion find each other by the hash. Staging folders of `out` with other hashes were left by
+earlier, different conversions, and are removed. A file is locked while it is written, so that a second start of the
+same conversion waits instead of writing into the same file.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ import json
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Buffer, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.transport.source_files import SourceFiles, release_pages
@@ -38,7 +38,7 @@ from megatron.bridge.transport.source_files import SourceFiles, release_pages
 _PARTIAL = ".partial"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# A file's bytes are sent to disk whenever this many have been written: early enough that the disk is never idle.
+# Whenever this many bytes of a file have been written, they are sent to disk: early enough that it is never idle.
 _SYNC_BYTES = 64 * 2**20
 
 
@@ -48,31 +48,31 @@ class OutputFile:
 
     Attributes:
         name: relative to the output folder.
-        write: writes the content into an open binary file and returns what to remember of it (JSON).
+        write: writes the content into an open binary file and returns what to remember about it (JSON).
     """
 
     name: str
-    write: Callable[[Any], dict[str, Any]]
+    write: Callable[[BinaryIO], Mapping[str, object]]
 
 
 class StagingFolder:
     """The folder in which `out` is made.
 
     Args:
-        out: the final folder; must not exist, or be empty.
+        out: the final folder; must not exist, or must be empty.
         fingerprint: tells this conversion from others (sources, options, layout); anything that JSON can write.
-        sources: what the conversion reads. They are compared with what they were before the folder is published, and
-            whenever something fails. If they are large for this machine's memory, finished files and what was read
-            leave the page cache to other programs.
+        sources: what the conversion reads. Before the folder is published, and whenever something fails, they are
+            checked for changes. If they are large for this machine's memory, finished files and what was read are
+            dropped from the page cache, which is left to other programs.
 
     Attributes:
         path: the folder that will be `out`.
 
     Raises:
-        CheckpointError: `out` holds something, or nothing can be written beside it.
+        CheckpointError: `out` already holds something, or nothing can be written beside it.
     """
 
-    def __init__(self, out: Path, fingerprint: Any, sources: Sequence[SourceFiles] = ()):
+    def __init__(self, out: Path, fingerprint: object, sources: Sequence[SourceFiles] = ()) -> None:
         self.out = out.resolve()
         self._sources = sources
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -89,8 +89,8 @@ class StagingFolder:
                     self._discard(other)
             self._open_lock()
 
-    def recorded(self, name: str, verify: bool = True) -> dict[str, Any] | None:
-        """What is remembered of a finished file, or `None`. A file that changed since then does not count.
+    def recorded(self, name: str, verify: bool = True) -> dict[str, object] | None:
+        """What is remembered about a finished file; `None` if it is not finished, or was changed since.
 
         Args:
             verify: compare the checksum, not only the size.
@@ -98,21 +98,22 @@ class StagingFolder:
         path = self.path / name
         try:
             record = json.loads(self._record_path(name).read_text())
-            unchanged = path.stat().st_size == record["size"] and (not verify or checksum(path) == record["xxh3"])
-            return record["content"] if unchanged else None
+            is_unchanged = path.stat().st_size == record["size"] and (not verify or checksum(path) == record["xxh3"])
+            content: dict[str, object] = record["content"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # nothing recorded, or the record was altered
             return None
+        return content if is_unchanged else None
 
     def write_files(self, files: Sequence[OutputFile], part: tuple[int, int] = (0, 1), num_threads: int = 2) -> None:
         """Writes the files that are not recorded yet.
 
         Args:
             files: all files of the conversion, the same in every process.
-            part: (index, count): this process takes every `count`-th file.
-            num_threads: files written at the same time.
+            part: `(index, count)`: this process takes every `count`-th file, from number `index` on.
+            num_threads: how many files are written at the same time.
 
         Raises:
-            CheckpointError: the disk is full, or a file cannot be written. What is finished is kept.
+            CheckpointError: the disk is full, or a file cannot be written. Finished files are kept.
         """
         try:
             with ThreadPoolExecutor(num_threads) as finishers, ThreadPoolExecutor(num_threads) as writers:
@@ -128,15 +129,15 @@ class StagingFolder:
         finally:
             self._close_lock()
 
-    def publish(self, files: Sequence[OutputFile], finish: Callable[[list[dict[str, Any]]], None]) -> bool:
-        """Gives the folder its final name, if every file is recorded and no other process is at work on it.
+    def publish(self, files: Sequence[OutputFile], finish: Callable[[list[dict[str, object]]], None]) -> bool:
+        """Gives the folder its final name, if every file is recorded and no other process is working on it.
 
         Args:
             files: all files of the conversion.
-            finish: writes the rest into `path`; is given what the files' writers remembered, in order.
+            finish: writes the rest into `path`, given what the writers of the files remembered, in order.
 
         Returns:
-            Whether the folder was published, by this process.
+            Whether this process published the folder.
 
         Raises:
             CheckpointError: something cannot be written, or `finish` failed; nothing was published.
@@ -182,7 +183,7 @@ class StagingFolder:
         shutil.rmtree(other, ignore_errors=True)
 
     def _open_lock(self) -> None:
-        """Makes the folders, and takes its place among the processes that write."""
+        """Makes the folders and joins the processes that write."""
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
             self._manifest.mkdir(exist_ok=True)
@@ -195,7 +196,7 @@ class StagingFolder:
             self._check_free()
 
     def _lock_alone(self) -> bool:
-        """Takes the lock for this process only; False if others are writing, or have published."""
+        """Takes the lock for this process alone; False if others are writing, or have published."""
         try:
             lock = (self._root / "lock").open("rb+")
         except FileNotFoundError:
@@ -209,13 +210,13 @@ class StagingFolder:
             self._lock = None
 
     def _write_file(self, file: OutputFile, finishers: Executor) -> Future[None]:
-        """Writes one file; its synchronisation and checksum run beside the writing of the next one."""
+        """Writes one file. It is synchronised and checksummed while the next one is written."""
         path = self.path / file.name
         with _clear_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = _open_alone(path.with_name(path.name + _PARTIAL))
             try:
-                if self.recorded(file.name) is not None:  # by an earlier run, or by the process that had the lock
+                if self.recorded(file.name) is not None:  # by an earlier run, or by the process that held the lock
                     stream.close()
                     return finishers.submit(lambda: None)
                 stream.truncate(0)
@@ -226,7 +227,7 @@ class StagingFolder:
                 raise
         return finishers.submit(self._finish_file, file.name, stream, content)
 
-    def _finish_file(self, name: str, stream: "_OutputStream", content: dict[str, Any]) -> None:
+    def _finish_file(self, name: str, stream: "_OutputStream", content: Mapping[str, object]) -> None:
         path = self.path / name
         partial = path.with_name(path.name + _PARTIAL)
         with _clear_errors(path), stream:
@@ -243,14 +244,14 @@ class StagingFolder:
         return self._manifest / f"{name.replace('/', '__')}.json"
 
     def _synchronise(self, done: set[Path]) -> None:
-        """Brings the files that are not `done`, and the folders, to disk."""
+        """Brings the folders, and the files that are not yet `done`, to disk."""
         for path in [*self.path.rglob("*"), self.path]:
             if path not in done:
                 _sync(path)
 
 
 def checksum(path: Path) -> str:
-    """The XXH3 (64 bits) of a file's bytes, as 16 hexadecimal digits."""
+    """The XXH3 checksum (64 bits) of a file's bytes, as 16 hexadecimal digits."""
     import xxhash
 
     digest = xxhash.xxh3_64()
@@ -267,7 +268,7 @@ def checksum(path: Path) -> str:
 
 @contextlib.contextmanager
 def _clear_errors(path: Path) -> Iterator[None]:
-    """Turns the system's errors into `CheckpointError`s that say what to do."""
+    """Turns the system's errors into a `CheckpointError` that says what to do."""
     try:
         yield
     except OSError as error:
@@ -280,17 +281,17 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 class _OutputStream(io.FileIO):
-    """A file that goes to disk while it is written.
+    """A file that goes to disk while it is being written.
 
     Attributes:
-        executor: where the synchronisation runs; `None`: only at the end.
+        executor: where the synchronisation runs; with `None` there is one at the end only.
     """
 
     executor: Executor | None = None
     _syncing: Future[None] | None = None
     _num_unsynced = 0
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Buffer, /) -> int:
         num_written = super().write(data)
         self._num_unsynced += num_written
         if self.executor and self._num_unsynced >= _SYNC_BYTES and (self._syncing is None or self._syncing.done()):
@@ -300,28 +301,28 @@ class _OutputStream(io.FileIO):
         return num_written
 
     def synchronise(self) -> None:
-        """Returns when all is on disk."""
+        """Returns when everything is on disk."""
         self._check()
         os.fsync(self.fileno())
 
     def _check(self) -> None:
-        """The system tells of a failed write to disk only once, so that no answer may be lost."""
+        """The system reports a failed write to disk only once, so no answer may be lost."""
         if self._syncing is not None:
             self._syncing.result()
 
 
 def _open_alone(path: Path) -> _OutputStream:
-    """Opens a file for writing and waits until no other process has it open so; keeps its content."""
+    """Opens a file for writing, and waits until no other process is writing it. Keeps its content."""
     while True:
         stream = _OutputStream(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "rb+")
         _flock(stream, fcntl.LOCK_EX)
         if _is_at(stream, path):
             return stream
-        stream.close()  # the other process has finished it, and given it its name
+        stream.close()  # the other process has finished it and given it its name
 
 
-def _flock(file: Any, operation: int) -> bool:
-    """Locks a file; False if another process has it. Where there are no locks, parts must be run one after another."""
+def _flock(file: BinaryIO, operation: int) -> bool:
+    """Locks a file; False if another process holds it. Where there are no locks, parts must be run one by one."""
     try:
         fcntl.flock(file, operation)
     except BlockingIOError:
@@ -332,7 +333,7 @@ def _flock(file: Any, operation: int) -> bool:
     return True
 
 
-def _is_at(file: Any, path: Path) -> bool:
+def _is_at(file: BinaryIO, path: Path) -> bool:
     """Whether `path` still names the open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -341,7 +342,7 @@ def _is_at(file: Any, path: Path) -> bool:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Writes a small file so that it is there whole, on disk, or not at all."""
+    """Writes a small file so that it is on disk whole, or not there at all."""
     partial = path.with_name(f"{path.name}.{os.getpid()}{_PARTIAL}")
     with partial.open("w") as file:
         file.write(text)

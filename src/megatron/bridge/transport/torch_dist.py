@@ -1,4 +1,4 @@
-"""torch_dist checkpoints, written and read tensor by tensor without holding them.
+"""torch_dist checkpoints, written and read tensor by tensor, without ever holding all of them.
 
 The format is the one that megatron-core 0.19 writes (`dist_checkpointing`, backend `torch_dist`, version 1): the files
 of PyTorch's distributed checkpoint (`torch.distributed.checkpoint`, `FileSystemWriter`), in which each chunk is a
@@ -13,12 +13,12 @@ import pickle
 import struct
 import zipfile
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Buffer, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -39,20 +39,25 @@ from megatron.bridge.transport.source_files import SourceFiles
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Where a chunk of a file lies: its key and offset (`None` for what is no tensor), and the position and number of bytes.
+type _Place = tuple[str, Sequence[int] | None, int, int]
+# What `torch.save` writes before and after the data, for each dtype and shape.
+type _Frames = dict[tuple[torch.dtype, torch.Size], tuple[bytes, bytes]]
+
 _CONFIG = "metadata.json"
-_BACKEND: dict[str, Any] = {
+_BACKEND: dict[str, object] = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
     "common_backend": "torch",
     "common_backend_version": 1,
 }
-# Data of fewer bytes may be as small as what surrounds it in its archive.
+# Data of fewer bytes than this cannot be told by its size from what surrounds it in its archive.
 _MIN_FRAMED_BYTES = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One chunk to write: a place in a stacked tensor, and a function that makes its data when its turn comes."""
+    """A chunk to write: its place in a stacked tensor, and a function that makes its data when its turn comes."""
 
     key: str
     global_shape: Shape
@@ -68,7 +73,7 @@ class Entry:
 
 
 def group_entries(entries: Iterable[Entry], max_bytes: int) -> list[list[Entry]]:
-    """Consecutive entries, in groups of about `max_bytes`: the content of each file."""
+    """Consecutive entries in groups of about `max_bytes`, one group for each file."""
     groups: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
@@ -80,29 +85,27 @@ def group_entries(entries: Iterable[Entry], max_bytes: int) -> list[list[Entry]]
     return groups
 
 
-def write_entries(entries: Sequence[Entry], stream: Any) -> dict[str, Any]:
+def write_entries(entries: Sequence[Entry], stream: BinaryIO) -> dict[str, list[_Place]]:
     """Writes chunks one after the other; returns where they lie, for `write_metadata`."""
-    places = []
+    places: list[_Place] = []
     position = 0
-    frames: dict[tuple[torch.dtype, torch.Size], tuple[bytes, bytes]] = {}
+    frames: _Frames = {}
     with _without_crc():
         for entry in entries:
             data = entry.produce().detach().reshape(entry.shape).contiguous()
             num_bytes = _write_archive(data, stream, frames)
-            places.append([entry.key, list(entry.global_offset), position, num_bytes])
+            places.append((entry.key, entry.global_offset, position, num_bytes))
             position += num_bytes
     return {"places": places}
 
 
-def _write_archive(
-    data: "Tensor", stream: Any, frames: dict[tuple[torch.dtype, torch.Size], tuple[bytes, bytes]]
-) -> int:
+def _write_archive(data: "Tensor", stream: BinaryIO, frames: _Frames) -> int:
     """Writes a tensor as `torch.save` does; returns the number of bytes.
 
     Args:
         data: contiguous.
-        frames: for each form of tensor, what `torch.save` writes before and after the data. Without CRC it is the same
-            for all tensors of the form, and running it for each takes longer than moving a small tensor's bytes.
+        frames: filled for further tensors. Without CRC, what surrounds the data is the same for all tensors of a dtype
+            and shape, and running `torch.save` for each takes longer than moving a small tensor's bytes.
     """
     form = data.dtype, data.shape
     output = _Recorder(stream, data.nbytes)
@@ -113,7 +116,7 @@ def _write_archive(
         output.write(tail)
         return output.num_bytes
     try:
-        torch.save(_exact_storage(data), output)
+        torch.save(_exact_storage(data), output)  # type: ignore[arg-type]  # torch asks for write and flush alone
     except RuntimeError as error:
         if isinstance(error.__context__, OSError):  # torch hides what the stream raised
             raise error.__context__ from error
@@ -123,9 +126,9 @@ def _write_archive(
     return output.num_bytes
 
 
-def write_objects(objects: Mapping[str, bytes], stream: Any) -> dict[str, Any]:
-    """Writes serialised non-tensor entries; equal ones share their bytes."""
-    places: list[list[Any]] = []
+def write_objects(objects: Mapping[str, bytes], stream: BinaryIO) -> dict[str, list[_Place]]:
+    """Writes serialised non-tensor entries, equal ones once; returns where they lie, for `write_metadata`."""
+    places: list[_Place] = []
     known: dict[bytes, tuple[int, int]] = {}
     position = 0
     for key, content in objects.items():
@@ -133,12 +136,14 @@ def write_objects(objects: Mapping[str, bytes], stream: Any) -> dict[str, Any]:
             stream.write(content)
             known[content] = (position, len(content))
             position += len(content)
-        places.append([key, None, *known[content]])
+        places.append((key, None, *known[content]))
     return {"places": places}
 
 
-def write_metadata(folder: Path, entries: Iterable[Entry], contents: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes `.metadata` and `metadata.json`, which make the files a checkpoint.
+def write_metadata(
+    folder: Path, entries: Iterable[Entry], contents: Mapping[str, Mapping[str, Iterable[_Place]]]
+) -> None:
+    """Writes `.metadata` and `metadata.json`, which make a checkpoint of the files.
 
     Args:
         entries: every chunk of the checkpoint.
@@ -152,7 +157,7 @@ def write_metadata(folder: Path, entries: Iterable[Entry], contents: Mapping[str
         chunk = ChunkStorageMetadata(torch.Size(entry.global_offset), torch.Size(entry.shape))
         tensors[entry.key].chunks.append(chunk)
     storage = {}
-    state: dict[str, Any] = dict(tensors)
+    state: dict[str, TensorStorageMetadata | BytesStorageMetadata] = dict(tensors)
     for name, content in contents.items():
         for key, offset, position, length in content["places"]:
             storage[MetadataIndex(key, offset)] = _StorageInfo(name, position, length)
@@ -169,27 +174,27 @@ def write_metadata(folder: Path, entries: Iterable[Entry], contents: Mapping[str
 
 
 class _PortablePickler(pickle.Pickler):
-    """Writes tensor properties in the form that older versions of PyTorch read too (without strides, new in 2.12)."""
+    """Writes tensor properties in a form that older versions of PyTorch can read too (strides are new in 2.12)."""
 
-    def reducer_override(self, obj: Any) -> Any:
+    def reducer_override(self, obj: object) -> Any:  # of pickle's own type
         if isinstance(obj, TensorProperties):
             return TensorProperties, (), tuple(obj.__getstate__())[:5]
         return NotImplemented
 
 
 class _Recorder:
-    """Passes writes on, completely, counts their bytes and keeps what surrounds the data.
+    """Passes writes on in full, counts their bytes, and keeps what surrounds the data.
 
     Args:
-        data_bytes: size of the data; small data is not told from what surrounds it.
+        data_bytes: the size of the data; small data cannot be told from what surrounds it.
     """
 
-    def __init__(self, stream: Any, data_bytes: int):
+    def __init__(self, stream: BinaryIO, data_bytes: int) -> None:
         self._stream, self._data_bytes = stream, data_bytes
-        self._written: list[bytes | None] = []
+        self._written: list[bytes | None] = []  # `None` stands for the data
         self.num_bytes = 0
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Buffer) -> int:
         view = memoryview(data).cast("B")
         size = len(view)
         is_data = size == self._data_bytes and size >= _MIN_FRAMED_BYTES
@@ -205,7 +210,7 @@ class _Recorder:
         if self._written.count(None) != 1:
             return None
         place = self._written.index(None)
-        head, tail = b"".join(self._written[:place]), b"".join(self._written[place + 1 :])
+        head, tail = (b"".join(filter(None, part)) for part in (self._written[:place], self._written[place + 1 :]))
         return (head, tail) if len(head) + self._data_bytes + len(tail) == self.num_bytes else None
 
     def flush(self) -> None:
@@ -214,7 +219,7 @@ class _Recorder:
 
 @contextmanager
 def _without_crc() -> Iterator[None]:
-    """Switches off zip's CRC in this thread: it takes half of the time, and `torch.load` ignores it."""
+    """Switches zip's CRC off in this thread: it would take half of the time, and `torch.load` ignores it."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -224,13 +229,13 @@ def _without_crc() -> Iterator[None]:
 
 
 def _exact_storage(tensor: "Tensor") -> "Tensor":
-    """The same data with a storage of its own size: `torch.save` writes whole storages."""
+    """The same contiguous data, with a storage of exactly its size, because `torch.save` writes whole storages."""
     storage = tensor.untyped_storage()
     if storage.nbytes() == tensor.nbytes:
         return tensor
     start = tensor.storage_offset() * tensor.itemsize
     part = storage[start : start + tensor.nbytes]
-    return torch.empty(0, dtype=tensor.dtype).set_(part, 0, tensor.shape)
+    return torch.empty(0, dtype=tensor.dtype).set_(part, 0, tensor.shape, tensor.stride())
 
 
 class TorchDistReader:
@@ -239,19 +244,21 @@ class TorchDistReader:
     The folder is data: `.metadata` is read without running anything that it names, tensors are read with
     `weights_only`, files outside the folder are refused, and so are chunks that overlap or leave gaps.
 
+    `TorchDistReader(folder).read(key, ((0, 8), (0, 4)))` gives the first 8 rows of a tensor `[N, 4]`.
+
     Args:
         folder: holds `.metadata` and `metadata.json`.
 
     Attributes:
-        tensors: shape, dtype and chunks of each tensor by key.
-        objects: place of each entry that is not a tensor, by key.
-        files: those that `.metadata` names, and itself.
+        tensors: shape, dtype and chunks of each tensor, by key.
+        objects: the place of each entry that is not a tensor, by key.
+        files: `.metadata` and the files that it names.
 
     Raises:
         CheckpointError: not a torch_dist checkpoint, or damaged.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / _CONFIG).is_file() or not (folder / ".metadata").is_file():
             raise CheckpointError(f"{folder}: no torch_dist checkpoint ({_CONFIG} and .metadata are expected)")
@@ -262,13 +269,13 @@ class TorchDistReader:
         self.tensors = content.tensors
         self.objects = content.objects
         self._chunks = {key: _ChunkIndex(tensor.chunks) for key, tensor in content.tensors.items()}
-        self._checked: dict[tuple[Any, ...], _Archive] = {}
+        self._checked: dict[tuple[torch.dtype, Shape, int], _Archive] = {}
         places = [chunk.filename for tensor in self.tensors.values() for chunk in tensor.chunks]
         for name in sorted({*places, *(filename for filename, _, _ in self.objects.values())}):
             self._add_file(name)
 
     def parts(self, key: str, box: Box) -> list[tuple[Box, "Tensor"]]:
-        """The stored pieces of `key` inside `box`, as views of the memory-mapped files, with the box of each.
+        """The stored pieces of `key` inside `box`: the box of each, and a view of the memory-mapped file.
 
         Raises:
             CheckpointError: the key is absent, its chunks do not cover the box exactly once, a chunk is damaged, or its
@@ -295,7 +302,7 @@ class TorchDistReader:
         ]
 
     def read(self, key: str, box: Box) -> "Tensor":
-        """The elements of `key` in `box` (with the stacked axes): a view if they are stored together, else a copy."""
+        """The elements of `key` in `box`, stacked axes included: a view if they are stored together, else a copy."""
         parts = self.parts(key, box)
         if len(parts) == 1:
             return parts[0][1]
@@ -305,24 +312,24 @@ class TorchDistReader:
         return out
 
     def check_objects(self, keys: Iterable[str]) -> None:
-        """Makes sure that entries hold nothing but data, for a loader that would run whatever they name.
+        """Makes sure that entries hold nothing but data, on behalf of a loader that would run whatever they name.
 
         Raises:
             CheckpointError: an entry is damaged, or names something that `torch.load(weights_only=True)` refuses.
         """
         for key in keys:
             filename, offset, length = self.objects[key]
-            where = f"{self.folder / filename}: {key}"
-            content = _Segment(self._bytes(where, filename, offset, length))
+            label = f"{self.folder / filename}: {key}"
+            data = self._bytes(label, filename, offset, length)
             try:
-                torch.load(content, map_location="cpu", weights_only=True)
+                _load(data)
             except PARSER_ERRORS as error:
-                raise CheckpointError(f"{where}: damaged, or not only data: {error!s:.300}") from error
+                raise CheckpointError(f"{label}: damaged, or not only data: {error!s:.300}") from error
 
     def _view(self, key: str, chunk: StoredChunk) -> "Tensor":
         """A chunk's tensor on the memory map. Its archive says how the data lies; the data itself is not read."""
-        where = f"{self.folder / chunk.filename}: {key} at {list(chunk.offsets)}"
-        data = self._bytes(where, chunk.filename, chunk.offset, chunk.length)
+        label = f"{self.folder / chunk.filename}: {key} at {list(chunk.offsets)}"
+        data = self._bytes(label, chunk.filename, chunk.offset, chunk.length)
         dtype = self.tensors[key].dtype
         form = dtype, chunk.sizes, chunk.length
         archive = self._checked.get(form)
@@ -330,18 +337,18 @@ class TorchDistReader:
             try:
                 archive = self._checked[form] = _check_archive(data, dtype, chunk.sizes)
             except (*PARSER_ERRORS, zipfile.BadZipFile) as error:
-                raise CheckpointError(f"{where}: the archive is damaged: {error!s:.300}") from error
+                raise CheckpointError(f"{label}: the archive is damaged: {error!s:.300}") from error
         if archive.size == 0:
             return torch.empty(chunk.sizes, dtype=dtype)
         flat = torch.frombuffer(data, dtype=dtype, count=archive.size // dtype.itemsize, offset=archive.start)
         return flat.as_strided(chunk.sizes, archive.strides)
 
-    def _bytes(self, where: str, filename: str, offset: int, length: int) -> memoryview:
+    def _bytes(self, label: str, filename: str, offset: int, length: int) -> memoryview:
         self.files.check(self.folder / filename)
         content = self.files.map(self.folder / filename)
         if offset + length > len(content):
             raise CheckpointError(
-                f"{where}: the file is cut short, {offset + length} bytes expected, found {len(content)}"
+                f"{label}: the file is cut short, {offset + length} bytes expected, found {len(content)}"
             )
         return content[offset : offset + length]
 
@@ -355,21 +362,21 @@ class TorchDistReader:
 
 
 class _ChunkIndex:
-    """A tensor's chunks, sorted by their place: a stacked tensor has one for each layer and expert."""
+    """A tensor's chunks, sorted by place: a stacked tensor has one or more for each layer and expert."""
 
-    def __init__(self, chunks: Iterable[StoredChunk]):
+    def __init__(self, chunks: Iterable[StoredChunk]) -> None:
         self._chunks = sorted(chunks)
         self._offsets = [chunk.offsets for chunk in self._chunks]
         self._largest = [max(sizes) for sizes in zip(*(chunk.sizes for chunk in self._chunks), strict=True)]
 
     def near(self, box: Box) -> Sequence[StoredChunk]:
-        """The chunks that may meet `box`."""
+        """The chunks that may overlap `box`."""
         first: list[int] = []
         last: list[int] = []
         for (start, stop), size in zip(box, self._largest, strict=True):
             first.append(start - size + 1)
             last.append(stop - 1)
-            if first[-1] != last[-1]:  # the order says something of the next axis only within one place of this one
+            if first[-1] != last[-1]:  # only at one and the same place on this axis are chunks sorted by the next
                 break
         return self._chunks[bisect_left(self._offsets, tuple(first)) : bisect_right(self._offsets, (*last, inf))]
 
@@ -386,7 +393,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _is_dense(tensor: "Tensor") -> bool:
-    """Whether the strides are those of a contiguous tensor with permuted axes, as PyTorch's writer keeps them."""
+    """Whether the strides are those of a contiguous tensor with permuted axes, which PyTorch's writer keeps."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride != expected:
@@ -410,14 +417,14 @@ def _check_backend(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Archive:
-    """The form of a tensor's archive that was found to be right.
+    """The form of a tensor's archive that was checked and found right.
 
     Attributes:
-        start: of the data, in bytes.
+        start: the byte at which the data begins.
         size: of the data, in bytes.
         strides: of the tensor, in elements.
-        head: what stands before the data.
-        tail: what stands after it.
+        head: the bytes before the data.
+        tail: the bytes after it.
     """
 
     start: int
@@ -427,19 +434,19 @@ class _Archive:
     tail: bytes
 
     def is_like(self, data: memoryview) -> bool:
-        """Whether an archive differs from this one in its data alone, so that it is right as well."""
+        """Whether an archive differs from this one in its data alone, and is therefore right as well."""
         return data[: self.start] == self.head and data[self.start + self.size :] == self.tail
 
 
 def _check_archive(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> _Archive:
-    """Reads how a tensor lies in its archive, without its data.
+    """Reads how a tensor lies in its archive, but not its data.
 
     Raises:
-        ValueError, zipfile.BadZipFile, and what `torch.load` raises: another tensor, or damaged.
+        ValueError, zipfile.BadZipFile, and what `torch.load` raises: it is another tensor, or damaged.
     """
     start, size = _data_record(data)
     with torch.serialization.skip_data():
-        form = torch.load(_Segment(data), map_location="cpu", weights_only=True)
+        form = _load(data)
     if not isinstance(form, torch.Tensor) or tuple(form.shape) != shape or form.dtype != dtype:
         found = f"{form.dtype} {list(form.shape)}" if isinstance(form, torch.Tensor) else type(form).__name__
         raise ValueError(f"expected {dtype} {list(shape)}, found {found}")
@@ -448,14 +455,20 @@ def _check_archive(data: memoryview, dtype: torch.dtype, shape: tuple[int, ...])
     return _Archive(start, size, form.stride(), bytes(data[:start]), bytes(data[start + size :]))
 
 
+def _load(data: memoryview) -> object:
+    """What a `torch.save` archive holds, if that is data alone."""
+    source: BinaryIO = _Segment(data)  # type: ignore[assignment]  # nothing is written to it
+    return torch.load(source, map_location="cpu", weights_only=True)
+
+
 def _data_record(data: memoryview) -> tuple[int, int]:
     """Where a tensor's bytes lie in its archive: start and size.
 
-    `torch.load` checks little of an archive's structure and would take bytes at a wrong place, so it is checked here.
+    `torch.load` checks little of an archive's structure and would take bytes from a wrong place, so it is checked here.
 
     Raises:
-        ValueError: another form than `torch.save` writes for one tensor.
-        zipfile.BadZipFile, struct.error: no zip file.
+        ValueError: the form is not the one that `torch.save` writes for one tensor.
+        zipfile.BadZipFile, struct.error: this is no zip file.
     """
     with zipfile.ZipFile(_Segment(data)) as archive:
         records = sorted(archive.infolist(), key=lambda record: record.header_offset)
@@ -479,8 +492,8 @@ def _data_record(data: memoryview) -> tuple[int, int]:
 def _extent(data: memoryview, record: zipfile.ZipInfo, end: int) -> tuple[int, int]:
     """Where the content of a record lies: start and size. The next record, or the directory, begins at `end`.
 
-    A record is stored as it is. Its content follows a local header (30 bytes, name, extra field), and is followed by a
-    descriptor of 16 bytes, 24 for more than 4 GiB, or none (APPNOTE.TXT 4.3.7-4.3.9).
+    Records are not compressed. The content follows a local header (30 bytes, name, extra field), and is followed by a
+    descriptor of 16 bytes, by one of 24 if there are more than 4 GiB, or by none (APPNOTE.TXT 4.3.7-4.3.9).
     """
     signature, name_length, extra_length = struct.unpack_from("<4s22xHH", data, record.header_offset)
     start = record.header_offset + 30 + name_length + extra_length
@@ -494,9 +507,9 @@ def _extent(data: memoryview, record: zipfile.ZipInfo, end: int) -> tuple[int, i
 
 
 class _Segment(io.RawIOBase):
-    """A part of a file in memory, as a file of its own."""
+    """Part of a file in memory, as a file of its own."""
 
-    def __init__(self, data: memoryview):
+    def __init__(self, data: memoryview) -> None:
         super().__init__()
         self._data, self._position = data, 0
 
@@ -514,8 +527,9 @@ class _Segment(io.RawIOBase):
         self._position = max(base + offset, 0)
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        part = self._data[self._position : self._position + len(buffer)]
-        buffer[: len(part)] = part
+    def readinto(self, buffer: Buffer, /) -> int:
+        target = memoryview(buffer)
+        part = self._data[self._position : self._position + len(target)]
+        target[: len(part)] = part
         self._position += len(part)
         return len(part)

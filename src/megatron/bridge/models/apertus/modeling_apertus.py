@@ -11,6 +11,7 @@ from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.bridge.models.transformer.layer_specs import layer_submodules, mlp_arguments
 
 
 @dataclass
@@ -18,8 +19,8 @@ class ApertusProvider(GPTModelProvider):
     """A provider whose MLPs have xIELU; `activation_func` is not read."""
 
     def modify_layer_spec(self, spec: ModuleSpec) -> None:
-        layer = spec.submodules
-        layer.mlp = partial(XIELUMLP.as_mlp_submodule, **layer.mlp.keywords)
+        layer = layer_submodules(spec)
+        layer.mlp = partial(XIELUMLP.as_mlp_submodule, **mlp_arguments(layer))
 
 
 class XIELUMLP(MLP):
@@ -37,6 +38,9 @@ class XIELU(torch.nn.Module):
     because HF checkpoints hold them (transformers 5.23, `XIELUActivation`).
     """
 
+    beta: torch.Tensor
+    eps: torch.Tensor
+
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.alpha_p = torch.nn.Parameter(_inverse_softplus(0.8, dtype))
@@ -45,7 +49,7 @@ class XIELU(torch.nn.Module):
         self.register_buffer("eps", torch.tensor(-1e-6, dtype=dtype))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Any shape; a rank has some of the dimensions, so the gradients of the slopes are summed over ranks."""
+        """Takes any shape. A rank has some of the dimensions, so the slopes' gradients are summed over ranks."""
         alpha_p = F.softplus(copy_to_tensor_model_parallel_region(self.alpha_p))
         alpha_n = self.beta + F.softplus(copy_to_tensor_model_parallel_region(self.alpha_n))
         negative = (torch.expm1(torch.minimum(x, self.eps)) - x) * alpha_n

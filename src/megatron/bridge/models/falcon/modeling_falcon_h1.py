@@ -2,20 +2,29 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.typed_torch import apply_module
 
 from megatron.bridge.models.gpt_provider import GPTModelProvider
-from megatron.bridge.models.transformer.layer_specs import separate_norms
+from megatron.bridge.models.transformer.layer_specs import (
+    attention_spec,
+    layer_submodules,
+    mlp_arguments,
+    separate_norms,
+)
 from megatron.bridge.models.transformer.mamba_mixer import MambaMixer, mixer_linears
 from megatron.bridge.runtime import capabilities
 
-_OPEN_GATE = 1.2784645427610738
+if TYPE_CHECKING:
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+_OPEN_GATE = 1.2784645427610738  # silu of it is 1
 
 
 @dataclass
@@ -23,13 +32,13 @@ class FalconH1Provider(GPTModelProvider):
     """A provider whose layers add the outputs of attention and of a Mamba-2 mixer.
 
     Attributes:
-        attention_in_multiplier, attention_out_multiplier: factors of what attention reads and gives.
-        ssm_in_multiplier, ssm_out_multiplier: the same of the mixer.
+        attention_in_multiplier, attention_out_multiplier: factors of attention's input and output.
+        ssm_in_multiplier, ssm_out_multiplier: factors of the mixer's input and output.
         ssm_multipliers: factors of the parts z, x, B, C and dt of the mixer's projection.
         mlp_multipliers: factors of the MLP's gate and of its output.
-        mamba_rms_norm: whether the mixer has a gated norm, or only a gate.
-        mamba_norm_before_gate: the order of these two.
-        mamba_chunk_size, mamba_dt_min: as of `HybridProvider`.
+        mamba_rms_norm: whether the mixer has a norm besides its gate.
+        mamba_norm_before_gate: whether the norm comes first.
+        mamba_chunk_size, mamba_dt_min: as in `HybridProvider`.
     """
 
     attention_in_multiplier: float = 1.0
@@ -45,27 +54,39 @@ class FalconH1Provider(GPTModelProvider):
     has_kv_cache: ClassVar[bool] = False
 
     def modify_layer_spec(self, spec: ModuleSpec) -> None:
-        layer = spec.submodules
+        layer, attention = layer_submodules(spec), attention_spec(spec)
         if capabilities.has_transformer_engine():
-            separate_norms(layer, self)  # one norm in front of attention and mixer
-        layer.self_attention.module = FalconH1Attention
-        layer.self_attention.params["mixer"] = ModuleSpec(
+            separate_norms(spec, self)  # one norm in front of attention and mixer
+        attention.module = FalconH1Attention
+        attention.params["mixer"] = ModuleSpec(
             module=FalconH1Mixer,
-            params={"chunk_size": self.mamba_chunk_size, "rmsnorm": self.mamba_rms_norm},
+            params={
+                "chunk_size": self.mamba_chunk_size,
+                "dt_min": self.mamba_dt_min,
+                "rmsnorm": self.mamba_rms_norm,
+            },
             submodules=mixer_linears(norm_in_projection=False),
         )
-        layer.mlp = partial(FalconH1MLP.as_mlp_submodule, **layer.mlp.keywords)
+        layer.mlp = partial(FalconH1MLP.as_mlp_submodule, **mlp_arguments(layer))
 
 
 class FalconH1Attention(SelfAttention):
     """Attention plus a mixer that reads the same.
 
     Args:
-        mixer: spec of the mixer.
+        mixer: the spec of the mixer.
     """
 
+    config: FalconH1Provider
+
     def __init__(
-        self, config: FalconH1Provider, submodules: Any, layer_number: int, *, mixer: ModuleSpec, **kwargs: Any
+        self,
+        config: FalconH1Provider,
+        submodules: SelfAttentionSubmodules,
+        layer_number: int,
+        *,
+        mixer: ModuleSpec,
+        **kwargs: Any,
     ) -> None:
         super().__init__(config, submodules, layer_number, **kwargs)
         self.mixer = build_module(
@@ -73,7 +94,7 @@ class FalconH1Attention(SelfAttention):
         )
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        """As the base class, without biases."""
+        """Like the base class, without biases."""
         config = self.config
         attended, _ = super().forward(hidden_states * config.attention_in_multiplier, *args, **kwargs)
         mixed, _ = self.mixer(hidden_states, packed_seq_params=kwargs.get("packed_seq_params"))
@@ -83,7 +104,9 @@ class FalconH1Attention(SelfAttention):
 class FalconH1Mixer(MambaMixer):
     """A mixer whose projection has a factor for each part, and whose norm may come before the gate."""
 
-    def _ssm_training(self, zxBCdt: torch.Tensor, packed_seq_params: Any = None) -> torch.Tensor:
+    config: FalconH1Provider
+
+    def _ssm_training(self, zxBCdt: torch.Tensor, packed_seq_params: "PackedSeqParams | None" = None) -> torch.Tensor:
         """Convolution, scan, gate and norm of the projection, `[S, B, ...]`."""
         config, cp = self.config, self.cp
         inner, states = cp.d_inner_local_tpcp, cp.ngroups_local_tpcp * self.d_state
@@ -94,7 +117,7 @@ class FalconH1Mixer(MambaMixer):
         )
         if not (self.rmsnorm and config.mamba_norm_before_gate):
             return super()._ssm_training(torch.cat([z, *others], dim=-1), packed_seq_params)
-        # The fused kernel gates what it gives to the norm: with this gate, silu(z) = 1, it does not change it.
+        # The fused kernel gates what it gives to the norm. This gate, silu(z) = 1, does not change it.
         opened = torch.cat([torch.full_like(z, _OPEN_GATE), *others], dim=-1)
         return super()._ssm_training(opened, packed_seq_params) * F.silu(cp.post_conv_ssm(z, packed_seq_params))
 
@@ -102,9 +125,11 @@ class FalconH1Mixer(MambaMixer):
 class FalconH1MLP(MLP):
     """A gated MLP with a factor of the gate and one of the output."""
 
+    config: FalconH1Provider
+
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        """As the base class, without biases."""
-        of_gate, of_output = self.config.mlp_multipliers
-        gate, up = self.linear_fc1(hidden_states)[0].chunk(2, dim=-1)
-        output, _ = self.linear_fc2(F.silu(gate * of_gate) * up)
-        return output * of_output, None
+        """Like the base class, without biases."""
+        gate_factor, output_factor = self.config.mlp_multipliers
+        gate, up = apply_module(self.linear_fc1)(hidden_states)[0].chunk(2, dim=-1)
+        output, _ = apply_module(self.linear_fc2)(F.silu(gate * gate_factor) * up)
+        return output * output_factor, None

@@ -1,25 +1,32 @@
-"""Gemma 4's embeddings per layer: for each layer an embedding of the token, made in the first pipeline stage.
+"""Gemma 4's per-layer embeddings: an embedding of the token for each layer, made in the first pipeline stage.
 
 S is the sequence length (S' on this rank with sequence parallelism), B the batch size, H the hidden size, L the number
 of layers, P the size of a layer's input. Source: transformers 5.23, `Gemma4TextModel.project_per_layer_inputs`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.typed_torch import apply_module
 
 from megatron.bridge.errors import ParallelLayoutError
+from megatron.bridge.models.gemma.modeling_gemma4_config import Gemma4Config
 from megatron.bridge.models.transformer.gpt_model import GPTModel
 from megatron.bridge.runtime.norm import TorchNorm
 from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.torch_norm import LayerNormBuilder
 
 
 class Gemma4Model(GPTModel):
     """A GPTModel that makes the inputs of its layers, and whose stages hand on more than hidden states."""
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+    config: Gemma4Config
+
+    def __init__(self, config: Gemma4Config, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.per_layer_embedding: PerLayerEmbedding | None = None
         if self.pre_process and config.hidden_size_per_layer_input:
@@ -34,7 +41,7 @@ class Gemma4Model(GPTModel):
 
     @property
     def stage_input_size(self) -> int:
-        """The size, for each token, of what the stage before hands over."""
+        """The size, for each token, of what the previous stage hands over."""
         config = self.config
         context_size = config.context_size(self.decoder.layers[0].layer_number - 1) if config.has_context else 0
         return config.hidden_size + context_size
@@ -48,24 +55,28 @@ class Gemma4Model(GPTModel):
         *args: Any,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """As the base class; `input_ids` are needed where `decoder_input` is given too."""
+        """Like the base class; `input_ids` are needed even if `decoder_input` is given."""
         if self.per_layer_embedding is not None:
             if decoder_input is None:
                 decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids)
             context = self.per_layer_embedding(input_ids, decoder_input)
             kwargs["extra_block_kwargs"] = {**(kwargs.get("extra_block_kwargs") or {}), "context": context}
-        return super().forward(input_ids, position_ids, attention_mask, decoder_input, *args, **kwargs)
+        # Declared as tensors, the mask and the decoder's input may be None.
+        return super().forward(input_ids, position_ids, attention_mask, decoder_input, *args, **kwargs)  # type: ignore[arg-type]
 
 
 class PerLayerEmbedding(MegatronModule):
-    """The inputs of all layers: an embedding of the token, and a projection of its word embedding.
+    """The inputs of all layers, made of an embedding of the token and a projection of its word embedding.
 
-    The table, which may be half of the model, is cut over the tensor-parallel ranks as that of word embeddings is.
+    The table, which may be half of the model, is cut over the tensor-parallel ranks like that of the word embeddings.
     """
 
-    def __init__(self, config: Any, tp_group: Any) -> None:
+    config: Gemma4Config
+
+    def __init__(self, config: Gemma4Config, tp_group: "torch.distributed.ProcessGroup") -> None:
         super().__init__(config)
         width = config.num_layers * config.hidden_size_per_layer_input
+        assert config.init_method is not None
         self.word_embeddings = VocabParallelEmbedding(
             config.padded_vocab_size_per_layer_input,
             width,
@@ -90,19 +101,24 @@ class PerLayerEmbedding(MegatronModule):
 
 
 class PerLayerInput(MegatronModule):
-    """What a layer does with its input: it is gated by the hidden states, projected, normed and added to them."""
+    """What a layer does with its own input, which is gated by the hidden states, projected, normalised and added.
 
-    def __init__(self, config: Any, norm: Any) -> None:
+    Args:
+        norm: builds the norm from `config`, `hidden_size` and `eps`.
+    """
+
+    def __init__(self, config: Gemma4Config, norm: "LayerNormBuilder") -> None:
         super().__init__(config)
         self.gate = _replicated_linear(config, config.hidden_size, config.hidden_size_per_layer_input)
         self.projection = _replicated_linear(config, config.hidden_size_per_layer_input, config.hidden_size)
         self.post_layernorm = norm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
 
     def forward(self, hidden_states: torch.Tensor, own_input: torch.Tensor) -> torch.Tensor:
-        """The new hidden states `[S', B, H]`, for an input `[S', B, P]`."""
+        """The new hidden states `[S', B, H]`, given the layer's input `[S', B, P]`."""
         gate = self.config.activation_func(self.gate(hidden_states)[0])
-        return hidden_states + self.post_layernorm(self.projection(gate * own_input)[0])
+        return hidden_states + apply_module(self.post_layernorm)(self.projection(gate * own_input)[0])
 
 
-def _replicated_linear(config: Any, input_size: int, output_size: int) -> ReplicatedLinear:
+def _replicated_linear(config: Gemma4Config, input_size: int, output_size: int) -> ReplicatedLinear:
+    assert config.init_method is not None
     return ReplicatedLinear(input_size, output_size, config=config, init_method=config.init_method)

@@ -1,43 +1,46 @@
-"""LFM2's layers: attention in some, a gated short convolution in its place in the others."""
+"""LFM2's layers: some have attention, the others a gated short convolution in its place."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from megatron.core.models.gpt.experimental_attention_variant_module_specs import get_linear_attention_pattern
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.gpt_provider import GPTModelProvider, default_layer_spec
-from megatron.bridge.models.transformer.short_conv import ShortConv, ShortConvSubmodules
+from megatron.bridge.models.transformer.layer_specs import (
+    DecoderSpec,
+    DecoderSpecBuilder,
+    attention_submodules,
+    layer_submodules,
+)
+from megatron.bridge.models.transformer.short_conv import ShortConv, ShortConvConfig, ShortConvSubmodules
 
 
-def short_conv_layer_spec(config: "Lfm2Provider", vp_stage: int | None = None) -> Any:
-    """The usual spec of this rank's decoder layers, with short convolutions where `linear_attention_freq` has them."""
+def short_conv_layer_spec(config: "Lfm2Provider", vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """The usual specs of this rank's decoder layers, with a short convolution where `linear_attention_freq` is 1."""
     block = default_layer_spec(config, vp_stage=vp_stage)
     has_conv = get_linear_attention_pattern(config)
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     block.layer_specs = [
-        _with_short_conv(spec) if has_conv[layer] else spec for layer, spec in enumerate(block.layer_specs, start=first)
+        _with_short_conv(spec) if has_conv[layer] else spec
+        for layer, spec in enumerate(block.layer_specs or (), start=first)
     ]
     return block
 
 
 @dataclass
-class Lfm2Provider(GPTModelProvider):
-    """A provider that has a short convolution in the place of attention in the layers of `linear_attention_freq`.
+class Lfm2Provider(ShortConvConfig, GPTModelProvider):
+    """A provider with short convolutions in place of attention, in the layers of `linear_attention_freq`.
 
     Attributes:
-        conv_kernel_size: positions that a convolution reads, its own included.
-        conv_bias: whether the convolution and the projections around it have biases.
         mlp_size_rule: the HF fields that `ffn_hidden_size` was computed from; `None` for a size that stands as it is.
     """
 
-    conv_kernel_size: int = 3
-    conv_bias: bool = False
-    mlp_size_rule: dict[str, Any] | None = None
-    transformer_layer_spec: ModuleSpec | Callable[..., Any] = short_conv_layer_spec
+    mlp_size_rule: dict[str, object] | None = None
+    transformer_layer_spec: DecoderSpec | DecoderSpecBuilder = short_conv_layer_spec
 
     def finalize(self) -> None:
         super().finalize()
@@ -48,9 +51,9 @@ class Lfm2Provider(GPTModelProvider):
 
 
 def _with_short_conv(spec: ModuleSpec) -> ModuleSpec:
-    """A layer's spec with a short convolution made of the linear layers that its attention has."""
-    layer = spec.submodules
-    attention = layer.self_attention.submodules
+    """A layer's spec with a short convolution in place of attention, made of the linear layers of that attention."""
+    layer, attention = layer_submodules(spec), attention_submodules(spec)
+    assert isinstance(attention, SelfAttentionSubmodules)
     linear_layers = ShortConvSubmodules(in_proj=attention.linear_qkv, out_proj=attention.linear_proj)
     keys = {
         name: key.replace("self_attention.linear_qkv.", "self_attention.in_proj.")

@@ -1,5 +1,6 @@
 """Llama 4's attention: chunks, norms without weights, and a query that grows with its position."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,18 +11,22 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.models.transformer.core_attention import DotProductAttention
+from megatron.bridge.models.transformer.layer_specs import attention_submodules
+
+# Positional and keyword arguments of the core attention: query, key, value, mask and others.
+type _Arguments = tuple[tuple[torch.Tensor, ...], dict[str, Any]]
 
 
 @dataclass
 class Llama4Provider(GPTModelProvider):
-    """A provider whose layers, by `no_rope_freq`, have rotary embeddings and chunks, or neither.
+    """A provider whose layers have both rotary embeddings and chunks or, where `no_rope_freq` says so, neither.
 
     Source: transformers 5.23, `Llama4TextAttention`.
 
     Attributes:
-        attention_chunk_size: in layers with rotary embeddings, a position sees those of its own chunk of this length.
+        attention_chunk_size: in layers with rotary embeddings, a position sees only its own chunk of this length.
         rope_layer_qk_norm: whether these layers divide q and k of each head by their root mean square.
-        attention_temperature_tuning: whether other layers multiply the query at position p by
+        attention_temperature_tuning: whether the other layers multiply the query at position p by
             `1 + attention_scale * log(1 + floor((p + 1) / attention_floor_scale))`.
     """
 
@@ -35,18 +40,22 @@ class Llama4Provider(GPTModelProvider):
         if self.context_parallel_size > 1:
             raise UnsupportedConfigError("Llama4Provider: context_parallel_size must be 1: attention is chunked")
         # Transformer Engine's core attention knows no chunks.
-        spec.submodules.self_attention.submodules.core_attention = partial(_build_core_attention, DotProductAttention)
+        attention_submodules(spec).core_attention = partial(_build_core_attention, DotProductAttention)
 
 
-def _build_core_attention(core_attention: Any, config: Llama4Provider, layer_number: int, **kwargs: Any) -> Any:
+def _build_core_attention(
+    core_attention: Callable[..., DotProductAttention], config: Llama4Provider, layer_number: int, **kwargs: Any
+) -> DotProductAttention:
     module = core_attention(config=config, layer_number=layer_number, **kwargs)
     no_rope = isinstance(config.no_rope_freq, list) and config.no_rope_freq[layer_number - 1]
     module.register_forward_pre_hook(partial(_without_rope if no_rope else _with_rope, config), with_kwargs=True)
     return module
 
 
-def _with_rope(config: Llama4Provider, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
-    """`query` is `[Sq, B, A, D]`, `key` `[Sk, B, G, D]`: the last Sq of Sk positions (with a KV cache, Sk > Sq)."""
+def _with_rope(
+    config: Llama4Provider, module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+) -> _Arguments:
+    """`query` is `[Sq, B, A, D]`, for the last Sq of Sk positions; `key` is `[Sk, B, G, D]`. A KV cache has Sk > Sq."""
     query, key, value, mask, *others = args
     if config.rope_layer_qk_norm:
         query, key = (_normalise(x, config.layernorm_epsilon) for x in (query, key))
@@ -56,7 +65,9 @@ def _with_rope(config: Llama4Provider, module: torch.nn.Module, args: Any, kwarg
     return (query, key, value, hidden if mask is None else mask | hidden, *others), kwargs
 
 
-def _without_rope(config: Llama4Provider, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+def _without_rope(
+    config: Llama4Provider, module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+) -> _Arguments:
     query, key, *others = args
     if config.attention_temperature_tuning:
         positions = torch.arange(key.shape[0] - query.shape[0], key.shape[0], device=query.device)

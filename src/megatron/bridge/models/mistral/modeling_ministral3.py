@@ -1,5 +1,6 @@
 """Ministral 3's attention: the query grows with the logarithm of its position."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.bridge.models.transformer.layer_specs import attention_submodules
 
 
 @dataclass
@@ -23,20 +25,25 @@ class Ministral3Provider(GPTModelProvider):
             raise UnsupportedConfigError(
                 "Ministral3Provider: context_parallel_size must be 1, because the query is scaled by its position"
             )
-        attention = spec.submodules.self_attention.submodules
+        attention = attention_submodules(spec)
         attention.core_attention = partial(_build_core_attention, attention.core_attention)
 
 
-def _build_core_attention(core_attention: Any, config: Ministral3Provider, **kwargs: Any) -> torch.nn.Module:
+def _build_core_attention[AttentionT](
+    core_attention: Callable[..., AttentionT], config: Ministral3Provider, **kwargs: Any
+) -> AttentionT:
     parameters = config.rope_parameters or {}
     module = core_attention(config=config, **kwargs)
     beta, length = parameters["llama_4_scaling_beta"], parameters["original_max_position_embeddings"]
+    assert isinstance(module, torch.nn.Module)
     module.register_forward_pre_hook(partial(_scale_query, beta, length), with_kwargs=True)
     return module
 
 
-def _scale_query(beta: float, length: int, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
-    """`query` is `[Sq, B, A, D]`, `key` `[Sk, B, G, D]`: the last Sq of Sk positions (with a KV cache, Sk > Sq)."""
+def _scale_query(
+    beta: float, length: int, module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+    """`query` is `[Sq, B, A, D]`, for the last Sq of Sk positions; `key` is `[Sk, B, G, D]`. A KV cache has Sk > Sq."""
     query, key, *others = args
     if kwargs.get("packed_seq_params") is not None:
         raise UnsupportedConfigError("Ministral3: packed sequences are not supported, because positions start again")

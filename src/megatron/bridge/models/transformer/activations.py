@@ -1,4 +1,4 @@
-"""Activation functions that neither torch nor megatron-core has under a name of its own."""
+"""Activation functions that neither torch nor megatron-core has under a name of their own."""
 
 import torch
 import torch.nn.functional as F
@@ -10,5 +10,5 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 
 
 def gelu_new(x: torch.Tensor) -> torch.Tensor:
-    """The same function as `gelu_tanh`, under the name of HF's `gelu_new`, so that a config keeps its own name."""
+    """The same function as `gelu_tanh`, under the name of HF's `gelu_new`, so that a config keeps the name it has."""
     return F.gelu(x, approximate="tanh")

@@ -1,8 +1,8 @@
-"""`DecoderConfig`: what a decoder is, in the fields of a Megatron config; and `set_dtype`."""
+"""`DecoderConfig`, which describes a decoder in the fields of a Megatron config, and `set_dtype`."""
 
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict
 
 import torch
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
@@ -15,53 +15,69 @@ if TYPE_CHECKING:
     from megatron.core.transformer.spec_utils import ModuleSpec
 
 QK_LAYERNORM_SCOPES = ("head", "projection", "separate_heads", "head_after_rope")
-WINDOW_ATTENTION_FIELDS = ("kv_channels", "num_query_groups", "softmax_type")
+
+# As in an HF config: `rope_type`, `rope_theta` and the numbers of that type.
+type RopeParameters = dict[str, Any]
+
+
+class WindowAttention(TypedDict, total=False):
+    """The config fields in which the attention of layers with a sliding window may differ from that of the others."""
+
+    kv_channels: int
+    num_query_groups: int
+    softmax_type: Literal["vanilla", "off-by-one", "learnable"]
+
+
+WINDOW_ATTENTION_FIELDS = tuple(WindowAttention.__annotations__)
 
 
 def padded_vocab_size(vocab_size: int, make_vocab_size_divisible_by: int, tensor_model_parallel_size: int) -> int:
-    """The number of embedding rows: `vocab_size` rounded up so that every tensor-parallel rank gets equal parts."""
+    """The number of embedding rows: `vocab_size` rounded up so that all tensor-parallel ranks get equally many.
+
+    `padded_vocab_size(50257, 128, 2)` is 50432.
+    """
     multiple = make_vocab_size_divisible_by * tensor_model_parallel_size
     return (vocab_size + multiple - 1) // multiple * multiple
 
 
 @dataclass
 class DecoderConfig(TransformerConfig):
-    """A TransformerConfig with everything that a decoder of this package is made of: what the model is, not how it is
-    built. Its checks wait for `finalize()`, so that fields may be set in any order.
+    """A TransformerConfig that describes everything a decoder of this package is made of, but not how it is built.
 
-    Beyond megatron-core's fields:
+    Its checks wait for `finalize()`, so that fields may be set in any order. Beyond megatron-core's fields:
 
     Attributes:
-        vocab_size: rows of the HF embedding, without padding.
-        seq_length: positions the model is made for (HF `max_position_embeddings`).
+        vocab_size: the rows of the HF embedding, without padding.
+        seq_length: the number of positions that the model is made for (HF `max_position_embeddings`).
         rope_parameters: the HF config's rope parameters; `None` for plain rope with `rotary_base`.
         pad_query_groups: add query groups (and their heads) of zeros where tensor parallelism does not divide them. The
             model computes the same, and exports leave them out.
         unpadded_query_groups: the number before padding; set by `finalize`.
-        window_rope_parameters: those of layers with a sliding window, where they differ; `None` for the same.
-        window_attention: values of WINDOW_ATTENTION_FIELDS that the attention of these layers has instead.
+        window_rope_parameters: of layers with a sliding window, if they differ; `None` if they do not.
+        window_attention: what the attention of these layers has in place of this config's fields.
         attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
-        moe_router_renormalize: whether the scores of the chosen experts are divided by their sum; `None` is
+        moe_router_renormalize: whether the scores of the chosen experts are divided by their sum; `None` follows
             megatron-core's rule. This and the next two fields choose `GeneralTopKRouter`.
-        moe_router_group_score: what groups of experts are chosen by, "top2_sum" or "max"; `None` is megatron-core's.
-        moe_router_softmax_expert_bias: a bias on softmax scores for the choice of experts.
-        moe_router_epsilon: what `GeneralTopKRouter` adds to the sum of scores that it divides by.
-        lm_head_bias: bias of the output layer, one number per vocabulary entry.
-        linear_out_norm_zero_centered: whether the output norms of gated delta nets hold their weight less 1, as in
-            checkpoints of megatron-core's own spec. HF's are plain; weights below 0.5 are rounded by the subtraction.
+        moe_router_group_score: the score that groups of experts are chosen by, "top2_sum" or "max"; `None` follows
+            megatron-core's rule.
+        moe_router_softmax_expert_bias: add a bias to softmax scores when experts are chosen.
+        moe_router_epsilon: what `GeneralTopKRouter` adds to the sum of scores before dividing by it.
+        lm_head_bias: give the output layer a bias, one number per vocabulary entry.
+        linear_out_norm_zero_centered: whether the output norms of gated delta nets hold their weight minus 1, as in
+            checkpoints of megatron-core's own spec. HF's are plain; the subtraction rounds weights below 0.5.
         embedding_dropout: dropout of the embeddings alone; `None` follows `hidden_dropout`.
         embedding_multiplier, logits_multiplier: factors of the word embeddings and of the logits.
         residual_multiplier: factor of what attention and MLP add to the residual stream.
         final_logit_softcapping: c in `c * tanh(logits / c)`; `None` for none.
-        attn_logit_softcapping: the same of attention scores, which needs megatron-core's own core attention.
-        use_pre_norms, use_post_norms: norms in front of attention and MLP, and behind them.
+        attn_logit_softcapping: the same for attention scores; needs megatron-core's own core attention.
+        use_pre_norms, use_post_norms: whether there are norms before attention and MLP, and after them.
         norm_bias: whether LayerNorms have biases.
         norm_weight_in_fp32: whether an RMSNorm's weight multiplies before the rounding to low precision.
-        parallel_attention_and_mlp: both read the output of `input_layernorm`; their outputs are added together.
-        qk_layernorm_scope: what `qk_layernorm` normalises: each "head", the whole "projection", or "separate_heads",
-            with weights of their own; "head_after_rope" for each head after the rotary embedding.
-        seed: for `provide_distributed_model` where model parallelism is not initialised yet.
-        has_kv_cache: whether megatron-core's KV cache keeps all that the layers need of earlier positions.
+        parallel_attention_and_mlp: both read the output of `input_layernorm`, and their outputs are added together.
+        qk_layernorm_scope: what `qk_layernorm` normalises: each "head"; the whole "projection"; "separate_heads", each
+            with weights of its own; or "head_after_rope", each head after the rotary embedding.
+        seed: for `provide_distributed_model`, if model parallelism is not initialised yet.
+        has_kv_cache: whether megatron-core's KV cache keeps everything that the layers need of earlier positions.
     """
 
     num_layers: int = 0
@@ -75,9 +91,9 @@ class DecoderConfig(TransformerConfig):
     position_embedding_type: str = "rope"
     rotary_base: float = 10000
     rotary_percent: float = 1.0
-    rope_parameters: dict[str, Any] | None = None
-    window_rope_parameters: dict[str, Any] | None = None
-    window_attention: dict[str, Any] | None = None
+    rope_parameters: RopeParameters | None = None
+    window_rope_parameters: RopeParameters | None = None
+    window_attention: WindowAttention | None = None
     seq_len_interpolation_factor: float | None = None
     parallel_output: bool = True
     scatter_embedding_sequence_parallel: bool = True
@@ -108,14 +124,14 @@ class DecoderConfig(TransformerConfig):
     has_kv_cache: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Nothing: megatron-core's checks run in `finalize()`, when every field has its value."""
+        """Does nothing: megatron-core's checks run in `finalize()`, when every field has its value."""
 
     def finalize(self) -> None:
-        """Completes and checks the config. Call after the last change; calling again is fine.
+        """Completes and checks the config. Call it after the last change; it may be called again.
 
         Raises:
-            UnsupportedConfigError: a value or combination that megatron-core refuses.
-            ParallelLayoutError: tensor parallelism that does not divide the heads or the feed-forward size.
+            UnsupportedConfigError: megatron-core refuses a value or a combination of values.
+            ParallelLayoutError: tensor parallelism does not divide the heads or the feed-forward size.
         """
         if not set(self.window_attention or ()) <= set(WINDOW_ATTENTION_FIELDS):
             raise UnsupportedConfigError(
@@ -189,42 +205,45 @@ class DecoderConfig(TransformerConfig):
             )
 
     def modify_layer_spec(self, spec: "ModuleSpec") -> None:
-        """Changes the spec of a layer in place: for a family whose layers have modules of their own.
+        """Changes the spec of a layer in place, for a family whose layers have modules of their own.
 
-        Called for each different layer spec, after everything that fields ask for.
+        Called once for each different layer spec, after everything that fields ask for is in it.
         """
 
-    def attention_config(self, has_window: bool) -> "DecoderConfig":
-        """This config, as it is for the attention of the layers with a sliding window, or of the others."""
+    def attention_config(self, has_window: bool) -> Self:
+        """This config as the attention of layers with a sliding window sees it, or that of the others."""
         if not has_window or self.window_attention is None:
             return self
         config = copy(self)
         for name, value in self.window_attention.items():
             setattr(config, name, value)
         if config.num_query_groups != self.num_query_groups:
-            config.unpadded_query_groups = None  # only layers with as many groups as the others are padded
+            config.unpadded_query_groups = None  # layers are padded only if they have as many groups as the others
         return config
 
-    def layer_config(self, layer_number: int) -> "DecoderConfig":
-        """This config, as it is for the attention of a layer; the first has number 1."""
+    def layer_config(self, layer_number: int) -> Self:
+        """This config as the attention of a layer sees it; layers are numbered from 1."""
         return self.attention_config(self.has_window(layer_number))
 
     def has_window(self, layer_number: int) -> bool:
-        """Whether a layer has a sliding window; the first has number 1."""
-        return bool(is_layer_window_attention(self.window_size, self.window_attn_skip_freq, layer_number))
+        """Whether a layer has a sliding window; layers are numbered from 1."""
+        skip_freq = self.window_attn_skip_freq
+        return is_layer_window_attention(self.window_size, skip_freq, layer_number)  # type: ignore[arg-type]  # or None
 
     @property
     def num_hf_query_groups(self) -> int:
-        """Query groups that HF has: without those that were added for tensor parallelism."""
-        return self.unpadded_query_groups or self.num_query_groups
+        """The number of query groups that HF has, without those that were added for tensor parallelism."""
+        return self.unpadded_query_groups or self.num_query_groups or self.num_attention_heads
 
     def head_dim(self, has_window: bool) -> int:
-        """Dimensions per head of the layers with a sliding window, or of the others."""
-        return self.attention_config(has_window).kv_channels
+        """Dimensions per head, in the layers with a sliding window or in the others."""
+        num_dims = self.attention_config(has_window).kv_channels
+        assert num_dims is not None, "finalize() sets it"
+        return num_dims
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the Megatron embedding."""
+        """The rows of the Megatron embedding."""
         return padded_vocab_size(self.vocab_size, self.make_vocab_size_divisible_by, self.tensor_model_parallel_size)
 
 
@@ -235,7 +254,7 @@ class MLADecoderConfig(DecoderConfig, MLATransformerConfig):
     Beyond the fields of its bases:
 
     Attributes:
-        latent_layernorm_epsilon: of the norms of the query and key-value latents.
+        latent_layernorm_epsilon: the epsilon of the norms of the query and key-value latents.
     """
 
     multi_latent_attention: bool = True
@@ -244,7 +263,11 @@ class MLADecoderConfig(DecoderConfig, MLATransformerConfig):
 
 
 def set_dtype(provider: TransformerConfig, dtype: torch.dtype) -> None:
-    """Makes `dtype` the dtype of parameters and computation: the flags that megatron-core keeps for it, together."""
+    """Makes `dtype` the dtype of parameters and computation, by setting all the flags that megatron-core has for it.
+
+    Raises:
+        UnsupportedConfigError: a dtype that Megatron models cannot have.
+    """
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UnsupportedConfigError(f"dtype {dtype}: a Megatron model is float32, bfloat16 or float16")
     provider.bf16 = dtype == torch.bfloat16

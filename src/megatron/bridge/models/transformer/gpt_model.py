@@ -1,25 +1,30 @@
-"""A GPTModel with what some families do to embeddings and logits."""
+"""A GPTModel that does what some families do to embeddings and logits."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.models.gpt import GPTModel as CoreGPTModel
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 
+if TYPE_CHECKING:
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+
 
 class GPTModel(CoreGPTModel):
-    """megatron-core's GPTModel, plus what the provider's fields ask for; with their defaults nothing changes.
+    """megatron-core's GPTModel, plus what the provider's fields ask for. With their defaults, nothing changes.
 
-    - `embedding_multiplier`, rounded to the dtype of the embeddings as transformers does for Gemma;
+    - `embedding_multiplier`, rounded to the dtype of the embeddings, as in transformers' Gemma;
     - `embedding_dropout`;
     - `lm_head_bias`: `output_layer.bias`, `[V]`, cut like the vocabulary;
     - `logits_multiplier`, then `final_logit_softcapping` c: `c * tanh(logits / c)` (arXiv 2408.00118, section 2).
     """
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+    config: "DecoderConfig"
+
+    def __init__(self, config: "DecoderConfig", *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         if self.mtp_process and self.post_process and self.share_embeddings_and_output_weights:
-            # The stage has an embedding, whose weight the output layer is given. Where it is not the first stage,
+            # The stage has an embedding, whose weight the output layer is given. But unless it is the first stage,
             # megatron-core makes a weight for the output layer too, and then refuses to save it.
             self.output_layer.weight = None
         if self.pre_process:
@@ -35,7 +40,7 @@ class GPTModel(CoreGPTModel):
             self.output_layer.bias = torch.nn.Parameter(bias)
             set_tensor_model_parallel_attributes(self.output_layer.bias, is_parallel=True, dim=0, stride=1)
 
-    def _multiply_embeddings(self, module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    def _multiply_embeddings(self, module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
         return output * torch.tensor(self.config.embedding_multiplier, dtype=output.dtype, device=output.device)
 
     def _scale_logits(self, logits: torch.Tensor) -> torch.Tensor:

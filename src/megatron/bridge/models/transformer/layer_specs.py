@@ -1,5 +1,6 @@
 """Layer specs: Transformer Engine where it can run, megatron-core's own modules elsewhere. The choice is made here."""
 
+from collections.abc import Callable
 from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,12 @@ from megatron.core.models.gpt.experimental_attention_variant_module_specs import
 )
 from megatron.core.ssm.gated_delta_net import GatedDeltaNet, GatedDeltaNetSubmodules
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.dot_product_attention import DotProductAttention as CoreDotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
+from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.multi_token_prediction import (
     MultiTokenPredictionBlock,
     MultiTokenPredictionBlockSubmodules,
@@ -22,7 +27,7 @@ from megatron.core.transformer.multi_token_prediction import (
 )
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules, get_transformer_layer_offset
 
 from megatron.bridge.models.transformer.biased_experts import BiasedExpertLinear
 from megatron.bridge.models.transformer.core_attention import DotProductAttention
@@ -43,13 +48,18 @@ from megatron.bridge.runtime.norm import TorchNorm
 from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
 
 if TYPE_CHECKING:
+    from megatron.core.transformer.torch_norm import LayerNormBuilder
+
     from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
+# The layers of a decoder: one spec for all, or one for each.
+DecoderSpec = ModuleSpec | TransformerBlockSubmodules
+DecoderSpecBuilder = Callable[..., DecoderSpec]
 
-# The norm of a gated delta net's output if its weight multiplies as it is, where other norms' are zero-centred.
+# The norm of a gated delta net's output, if its weight multiplies as it is while those of other norms are zero-centred.
 _DELTA_NET_NORM = ModuleSpec(module=TorchNorm, params={"normalization": "RMSNorm", "zero_centered_gamma": False})
 
-# Local MLA: a norm that is part of a linear layer with Transformer Engine is saved under the name that it has there.
+# Local MLA: norms that Transformer Engine makes part of a linear layer are saved under the names that they have there.
 _LOCAL_MLA_KEYS = {
     "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
     "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
@@ -57,11 +67,54 @@ _LOCAL_MLA_KEYS = {
 }
 
 
+# The parts of a layer's spec, which megatron-core declares as any object.
+
+
+def layer_submodules(spec: ModuleSpec) -> TransformerLayerSubmodules:
+    """The modules of a layer: `layer_submodules(spec).mlp = IdentityOp` takes its MLP away."""
+    assert isinstance(spec.submodules, TransformerLayerSubmodules)
+    return spec.submodules
+
+
+def attention_spec(spec: ModuleSpec) -> ModuleSpec:
+    """The spec of a layer's attention."""
+    attention = layer_submodules(spec).self_attention
+    assert isinstance(attention, ModuleSpec)
+    return attention
+
+
+def attention_submodules(spec: ModuleSpec) -> SelfAttentionSubmodules | MLASelfAttentionSubmodules:
+    """The modules of a layer's attention."""
+    parts = attention_spec(spec).submodules
+    assert isinstance(parts, SelfAttentionSubmodules | MLASelfAttentionSubmodules)
+    return parts
+
+
+def mlp_arguments(layer: TransformerLayerSubmodules) -> dict[str, Any]:
+    """The arguments that a layer's MLP, or mixture of experts, is built with; "submodules" are its modules."""
+    assert isinstance(layer.mlp, partial)
+    return layer.mlp.keywords
+
+
+def mlp_submodules(layer: TransformerLayerSubmodules) -> MLPSubmodules | MoESubmodules:
+    """The modules of a layer's MLP or mixture of experts."""
+    parts = mlp_arguments(layer)["submodules"]
+    assert isinstance(parts, MLPSubmodules | MoESubmodules)
+    return parts
+
+
+def post_norm_builder(layer: TransformerLayerSubmodules) -> "LayerNormBuilder":
+    """What builds the norms that `use_post_norms` puts after a layer's MLP."""
+    assert isinstance(layer.mlp_bda, ModuleSpec)
+    builder: LayerNormBuilder = layer.mlp_bda.params["norm"]
+    return builder
+
+
 def transformer_engine_layer_spec(config: "DecoderConfig", is_moe: bool | None = None) -> ModuleSpec:
-    """One transformer layer of Transformer Engine modules.
+    """One transformer layer made of Transformer Engine's modules.
 
     Args:
-        is_moe: whether the layer has experts; default: if the model has any.
+        is_moe: whether the layer has experts; default: whether the model has any.
     """
     is_moe = config.num_moe_experts is not None if is_moe is None else is_moe
     spec = gpt_layer_specs.get_gpt_layer_with_transformer_engine_spec(
@@ -75,10 +128,10 @@ def transformer_engine_layer_spec(config: "DecoderConfig", is_moe: bool | None =
 
 
 def local_layer_spec(config: "DecoderConfig", is_moe: bool | None = None, is_linear: bool = False) -> ModuleSpec:
-    """One transformer layer of megatron-core's own modules, with norms that accept sequence parallelism.
+    """One transformer layer made of megatron-core's own modules, with norms that accept sequence parallelism.
 
     Args:
-        is_moe: whether the layer has experts; default: if the model has any.
+        is_moe: whether the layer has experts; default: whether the model has any.
         is_linear: whether it has linear attention (a gated delta net).
     """
     is_moe = config.num_moe_experts is not None if is_moe is None else is_moe
@@ -89,22 +142,18 @@ def local_layer_spec(config: "DecoderConfig", is_moe: bool | None = None, is_lin
         multi_latent_attention=config.multi_latent_attention,
         normalization=config.normalization,
     )
-    layer = spec.submodules
-    attention = layer.self_attention.submodules
+    layer, attention = layer_submodules(spec), attention_submodules(spec)
     if config.multi_latent_attention:
         layer.sharded_state_dict_keys_map = dict(_LOCAL_MLA_KEYS)
-    for owner, names in (
-        (layer, ("input_layernorm", "pre_mlp_layernorm")),
-        (attention, ("q_layernorm", "k_layernorm", "kv_layernorm")),
-    ):
-        for name in names:
+    for owner in (layer, attention):
+        for name in ("input_layernorm", "pre_mlp_layernorm", "q_layernorm", "k_layernorm", "kv_layernorm"):
             if getattr(owner, name, None) not in (None, IdentityOp):
                 setattr(owner, name, TorchNorm)
     if attention.core_attention is CoreDotProductAttention:
         attention.core_attention = DotProductAttention
     if is_moe:
-        # In a checkpoint, the norm before experts keeps its name, as with Transformer Engine: there is no one linear
-        # layer that it could be a part of.
+        # In a checkpoint, the norm before experts keeps its name, as with Transformer Engine: there is no single linear
+        # layer that it could be part of.
         layer.sharded_state_dict_keys_map = {
             name: key for name, key in layer.sharded_state_dict_keys_map.items() if name != "pre_mlp_layernorm."
         }
@@ -125,8 +174,8 @@ def local_layer_spec(config: "DecoderConfig", is_moe: bool | None = None, is_lin
     return spec
 
 
-def default_layer_spec(config: "DecoderConfig", vp_stage: int | None = None) -> Any:
-    """The spec of this rank's decoder layers, by what the machine offers, with the modules that the config asks for."""
+def default_layer_spec(config: "DecoderConfig", vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """The specs of this rank's decoder layers: what the machine offers, with the modules that the config asks for."""
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     if config.experimental_attention_variant == "dsa":
@@ -135,15 +184,15 @@ def default_layer_spec(config: "DecoderConfig", vp_stage: int | None = None) -> 
         if config.experimental_attention_variant == "gated_delta_net":
             block = get_transformer_block_with_experimental_attention_variant_spec(config, vp_stage=vp_stage)
         else:
-            usual = copy(config)  # megatron-core gives the spec of usual attention only, which _vary changes
+            usual = copy(config)  # megatron-core has specs of usual attention only, which _vary changes
             usual.experimental_attention_variant = None
             block = gpt_layer_specs.get_gpt_decoder_block_spec(usual, use_transformer_engine=True, vp_stage=vp_stage)
-        for spec in {id(spec): spec for spec in block.layer_specs}.values():
-            if spec.submodules.self_attention.module is GatedDeltaNet:
-                if not config.linear_out_norm_zero_centered:
-                    spec.submodules.self_attention.submodules.out_norm = _DELTA_NET_NORM
-            else:
+        for spec in {id(spec): spec for spec in block.layer_specs or ()}.values():
+            delta_net = attention_spec(spec).submodules
+            if not isinstance(delta_net, GatedDeltaNetSubmodules):
                 _vary(spec, config, with_transformer_engine=True)
+            elif not config.linear_out_norm_zero_centered:
+                delta_net.out_norm = _DELTA_NET_NORM
         if not config.norm_bias:
             block.layer_norm = TorchNorm
         return block
@@ -152,19 +201,22 @@ def default_layer_spec(config: "DecoderConfig", vp_stage: int | None = None) -> 
     return TransformerBlockSubmodules(layer_specs=[specs[kind] for kind in kinds], layer_norm=TorchNorm)
 
 
-def mtp_block_spec(config: "DecoderConfig", layer_spec: Any, vp_stage: int | None = None) -> Any:
-    """The spec of the multi-token prediction layers on this rank; `None` for none.
+def mtp_block_spec(
+    config: "DecoderConfig", layer_spec: DecoderSpec, vp_stage: int | None = None
+) -> MultiTokenPredictionBlockSubmodules | None:
+    """The specs of the multi-token prediction layers on this rank; `None` if there are none.
 
-    They are like the last decoder layer, in models with gated delta nets like a layer with attention and experts.
+    They are like the last decoder layer or, in models with gated delta nets, like a layer with attention and experts.
     """
     if not config.mtp_num_layers:
         return None
     use_transformer_engine = capabilities.has_transformer_engine()
     if config.experimental_attention_variant == "gated_delta_net":
         layer_spec = (transformer_engine_layer_spec if use_transformer_engine else local_layer_spec)(config)
+    block: MultiTokenPredictionBlockSubmodules | None
     block = gpt_layer_specs.get_gpt_mtp_block_spec(config, layer_spec, use_transformer_engine, vp_stage=vp_stage)
     if block is not None and not use_transformer_engine:
-        for layer in block.layer_specs:
+        for layer in block.layer_specs or ():
             for name in ("enorm", "hnorm", "layer_norm"):
                 setattr(layer.submodules, name, TorchNorm)
     return block
@@ -173,10 +225,14 @@ def mtp_block_spec(config: "DecoderConfig", layer_spec: Any, vp_stage: int | Non
 def hybrid_mtp_block_spec() -> ModuleSpec:
     """The spec of a HybridModel's multi-token prediction layers, whose inner layers follow a pattern."""
     layer = MultiTokenPredictionLayerSubmodules(
-        enorm=TorchNorm, hnorm=TorchNorm, eh_proj=ColumnParallelLinear, mtp_model_layer=None, layer_norm=TorchNorm
+        enorm=TorchNorm,
+        hnorm=TorchNorm,
+        eh_proj=ColumnParallelLinear,
+        mtp_model_layer=None,  # type: ignore[arg-type]  # a pattern takes its place
+        layer_norm=TorchNorm,
     )
     if capabilities.has_transformer_engine():
-        layer.enorm = layer.hnorm = layer.layer_norm = transformer_engine.TENorm
+        layer.enorm = layer.hnorm = layer.layer_norm = _transformer_engine_norm()
         layer.eh_proj = transformer_engine.TEColumnParallelLinear
     return ModuleSpec(
         module=MultiTokenPredictionBlock,
@@ -187,7 +243,7 @@ def hybrid_mtp_block_spec() -> ModuleSpec:
 
 
 def moe_layers(config: "DecoderConfig") -> list[bool]:
-    """For each layer of the model whether it has experts."""
+    """For each layer of the model, whether it has experts."""
     if config.num_moe_experts is None:
         return [False] * config.num_layers
     if isinstance(config.moe_layer_freq, int):
@@ -196,7 +252,7 @@ def moe_layers(config: "DecoderConfig") -> list[bool]:
 
 
 def linear_layers(config: "DecoderConfig") -> list[bool]:
-    """For each layer of the model whether it has linear attention."""
+    """For each layer of the model, whether it has linear attention."""
     if config.experimental_attention_variant != "gated_delta_net":
         return [False] * config.num_layers
     return [bool(kind) for kind in get_linear_attention_pattern(config)]
@@ -204,13 +260,13 @@ def linear_layers(config: "DecoderConfig") -> list[bool]:
 
 def _vary(spec: ModuleSpec, config: "DecoderConfig", with_transformer_engine: bool) -> None:
     """Puts the modules that the config's fields ask for into a layer's spec."""
-    layer = spec.submodules
-    norm: Any = TorchNorm
+    layer = layer_submodules(spec)
+    norm: LayerNormBuilder = TorchNorm
     if with_transformer_engine:
         if not (config.use_pre_norms and config.norm_bias) or config.parallel_attention_and_mlp:
-            separate_norms(layer, config)
+            separate_norms(spec, config)
         if config.norm_bias:
-            norm = transformer_engine.TENorm
+            norm = _transformer_engine_norm()
     if not config.use_pre_norms:
         layer.input_layernorm = layer.pre_mlp_layernorm = IdentityOp
     if config.use_post_norms or config.residual_multiplier != 1.0:
@@ -220,61 +276,66 @@ def _vary(spec: ModuleSpec, config: "DecoderConfig", with_transformer_engine: bo
     if config.parallel_attention_and_mlp:
         spec.module = ParallelTransformerLayer
         layer.pre_mlp_layernorm = IdentityOp
-    _vary_attention(layer.self_attention, config)
+    _vary_attention(spec, config)
     if config.experimental_attention_variant == "dsa":
-        _make_attention_sparse(layer, with_transformer_engine)
-    _vary_experts(layer.mlp.keywords["submodules"], config, with_transformer_engine)
+        _make_attention_sparse(spec, with_transformer_engine)
+    _vary_experts(mlp_submodules(layer), config, with_transformer_engine)
     _set_biases(spec, config)
     config.modify_layer_spec(spec)
 
 
-def _vary_attention(spec: ModuleSpec, config: "DecoderConfig") -> None:
-    attention = spec.submodules
+def _vary_attention(layer_spec: ModuleSpec, config: "DecoderConfig") -> None:
+    spec, attention = attention_spec(layer_spec), attention_submodules(layer_spec)
     if config.multi_latent_attention:
         spec.module = MultiLatentSelfAttention
     if config.attn_logit_softcapping is not None:
         attention.core_attention = DotProductAttention
     if config.window_rope_parameters is not None or config.window_attention is not None:
         spec.module = LayerRopeSelfAttention
-    if config.qk_layernorm and config.qk_layernorm_scope in ("projection", "separate_heads"):
-        norm = ProjectionNorm if config.qk_layernorm_scope == "projection" else SeparateHeadNorm
-        attention.q_layernorm = partial(norm, num_heads=config.num_attention_heads)
-        attention.k_layernorm = partial(norm, num_heads=config.num_query_groups)
-    if config.qk_layernorm and config.qk_layernorm_scope == "head_after_rope":
-        spec.module = SelfAttentionWithNormsAfterRope
-        attention.q_layernorm = attention.k_layernorm = NormAfterRope
+    if config.qk_layernorm and config.qk_layernorm_scope != "head":
+        assert isinstance(attention, SelfAttentionSubmodules)
+        if config.qk_layernorm_scope == "head_after_rope":
+            spec.module = SelfAttentionWithNormsAfterRope
+            attention.q_layernorm = attention.k_layernorm = NormAfterRope
+        else:
+            norm = ProjectionNorm if config.qk_layernorm_scope == "projection" else SeparateHeadNorm
+            attention.q_layernorm = partial(norm, num_heads=config.num_attention_heads)
+            attention.k_layernorm = partial(norm, num_heads=config.num_query_groups or config.num_attention_heads)
 
 
-def _make_attention_sparse(layer: Any, with_transformer_engine: bool) -> None:
-    """Sparse attention; its indexer reads the normalised latent of queries, so that norm stands on its own."""
-    attention = layer.self_attention.submodules
+def _make_attention_sparse(spec: ModuleSpec, with_transformer_engine: bool) -> None:
+    """Makes attention sparse. Its indexer reads the normalised latent of queries, so that norm stands on its own."""
+    layer, attention = layer_submodules(spec), attention_submodules(spec)
+    assert isinstance(attention, MLASelfAttentionSubmodules)
     if with_transformer_engine:
         attention.core_attention = sparse_attention(transformer_engine.TELinear, transformer_engine.TENorm)
-        attention.q_layernorm = attention.kv_layernorm = transformer_engine.TENorm
+        attention.q_layernorm = attention.kv_layernorm = _transformer_engine_norm()
         attention.linear_q_up_proj = attention.linear_kv_up_proj = transformer_engine.TEColumnParallelLinear
     else:
         attention.core_attention = sparse_attention(ReplicatedLinear, TorchNorm)
-    # In checkpoints these norms are on their own too, as with megatron-core's own spec.
-    keys = getattr(layer, "sharded_state_dict_keys_map", None) or {}
+    # In checkpoints, too, these norms stand on their own, as with megatron-core's own spec.
+    keys = layer.sharded_state_dict_keys_map
     layer.sharded_state_dict_keys_map = {name: key for name, key in keys.items() if "self_attention." not in name}
 
 
-def _vary_experts(mlp: Any, config: "DecoderConfig", with_transformer_engine: bool) -> None:
-    if not hasattr(mlp, "experts"):
+def _vary_experts(mlp: MLPSubmodules | MoESubmodules, config: "DecoderConfig", with_transformer_engine: bool) -> None:
+    if isinstance(mlp, MLPSubmodules):
         return
     if needs_general_router(config):
         mlp.router = GeneralTopKRouter
     if config.add_bias_linear and not with_transformer_engine:
+        assert isinstance(mlp.experts, partial)
         mlp.experts.keywords["submodules"].linear_fc2 = BiasedExpertLinear
 
 
-def separate_norms(layer: Any, config: "DecoderConfig") -> None:
-    """Takes the norms out of Transformer Engine's fused linear layers, under the same names in checkpoints."""
-    norm = transformer_engine.TENorm if config.norm_bias else TorchNorm
+def separate_norms(spec: ModuleSpec, config: "DecoderConfig") -> None:
+    """Takes a layer's norms out of Transformer Engine's fused linear layers. Checkpoints keep their names for them."""
+    norm = _transformer_engine_norm() if config.norm_bias else TorchNorm
+    layer, attention, mlp = layer_submodules(spec), attention_submodules(spec), mlp_submodules(layer_submodules(spec))
+    assert isinstance(attention, SelfAttentionSubmodules)
     layer.input_layernorm = layer.pre_mlp_layernorm = norm
-    layer.self_attention.submodules.linear_qkv = transformer_engine.TEColumnParallelLinear
-    mlp = layer.mlp.keywords["submodules"]
-    if hasattr(mlp, "linear_fc1"):
+    attention.linear_qkv = transformer_engine.TEColumnParallelLinear
+    if isinstance(mlp, MLPSubmodules):
         mlp.linear_fc1 = transformer_engine.TEColumnParallelLinear
     layer.sharded_state_dict_keys_map = {
         "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
@@ -283,19 +344,21 @@ def separate_norms(layer: Any, config: "DecoderConfig") -> None:
 
 
 def _set_biases(spec: ModuleSpec, config: "DecoderConfig") -> None:
-    """Biases of single linear layers: megatron-core has one switch for all of them (`add_bias_linear`)."""
-    layer = spec.submodules
-    attention = layer.self_attention.submodules
+    """Sets the biases of single linear layers: megatron-core has one switch for all of them (`add_bias_linear`)."""
+    attention, mlp = attention_submodules(spec), mlp_submodules(layer_submodules(spec))
     if config.attention_output_bias is not None:
         attention.linear_proj = partial(_build_linear, attention.linear_proj, config.attention_output_bias)
-    if config.mlp_bias is not None:
-        mlp = layer.mlp.keywords["submodules"]
-        if not hasattr(mlp, "linear_fc1"):
-            return  # experts have their own switch
+    if config.mlp_bias is not None and isinstance(mlp, MLPSubmodules):  # experts have a switch of their own
         mlp.linear_fc1 = partial(_build_linear, mlp.linear_fc1, config.mlp_bias)
         mlp.linear_fc2 = partial(_build_linear, mlp.linear_fc2, config.mlp_bias)
 
 
-def _build_linear(linear: Any, use_bias: bool, *args: Any, bias: bool, **kwargs: Any) -> Any:
+def _build_linear[LinearT](
+    linear: Callable[..., LinearT], use_bias: bool, *args: Any, bias: bool, **kwargs: Any
+) -> LinearT:
     del bias  # the config's one switch for all layers
     return linear(*args, bias=use_bias, **kwargs)
+
+
+def _transformer_engine_norm() -> "LayerNormBuilder":
+    return transformer_engine.TENorm  # type: ignore[return-value]  # declared to build itself, but it builds a norm

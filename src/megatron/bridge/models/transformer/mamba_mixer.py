@@ -1,6 +1,6 @@
 """megatron-core's Mamba-2 mixer with the norm and the step sizes that HF configs ask for."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.extensions import transformer_engine
@@ -10,12 +10,17 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.runtime import capabilities
 
+if TYPE_CHECKING:
+    from megatron.core.packed_seq_params import PackedSeqParams
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
 
 def mixer_linears(*, norm_in_projection: bool) -> core.MambaMixerSubmodules:
-    """The linear layers of a mixer, by what the machine offers.
+    """The linear layers of a mixer, made of what the machine offers.
 
     Args:
-        norm_in_projection: whether Transformer Engine's first layer has the norm in front; other layers never have it.
+        norm_in_projection: whether Transformer Engine's first layer has the norm in front; megatron-core's own layer
+            never has it.
     """
     if not capabilities.has_transformer_engine():
         return core.MambaMixerSubmodules(in_proj=ColumnParallelLinear, out_proj=RowParallelLinear)
@@ -25,16 +30,21 @@ def mixer_linears(*, norm_in_projection: bool) -> core.MambaMixerSubmodules:
 
 
 class MambaMixer(core.MambaMixer):
-    """Reads the norm's epsilon and the smallest step size from the provider (`HybridProvider`)."""
+    """A mixer whose norm has the config's epsilon, and whose step sizes have a minimum.
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+    Args:
+        dt_min: the smallest step size.
+    """
+
+    def __init__(self, config: "TransformerConfig", *args: Any, dt_min: float = 0.0, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
+        self.dt_min = dt_min
         if self.rmsnorm:
             self.norm.eps = config.layernorm_epsilon  # megatron-core's own is always 1e-5
 
-    def _ssm_training(self, zxBCdt: torch.Tensor, packed_seq_params: Any = None) -> torch.Tensor:
+    def _ssm_training(self, zxBCdt: torch.Tensor, packed_seq_params: "PackedSeqParams | None" = None) -> torch.Tensor:
         """Convolution, scan and norm of the projection, `[S, B, ...]`."""
-        if not self.config.mamba_dt_min:
+        if not self.dt_min:
             return super()._ssm_training(zxBCdt, packed_seq_params)
         if packed_seq_params is not None:
             raise UnsupportedConfigError(
@@ -48,7 +58,7 @@ class MambaMixer(core.MambaMixer):
             -torch.exp(self.cp.get_A_log().float()),
             D=self.cp.get_D(),
             chunk_size=self.chunk_size,
-            dt_limit=(self.config.mamba_dt_min, float("inf")),
+            dt_limit=(self.dt_min, float("inf")),
             activation=self.activation,
             headdim=self.headdim,
             ngroups=self.cp.ngroups_local_tpcp,

@@ -12,15 +12,19 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 
 if TYPE_CHECKING:
+    from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.torch_norm import LayerNormBuilder
+
     from megatron.bridge.models.transformer.decoder_config import MLADecoderConfig
 
 
 class MultiLatentSelfAttention(MLASelfAttention):
-    """megatron-core's MLA with the modules that the spec names, and its own epsilon for the norms of the latents.
+    """megatron-core's MLA with the modules that the spec names, and an epsilon of their own for the latents' norms.
 
-    megatron-core chooses a fused norm and projection by itself, which would put a norm in front of `linear_q_proj`
-    where queries have no latent (`q_lora_rank` None), and which local specs do not have. In published models the
-    norms of the latents have epsilon 1e-6 whatever the other norms have.
+    megatron-core itself chooses a fused norm and projection. That would put a norm in front of `linear_q_proj` if
+    queries have no latent (`q_lora_rank` None), and local specs do not have it. In published models, the norms of the
+    latents have epsilon 1e-6, whatever the other norms have.
     """
 
     config: "MLADecoderConfig"
@@ -28,11 +32,13 @@ class MultiLatentSelfAttention(MLASelfAttention):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for name in ("q_layernorm", "kv_layernorm", "linear_q_up_proj", "linear_kv_up_proj"):
-            module = getattr(self, name, None)
+            module: object = getattr(self, name, None)
             if hasattr(module, "eps"):  # a norm, or a linear layer with a fused norm
                 module.eps = self.config.latent_layernorm_epsilon
 
-    def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:
+    def _resolve_qk_norm_config(
+        self, submodules: "MLASelfAttentionSubmodules"
+    ) -> "dict[str, ModuleSpec | type | LayerNormBuilder]":
         return {
             "linear_q_proj": submodules.linear_q_proj,
             "linear_q_up_proj": submodules.linear_q_up_proj,
@@ -42,10 +48,10 @@ class MultiLatentSelfAttention(MLASelfAttention):
         }
 
     def _qkv_down_projection(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The latents `[S, B, L]`, whole on each rank (a part of the sequence with sequence parallelism).
+        """The latents `[S, B, L]`, whole on each rank (for part of the sequence with sequence parallelism).
 
-        megatron-core gathers a column-parallel `linear_kv_down_proj` too, but without summing the gradients of the
-        rotary key, of which each rank uses all channels for its own heads.
+        megatron-core gathers a column-parallel `linear_kv_down_proj` too, but does not sum the gradients of the rotary
+        key, all channels of which each rank uses for its own heads.
         """
         q_compressed, kv = super()._qkv_down_projection(hidden_states)
         sizes = [self.config.kv_lora_rank, self.config.qk_pos_emb_head_dim]

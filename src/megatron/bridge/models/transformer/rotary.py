@@ -1,31 +1,33 @@
 """Rotary embeddings with every scaling that transformers offers.
 
-megatron-core has its own formulas for some scalings, with some of their numbers fixed (llama3) and other scalings
-missing (dynamic, longrope). The frequencies are therefore taken from transformers' `ROPE_INIT_FUNCTIONS`, which
-define what the published checkpoints mean; only the default, unscaled kind is left to megatron-core.
+megatron-core has formulas of its own for some scalings, in which some numbers are fixed (llama3), and lacks other
+scalings (dynamic, longrope). So the frequencies are taken from transformers' `ROPE_INIT_FUNCTIONS`, which define what
+the published checkpoints mean; only the default, unscaled kind is left to megatron-core.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
-from megatron.core.transformer.utils import is_layer_window_attention
 
 from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.models.transformer.decoder_config import DecoderConfig, RopeParameters
 from megatron.bridge.models.transformer.layer_rope import LayerRotaryEmbedding
 
 if TYPE_CHECKING:
+    from megatron.core.inference.contexts import BaseInferenceContext
     from megatron.core.models.gpt import GPTModel
-    from transformers import PretrainedConfig
+    from megatron.core.models.hybrid.hybrid_model import HybridModel
+    from transformers import LlamaConfig
 
 # Kinds whose frequencies depend on the length of the sequence.
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
-def _rope_config(rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int) -> "PretrainedConfig":
-    """The fields that transformers' rope functions read, as the config of a model that has nothing else."""
+def _rope_config(rope_parameters: RopeParameters, head_dim: int, max_position_embeddings: int) -> "LlamaConfig":
+    """A config of a model with nothing but the fields that transformers' rope functions read."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -37,8 +39,8 @@ def _rope_config(rope_parameters: Mapping[str, Any], head_dim: int, max_position
     )
 
 
-def attention_scaling(rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int) -> float:
-    """The factor that scales cos and sin (YaRN and LongRoPE; 1.0 for the other kinds)."""
+def attention_scaling(rope_parameters: RopeParameters, head_dim: int, max_position_embeddings: int) -> float:
+    """The factor of cos and sin: for `{"rope_type": "yarn", "factor": 4.0, ...}` 1.139, for most kinds 1.0."""
     kind = rope_parameters.get("rope_type", "default")
     if kind == "default":
         return 1.0
@@ -47,14 +49,16 @@ def attention_scaling(rope_parameters: Mapping[str, Any], head_dim: int, max_pos
         return float(_rope_init(kind)(config)[1])
 
 
-def _ntk_alpha(config: "PretrainedConfig", seq_len: Any = None) -> tuple[torch.Tensor, float]:
+def _ntk_alpha(config: "LlamaConfig", seq_len: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
     """Frequencies of a base that `alpha` stretches once and for all (transformers 5.23, HunYuan)."""
-    parameters, dim = config.rope_parameters, config.head_dim
+    parameters: Any = config.rope_parameters
+    dim = config.head_dim
+    assert dim is not None
     base = parameters["rope_theta"] * parameters["alpha"] ** (dim / (dim - 2))
     return 1.0 / (base ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)), 1.0
 
 
-def _rope_init(kind: str) -> Any:
+def _rope_init(kind: str) -> Callable[..., tuple[torch.Tensor, float]]:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     if kind == "ntk_alpha":
@@ -68,10 +72,10 @@ def _rope_init(kind: str) -> Any:
 
 
 class ScaledRotaryEmbedding(RotaryEmbedding):
-    """Rotary embedding with a Hugging Face scaling.
+    """A rotary embedding with a Hugging Face scaling.
 
     Args:
-        rope_parameters: as in the HF config: `rope_type`, `rope_theta` and the kind's own numbers.
+        rope_parameters: as in the HF config: `rope_type`, `rope_theta` and the numbers of that kind.
         head_dim: dimensions per head.
         max_position_embeddings: of the HF config; some kinds scale relative to it.
         kwargs: of megatron-core's `RotaryEmbedding`.
@@ -79,11 +83,13 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
     Source: transformers 5, `modeling_rope_utils.py`.
     """
 
-    def __init__(self, rope_parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int, **kwargs: Any):
+    def __init__(
+        self, rope_parameters: RopeParameters, head_dim: int, max_position_embeddings: int, **kwargs: Any
+    ) -> None:
         super().__init__(kv_channels=head_dim, rotary_base=int(rope_parameters["rope_theta"]), **kwargs)
-        self.kind = rope_parameters["rope_type"]
+        self.kind: str = rope_parameters["rope_type"]
         self.hf_config = _rope_config(rope_parameters, head_dim, max_position_embeddings)
-        # Length beyond which a length-dependent kind changes its frequencies.
+        # The length beyond which a length-dependent kind changes its frequencies.
         self._threshold = max_position_embeddings
         if self.kind == "longrope":
             self._threshold = rope_parameters.get("original_max_position_embeddings", max_position_embeddings)
@@ -91,26 +97,28 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
 
     def _frequencies(self, seq_len: int) -> torch.Tensor:
         """Inverse frequencies, `[head_dim / 2]` (or fewer, if only part of each head is rotated)."""
-        past_threshold = self.kind in _LENGTH_DEPENDENT and seq_len > self._threshold
-        length = torch.tensor(seq_len, device="cpu") if past_threshold else None
-        # On the CPU, as HF does: the same frequencies on every machine, also while the model is on the meta device.
+        is_past_threshold = self.kind in _LENGTH_DEPENDENT and seq_len > self._threshold
+        length = torch.tensor(seq_len, device="cpu") if is_past_threshold else None
+        # On the CPU, as HF does: the same frequencies on every machine, even while the model is on the meta device.
         with torch.device("cpu"):
             return _rope_init(self.kind)(self.hf_config, seq_len=length)[0]
 
-    def get_rotary_seq_len(self, inference_context: Any, *args: Any, **kwargs: Any) -> int:
-        """The number of positions to make; with a KV cache, one with the frequencies of the length used so far."""
-        num_positions = super().get_rotary_seq_len(inference_context, *args, **kwargs)
+    def get_rotary_seq_len(self, inference_context: "BaseInferenceContext | None", *args: Any, **kwargs: Any) -> int:
+        """The number of positions to compute; with a KV cache, one that has the frequencies of the length in use."""
+        count: Callable[..., int] = super().get_rotary_seq_len
+        num_positions = count(inference_context, *args, **kwargs)
         if inference_context is None or self.kind not in _LENGTH_DEPENDENT:
             return num_positions
-        num_used = inference_context.sequence_len_offset + super().get_rotary_seq_len(None, *args, **kwargs)
+        offset: int = inference_context.sequence_len_offset  # type: ignore[attr-defined]  # the context is a static one
+        num_used = offset + count(None, *args, **kwargs)
         if num_used <= self._threshold:
             return min(num_positions, self._threshold)
         return num_used if self.kind == "dynamic" else num_positions
 
     def changes_between(self, num_cached: int, num_used: int) -> bool:
-        """Whether the frequencies for `num_used` positions are others than for `num_cached`, a shorter length.
+        """Whether `num_used` positions have other frequencies than `num_cached`, a smaller number of them.
 
-        Then all hidden states that a KV cache was made from are others too, and it must be made anew.
+        If so, all hidden states that a KV cache was made from would differ too, and it must be made anew.
         """
         if self.kind not in _LENGTH_DEPENDENT or num_used <= self._threshold:
             return False
@@ -128,15 +136,15 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
 
 
 def apply_rope_parameters(
-    model: "GPTModel",
-    rope_parameters: Mapping[str, Any] | None,
-    window_rope_parameters: Mapping[str, Any] | None,
+    model: "GPTModel | HybridModel",
+    rope_parameters: RopeParameters | None,
+    window_rope_parameters: RopeParameters | None,
     max_position_embeddings: int,
 ) -> None:
-    """Gives a GPTModel the rotary embedding that an HF config describes. Default rope is left as it is.
+    """Gives a model the rotary embedding that an HF config describes. Default rope is left as it is.
 
     Args:
-        window_rope_parameters: of the layers with a sliding window, if they are others.
+        window_rope_parameters: of the layers with a sliding window, if they differ.
     """
     if not rope_parameters or not hasattr(model, "rotary_pos_emb"):
         return
@@ -144,6 +152,7 @@ def apply_rope_parameters(
     if kind == "default" and window_rope_parameters is None:
         return
     config = model.config
+    assert isinstance(config, DecoderConfig)
     if kind != "default" or window_rope_parameters is not None:
         model.rotary_pos_emb = _rotary_embedding(model, rope_parameters, max_position_embeddings, has_window=False)
     scalings = [attention_scaling(rope_parameters, config.head_dim(False), max_position_embeddings)] * 2
@@ -154,21 +163,23 @@ def apply_rope_parameters(
                 "layers, because a KV cache must be made anew when they change"
             )
         window = _rotary_embedding(model, window_rope_parameters, max_position_embeddings, has_window=True)
-        model.rotary_pos_emb = LayerRotaryEmbedding(model.rotary_pos_emb, window)
+        both = LayerRotaryEmbedding(model.rotary_pos_emb, window)
+        model.rotary_pos_emb = both  # type: ignore[assignment]  # it has the methods that the model calls
         scalings[1] = attention_scaling(window_rope_parameters, config.head_dim(True), max_position_embeddings)
     for layer in model.decoder.layers:
-        has_window = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer.layer_number)
+        has_window = config.has_window(layer.layer_number)
         layer.self_attention._yarn_concentration_factor = scalings[int(has_window)]
     for layer in model.mtp.layers if model.mtp_process else []:
         layer.mtp_model_layer.self_attention._yarn_concentration_factor = scalings[0]
 
 
 def _rotary_embedding(
-    model: "GPTModel", rope_parameters: Mapping[str, Any], max_positions: int, has_window: bool
+    model: "GPTModel | HybridModel", rope_parameters: RopeParameters, max_positions: int, has_window: bool
 ) -> RotaryEmbedding:
     config = model.config
+    assert isinstance(config, DecoderConfig)
     head_dim = config.head_dim(has_window)
-    kwargs = {
+    kwargs: dict[str, Any] = {
         "rotary_percent": model.rotary_percent,
         "rotary_interleaved": config.rotary_interleaved,
         "use_cpu_initialization": config.use_cpu_initialization,

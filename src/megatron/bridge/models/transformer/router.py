@@ -1,4 +1,4 @@
-"""A router for the ways of choosing experts that megatron-core lacks."""
+"""A router that can choose experts in ways that megatron-core lacks."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def needs_general_router(config: "DecoderConfig") -> bool:
-    """Whether the config asks for something that megatron-core's router does not do."""
+    """Whether the config asks for something that megatron-core's router cannot do."""
     return (
         config.moe_router_renormalize is not None
         or config.moe_router_group_score is not None
@@ -22,30 +22,36 @@ def needs_general_router(config: "DecoderConfig") -> bool:
 
 
 class GeneralTopKRouter(TopKRouter):
-    """megatron-core's top-k router with free choice of what it fixes.
+    """megatron-core's top-k router, with a choice where it has a fixed rule.
 
     - `moe_router_renormalize`: whether the K scores are divided by their sum (megatron-core: always for sigmoid,
       never for softmax over all experts), to which `moe_router_epsilon` is added;
-    - `moe_router_group_score`: what a group of experts is chosen by: "top2_sum", the sum of its two best scores
-      (DeepSeek-V3), or "max", its best score (DeepSeek-V2); megatron-core sums the best K / (number of chosen groups);
-    - `moe_router_softmax_expert_bias`: a bias on softmax scores for the choice alone (Ernie 4.5).
+    - `moe_router_group_score`: the score that a group of experts is chosen by: "top2_sum", the sum of its two best
+      scores (DeepSeek-V3), or "max", its best score (DeepSeek-V2); megatron-core sums the best K / (number of chosen
+      groups);
+    - `moe_router_softmax_expert_bias`: a bias that is added to softmax scores for the choice alone (Ernie 4.5).
     """
 
     config: "DecoderConfig"
 
-    def __init__(self, config: "DecoderConfig", *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
-        if config.moe_router_softmax_expert_bias:
-            # Not updated in training: megatron-core's update rule is made for sigmoid scores.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.config.moe_router_softmax_expert_bias:
+            # It is not updated in training, because megatron-core's update rule is made for sigmoid scores.
             del self.expert_bias
-            self.register_buffer("expert_bias", torch.zeros(self.num_experts, dtype=torch.float32))
+            self.register_buffer("expert_bias", torch.zeros(self._num_experts, dtype=torch.float32))
+
+    @property
+    def _num_experts(self) -> int:
+        assert self.num_experts is not None
+        return self.num_experts
 
     def routing(
         self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probabilities and choice of experts, both `[T, E]`; the steps around the choice are megatron-core's."""
+        """Probabilities and choice of experts, both `[T, E]`. All steps but the choice itself are megatron-core's."""
         seq_length, batch_size = logits.shape[:2]
-        logits = logits.view(-1, self.num_experts)
+        logits = logits.view(-1, self._num_experts)
         if padding_mask is not None:
             padding_mask = padding_mask.reshape(-1)
         has_padding = padding_mask is not None
@@ -79,6 +85,7 @@ class GeneralTopKRouter(TopKRouter):
         scores = torch.sigmoid(logits.float()) if is_sigmoid else torch.softmax(logits, dim=-1, dtype=torch.float32)
         selection = scores if self.expert_bias is None else scores + self.expert_bias.float()
         if config.moe_router_group_topk:
+            assert config.moe_router_num_groups is not None
             selection = mask_groups(
                 selection,
                 config.moe_router_num_groups,
@@ -96,10 +103,12 @@ class GeneralTopKRouter(TopKRouter):
 
 
 def mask_groups(scores: torch.Tensor, num_groups: int, num_chosen: int, group_score: str) -> torch.Tensor:
-    """Scores `[T, E]` with those outside the `num_chosen` best of `num_groups` groups set to minus infinity.
+    """Scores `[T, E]`, set to minus infinity outside the `num_chosen` best of `num_groups` groups of experts.
+
+    With 4 experts in 2 groups, of which 1 is chosen by "max", scores of 1, 2, 3, 0 become -inf, -inf, 3, 0.
 
     Args:
-        group_score: "top2_sum" or "max".
+        group_score: what groups are compared by: "top2_sum" or "max".
 
     Source: arXiv 2405.04434 (max), arXiv 2412.19437 (sum of the best two).
     """

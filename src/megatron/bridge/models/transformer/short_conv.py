@@ -1,10 +1,12 @@
-"""A gated short convolution, which stands in the place of self-attention.
+"""A gated short convolution, which takes the place of self-attention.
 
-Letters in shapes: S positions, B sequences, H hidden size, W width of the convolution; a rank of T has H / T channels.
+Letters in shapes: S positions, B sequences, H hidden size, W width of the convolution; each of T ranks has H / T
+channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +17,35 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from megatron.bridge.errors import BridgeError
+from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 from megatron.bridge.runtime.gated_delta import causal_conv1d
+
+if TYPE_CHECKING:
+    from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+    from megatron.core.inference.contexts import StaticInferenceContext
+    from megatron.core.packed_seq_params import PackedSeqParams
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+
+@dataclass
+class ShortConvConfig(DecoderConfig):
+    """A `DecoderConfig` with short convolutions.
+
+    Attributes:
+        conv_kernel_size: how many positions a convolution reads, its own included (W).
+        conv_bias: whether the convolution and the projections around it have biases.
+    """
+
+    conv_kernel_size: int = 3
+    conv_bias: bool = False
 
 
 @dataclass
 class ShortConvSubmodules:
-    """The classes of a short convolution's two linear layers."""
+    """What builds the two linear layers of a short convolution."""
 
-    in_proj: Any
-    out_proj: Any
+    in_proj: Callable[..., Any]
+    out_proj: Callable[..., Any]
 
 
 class ShortConv(MegatronModule):
@@ -31,25 +53,25 @@ class ShortConv(MegatronModule):
 
     A rank has the same channels of B, C and x, so that only the projections communicate. Source: arXiv 2511.23404,
     section 2; transformers 5.23, `Lfm2ShortConv`.
-
-    Args:
-        config: also with `conv_kernel_size` (W) and `conv_bias`, for the convolution and both projections.
     """
+
+    config: ShortConvConfig
 
     def __init__(
         self,
-        config: Any,
+        config: ShortConvConfig,
         submodules: ShortConvSubmodules,
         layer_number: int,
-        pg_collection: Any,
+        pg_collection: "ProcessGroupCollection",
         name: str | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         super().__init__(config)
         self.layer_number = layer_number
         self.tp_group = pg_collection.tp
         self.num_channels = config.hidden_size // self.tp_group.size()
-        options = {"config": config, "bias": config.conv_bias, "is_expert": False, "tp_group": self.tp_group}
+        options: dict[str, Any] = {"config": config, "bias": config.conv_bias, "is_expert": False}
+        options["tp_group"] = self.tp_group
         self.in_proj = submodules.in_proj(
             config.hidden_size,
             3 * config.hidden_size,
@@ -76,18 +98,18 @@ class ShortConv(MegatronModule):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        inference_context: Any = None,
-        packed_seq_params: Any = None,
-        **kwargs: Any,
+        inference_context: "StaticInferenceContext | None" = None,
+        packed_seq_params: "PackedSeqParams | None" = None,
+        **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Output and bias of the layer, both as attention's.
+        """Output and bias of the layer, as attention gives them.
 
         Args:
-            hidden_states: `[S, B, H]`, or a part of the positions with sequence parallelism.
-            attention_mask: true where nothing is seen. A position that does not see itself is padding, where the
-                convolution reads zeros. transformers puts zeros in front of `in_proj`: the same without biases.
+            hidden_states: `[S, B, H]`, or part of the positions with sequence parallelism.
+            attention_mask: true where nothing is seen. A position that does not see itself is padding, for which the
+                convolution reads zeros. transformers zeroes what `in_proj` reads, which is the same without biases.
         """
-        mixed, _ = self.in_proj(hidden_states)
+        mixed: torch.Tensor = self.in_proj(hidden_states)[0]
         before, after, x = mixed.transpose(0, 1).chunk(3, dim=-1)
         x = before * x
         if inference_context is not None:
@@ -96,10 +118,11 @@ class ShortConv(MegatronModule):
             if attention_mask is not None and attention_mask.shape[-2] == attention_mask.shape[-1]:
                 x = x.masked_fill(attention_mask.diagonal(dim1=-2, dim2=-1)[:, 0, :, None], 0)
             x = self.conv1d(x, None if packed_seq_params is None else _boundaries(packed_seq_params))
-        return self.out_proj((after * x).transpose(0, 1).contiguous())
+        output: tuple[torch.Tensor, torch.Tensor | None] = self.out_proj((after * x).transpose(0, 1).contiguous())
+        return output
 
-    def _convolve_next(self, x: torch.Tensor, context: Any) -> torch.Tensor:
-        """The convolution of the positions that follow those of earlier calls, whose last W - 1 are remembered."""
+    def _convolve_next(self, x: torch.Tensor, context: "StaticInferenceContext") -> torch.Tensor:
+        """The convolution of the positions after those of earlier calls, the last W - 1 of which are remembered."""
         if not context.is_static_batching() or context.batch_size_offset:
             raise BridgeError("ShortConv: its state is kept for one static batch; expected a StaticInferenceContext")
         memory, num_before = context.key_value_memory_dict, self.config.conv_kernel_size - 1
@@ -111,9 +134,12 @@ class ShortConv(MegatronModule):
         return self.conv1d(x)[:, num_before:]
 
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
-    ) -> Any:
-        """`in_proj`'s three parts are entries of their own, so that a checkpoint does not depend on the layout."""
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> "ShardedStateDict":
+        """The three parts of `in_proj` are entries of their own, so that a checkpoint does not depend on the layout."""
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         for key in (f"{prefix}in_proj.weight", f"{prefix}in_proj.bias"):
             if key in state:
@@ -124,7 +150,7 @@ class ShortConv(MegatronModule):
 class _DepthwiseConv1d(torch.nn.Conv1d):
     """A causal filter for each of this rank's channels: `weight` `[H / T, 1, W]`, `bias` `[H / T]`."""
 
-    def __init__(self, config: Any, num_channels: int) -> None:
+    def __init__(self, config: ShortConvConfig, num_channels: int) -> None:
         device = None if config.use_cpu_initialization else torch.cuda.current_device()
         super().__init__(
             num_channels,
@@ -138,6 +164,7 @@ class _DepthwiseConv1d(torch.nn.Conv1d):
         for parameter in self.parameters():
             set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=0, stride=1)
         if config.perform_initialization:
+            assert config.init_method is not None
             with get_cuda_rng_tracker().fork():
                 config.init_method(self.weight)
             if self.bias is not None:
@@ -148,13 +175,17 @@ class _DepthwiseConv1d(torch.nn.Conv1d):
         return causal_conv1d(x, self.weight.squeeze(1), self.bias, cu_seqlens=cu_seqlens)[0]
 
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> "ShardedStateDict":
         """Both parameters, cut along their channels."""
-        axes = {"weight": 0, "bias": 0}
-        return make_sharded_tensors_for_checkpoint(self.state_dict(keep_vars=True), prefix, axes, sharded_offsets)
+        axes, tensors = {"weight": 0, "bias": 0}, self.state_dict(keep_vars=True)
+        state: ShardedStateDict = make_sharded_tensors_for_checkpoint(tensors, prefix, axes, sharded_offsets)
+        return state
 
 
-def _boundaries(packed: Any) -> torch.Tensor:
-    """Where packed sequences begin and end, padding between them included."""
+def _boundaries(packed: "PackedSeqParams") -> torch.Tensor:
+    """Where packed sequences begin and end, including the padding between them."""
     return packed.cu_seqlens_q if packed.cu_seqlens_q_padded is None else packed.cu_seqlens_q_padded

@@ -1,6 +1,6 @@
-"""DeepSeek Sparse Attention (DSA, arXiv 2512.02556): multi-latent attention to the keys that an indexer chooses."""
+"""DeepSeek Sparse Attention (DSA, arXiv 2512.02556): multi-latent attention to keys that an indexer chooses."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from megatron.core.transformer.experimental_attention_variant.dsa import (
     DSAIndexer,
@@ -13,13 +13,16 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron.bridge.errors import ParallelLayoutError
 
+if TYPE_CHECKING:
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
-def sparse_attention(linear: Any, norm: Any) -> ModuleSpec:
-    """megatron-core's sparse core attention, with the modules of its indexer.
+
+def sparse_attention(linear: type, norm: type) -> ModuleSpec:
+    """The spec of megatron-core's sparse core attention, with an indexer made of these modules.
 
     Args:
-        linear: of the indexer's projections, replicated over tensor-parallel ranks.
-        norm: of its keys.
+        linear: the class of the indexer's projections, which tensor-parallel ranks hold whole.
+        norm: the class of the norm of its keys.
     """
     indexer = DSAIndexerSubmodules(linear_wq_b=linear, linear_wk=linear, k_norm=norm, linear_weights_proj=linear)
     return ModuleSpec(
@@ -28,11 +31,12 @@ def sparse_attention(linear: Any, norm: Any) -> ModuleSpec:
     )
 
 
-def check_index_sharing(config: Any, first: int, num_layers: int) -> None:
-    """Raises `ParallelLayoutError` if a layer of a pipeline stage takes the indices of a layer of another stage.
+def check_index_sharing(config: "DecoderConfig", first: int, num_layers: int) -> None:
+    """Raises `ParallelLayoutError` if a layer of a pipeline stage uses the indices of a layer of another stage.
 
     Args:
-        first, num_layers: the stage's layers, counted from 0.
+        first: the stage's first layer, counted from 0.
+        num_layers: the number of its layers.
     """
     for layer in range(first, first + num_layers):
         source = source_dsa_compute_layer(layer + 1, config.dsa_indexer_skip_topk_offset, config.dsa_indexer_topk_freq)
