@@ -2,28 +2,24 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.enums import ModelType
 from megatron.core.transformer.module import Float16Module, MegatronModule
+from torch import nn
 
 from megatron.bridge.errors import ParallelLayoutError
+from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 from megatron.bridge.runtime import capabilities
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
-
-
 # Wraps a chunk: a class such as megatron-core's Float16Module, or the name of that one.
-type Wrapper = Callable[["DecoderConfig", MegatronModule], MegatronModule] | Literal["Float16Module"]
+type Wrapper = Callable[[DecoderConfig, MegatronModule], MegatronModule] | Literal["Float16Module"]
 
 
-def unwrap_model(model: "nn.Module | Sequence[nn.Module]") -> list[MegatronModule]:
+def unwrap_model(model: nn.Module | Sequence[nn.Module]) -> list[MegatronModule]:
     """The bare chunks of a model, or of a list of chunks, whatever wraps them (DDP, Float16Module)."""
     chunks = []
     for chunk in model if isinstance(model, Sequence) else (model,):
@@ -33,7 +29,7 @@ def unwrap_model(model: "nn.Module | Sequence[nn.Module]") -> list[MegatronModul
     return chunks
 
 
-def check_parallel_sizes(provider: "DecoderConfig") -> None:
+def check_parallel_sizes(provider: DecoderConfig) -> None:
     """Raises `ParallelLayoutError` if the process groups in use were made for sizes other than the provider's."""
     if not parallel_state.model_parallel_is_initialized():
         return
@@ -55,7 +51,7 @@ def check_parallel_sizes(provider: "DecoderConfig") -> None:
         )
 
 
-def build_chunks(config: "DecoderConfig", provide: Callable[..., MegatronModule]) -> list[MegatronModule]:
+def build_chunks(config: DecoderConfig, provide: Callable[..., MegatronModule]) -> list[MegatronModule]:
     """Builds one chunk per virtual pipeline stage, on the device (or the meta device) that the config asks for.
 
     Args:
@@ -74,7 +70,7 @@ def build_chunks(config: "DecoderConfig", provide: Callable[..., MegatronModule]
     return chunks
 
 
-def to_device(config: "DecoderConfig", chunks: list[MegatronModule]) -> list[MegatronModule]:
+def to_device(config: DecoderConfig, chunks: list[MegatronModule]) -> list[MegatronModule]:
     """Moves the chunks to this rank's GPU, if there is one."""
     if capabilities.has_cuda() and not config.init_model_with_meta_device:
         for chunk in chunks:
@@ -83,9 +79,7 @@ def to_device(config: "DecoderConfig", chunks: list[MegatronModule]) -> list[Meg
 
 
 def wrap_mixed_precision(
-    config: "DecoderConfig",
-    chunks: list[MegatronModule],
-    wrapper: "Wrapper | None",
+    config: DecoderConfig, chunks: list[MegatronModule], wrapper: "Wrapper | None"
 ) -> list[MegatronModule]:
     """Wraps half-precision chunks so that their inputs are cast and their outputs are float32.
 
@@ -99,7 +93,7 @@ def wrap_mixed_precision(
 
 
 def wrap_ddp(
-    config: "DecoderConfig",
+    config: DecoderConfig,
     chunks: list[MegatronModule],
     ddp_config: DistributedDataParallelConfig | None,
     data_parallel_random_init: bool,

@@ -53,11 +53,8 @@ class ModelProviderMixin[ModelT: "MegatronModule"](_Config):
     def register_pre_wrap_hook(self, hook: Hook, prepend: bool = False) -> None:
         """Adds a function that is given the list of model chunks before they are wrapped.
 
-        Hooks run in the order of their registration. A hook returns the chunks to go on with, or `None` if it changed
-        them in place. For example: `provider.register_pre_wrap_hook(lambda chunks: [add_lora(c) for c in chunks])`.
-
-        Args:
-            prepend: run it before the hooks that are there already.
+        Hooks run in the order of their registration; with `prepend`, it runs before those that are there. It returns
+        the chunks to go on with, or `None` if it changed them in place: `lambda chunks: [add_lora(c) for c in chunks]`.
         """
         hooks = self._pre_wrap_hooks = list(self._pre_wrap_hooks or ())
         hooks.insert(0 if prepend else len(hooks), hook)
@@ -91,7 +88,7 @@ class ModelProviderMixin[ModelT: "MegatronModule"](_Config):
         """Initialises torch.distributed (if needed) and Megatron's process groups for this provider's sizes.
 
         Args:
-            seed: of the random number generators; default: the field `seed`.
+            seed: the seed of the random number generators; default: the field `seed`.
             seed_kwargs: passed to megatron-core's `model_parallel_cuda_manual_seed`.
             kwargs: passed to megatron-core's `initialize_model_parallel`.
         """
@@ -136,7 +133,7 @@ class ModelProviderMixin[ModelT: "MegatronModule"](_Config):
         Initialises process groups for the provider's sizes, if nobody has done so before.
 
         Args:
-            ddp_config: of megatron-core's DistributedDataParallel; default: its defaults.
+            ddp_config: the config of megatron-core's DistributedDataParallel; default: its defaults.
             model_type: accepted for clients that pass it.
             fp16, bf16: override the provider's flags.
             wrap_with_ddp: wrap each chunk for data-parallel training.
@@ -194,7 +191,7 @@ def get_model(
     """`provider.provide_distributed_model` as a function.
 
     Args:
-        kwargs: of `provide_distributed_model`.
+        kwargs: passed to `provide_distributed_model`.
     """
     return provider.provide_distributed_model(ddp_config=ddp_config, **kwargs)
 

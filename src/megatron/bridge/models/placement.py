@@ -49,7 +49,7 @@ class Parameter:
         name: the global name, in which layers and experts are counted over the whole model, as in the Transformer
             Engine spec.
         param_name: the name in this rank's (unwrapped) model chunk.
-        shape: of the whole, unsharded weight.
+        shape: the shape of the whole, unsharded weight.
         tensor: the rank's own data, perhaps on the meta device; `None` if only other ranks hold some.
     """
 

@@ -75,15 +75,14 @@ def _on_host(tensor: object, as_numpy: bool = False, record_stream: bool = False
     return tensor.numpy() if as_numpy and isinstance(tensor, torch.Tensor) else tensor
 
 
-def _optimizer_state(self: "DistributedOptimizer") -> dict[str, object]:
+def _optimizer_state(self: "DistributedOptimizer") -> object:
     """`DistributedOptimizer.state_dict`, which needs AdamW's state: makes what AdamW itself makes at its first step."""
     for group in self.optimizer.param_groups:
         for parameter in group["params"]:
             if not self.optimizer.state[parameter]:
                 zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
                 self.optimizer.state[parameter] = {"step": torch.tensor(0.0), **zeros}
-    state: dict[str, object] = _originals[_OPTIMIZER_STATE](self)
-    return state
+    return _originals[_OPTIMIZER_STATE](self)
 
 
 def _set_optimizer_state(

@@ -1,4 +1,4 @@
-"""What megatron-core asks of NCCL and gloo cannot do. Put in place by `megatron.bridge.runtime.enter()`.
+"""What megatron-core expects of NCCL and gloo lacks. Put in place by `megatron.bridge.runtime.enter()`.
 
 Of the collectives that megatron-core 0.19 uses, torch 2.15's gloo has all (`all_to_all_single` and `reduce_scatter`
 with uneven splits, `all_gather_into_tensor`, `ReduceOp.AVG`, coalescing) but one: `all_gather` into unequal shapes.

@@ -7,6 +7,7 @@ a chunk, a recurrence of states between chunks. Everything is differentiable.
 B batch, S sequence, A heads, P head size, G groups, N state size, D channels, W width of the convolution.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -151,7 +152,7 @@ class GatedRMSNorm(torch.nn.Module):
     def sharded_state_dict(
         self,
         prefix: str = "",
-        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        sharded_offsets: Iterable[tuple[int, int, int]] = (),
         metadata: dict[str, Any] | None = None,
     ) -> "ShardedStateDict":
         """The weight, cut over the tensor-parallel ranks."""

@@ -18,7 +18,7 @@ class ReplicatedLinear(torch.nn.Module):
     Args:
         input_size, output_size: the weight is `[output_size, input_size]`.
         init_method: fills the weight in place.
-        kwargs: of Transformer Engine's layer; they have no meaning here.
+        kwargs: further arguments of Transformer Engine's layer, which have no meaning here.
     """
 
     def __init__(

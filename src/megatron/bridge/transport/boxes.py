@@ -22,10 +22,7 @@ def slices(box: Box) -> tuple[slice, ...]:
 
 
 def shifted(box: Box, origin: Box) -> Box:
-    """`box` in the coordinates of a tensor that begins where `origin` begins.
-
-    `shifted(((5, 7),), ((4, 9),))` is `((1, 3),)`.
-    """
+    """`box` in the coordinates of a tensor that begins where `origin` does: 5 to 7 is 1 to 3 in 4 to 9."""
     return tuple([(start - begin, stop - begin) for (start, stop), (begin, _) in zip(box, origin, strict=True)])
 
 

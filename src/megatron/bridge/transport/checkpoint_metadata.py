@@ -6,7 +6,7 @@ records that only keep their state; every other name is refused, and so are opco
 The result is then checked field by field.
 
 The standard library's unpickler in Python is used instead of the one in C, because its opcodes can be chosen, and
-because a corrupt memo index adds one entry to a dict, where it makes the other fill gigabytes with zeros.
+because a corrupt memo index only adds an entry to a dict, whereas it makes the other fill gigabytes with zeros.
 """
 
 import io

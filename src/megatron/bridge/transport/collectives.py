@@ -82,8 +82,8 @@ def broadcast_from_last_stage(tensor: "Tensor | None", shape: Sequence[int], dev
     """The last pipeline stage's tensor as float32, on every stage.
 
     Args:
-        tensor: of the last stage; ignored elsewhere.
-        shape: of the tensor.
+        tensor: the last stage's tensor; what other stages pass is ignored.
+        shape: its shape.
         device: where the other stages receive it.
     """
     from megatron.core import parallel_state

@@ -10,9 +10,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A progress bar on rank 0, or nothing.
-
-    `with Progress("loading", len(plan)) as progress: progress.advance(num_bytes)` for each weight.
+    """A progress bar on rank 0, or nothing. It is a context manager, within which each weight is an `advance`.
 
     Args:
         description: what is being done.

@@ -90,6 +90,14 @@ class SourceFiles:
         return sorted((path.name, state[2], state[3]) for path, state in self._states.items())
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file of this name; False also for a name that is too long for the file system."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def release_pages(path: Path) -> None:
     """Drops those pages of a file that are on disk from the page cache, where the system has a call for it."""
     if hasattr(os, "posix_fadvise"):

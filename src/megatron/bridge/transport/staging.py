@@ -9,7 +9,7 @@ The staging folder of `out`, for a conversion whose fingerprint has this hash, i
 
     files/         what will be `out`
     manifest/      for each finished file, <file>.json: size, checksum (XXH3, 64 bits), and what its writer remembers
-    lock           locked (flock) by every process that writes, together, and by the one that publishes, exclusively
+    lock           locked (flock): shared by the processes that write, exclusive to the one that publishes
 
 The processes of one conversion find each other by the hash. Staging folders of `out` with other hashes were left by
 earlier, different conversions, and are removed. A file is locked while it is written, so that a second start of the
@@ -63,7 +63,7 @@ class StagingFolder:
         fingerprint: tells this conversion from others (sources, options, layout); anything that JSON can write.
         sources: what the conversion reads. Before the folder is published, and whenever something fails, they are
             checked for changes. If they are large for this machine's memory, finished files and what was read are
-            dropped from the page cache, which is left to other programs.
+            dropped from the page cache, so that it is left to other programs.
 
     Attributes:
         path: the folder that will be `out`.

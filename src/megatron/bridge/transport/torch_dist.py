@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.metadata import (
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.transport.boxes import Box, Shape, common_box, num_elements, shifted, slices
 from megatron.bridge.transport.checkpoint_metadata import PARSER_ERRORS, StoredChunk, read_metadata
-from megatron.bridge.transport.source_files import SourceFiles
+from megatron.bridge.transport.source_files import SourceFiles, is_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -356,7 +356,7 @@ class TorchDistReader:
         path = self.folder / name
         if "\0" in name or not path.resolve().is_relative_to(self.folder.resolve()):
             raise CheckpointError(f"{self.folder / '.metadata'}: names a file outside the folder: {name!r:.200}")
-        if not _is_file(path) or path.stat().st_size == 0:
+        if not is_file(path) or path.stat().st_size == 0:
             raise CheckpointError(f"{path!s:.1000}: missing or empty, but .metadata names it. Fetch it again.")
         self.files.add(path)
 
@@ -376,20 +376,13 @@ class _ChunkIndex:
         for (start, stop), size in zip(box, self._largest, strict=True):
             first.append(start - size + 1)
             last.append(stop - 1)
-            if first[-1] != last[-1]:  # only at one and the same place on this axis are chunks sorted by the next
+            if first[-1] != last[-1]:  # chunks are sorted by the next axis only where their place on this one is equal
                 break
         return self._chunks[bisect_left(self._offsets, tuple(first)) : bisect_right(self._offsets, (*last, inf))]
 
 
 def _box(chunk: StoredChunk) -> Box:
     return tuple([(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True)])
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
 
 
 def _is_dense(tensor: "Tensor") -> bool:
@@ -421,8 +414,8 @@ class _Archive:
 
     Attributes:
         start: the byte at which the data begins.
-        size: of the data, in bytes.
-        strides: of the tensor, in elements.
+        size: the size of the data, in bytes.
+        strides: the tensor's strides, in elements.
         head: the bytes before the data.
         tail: the bytes after it.
     """

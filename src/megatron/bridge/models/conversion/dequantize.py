@@ -74,10 +74,10 @@ class _Blocks:
         self._weights = weights
 
     def blocks(self, name: str, block_bytes: int) -> Iterator["Tensor"]:
-        view, shape = self._weights.view(name), self._weights.infos[name].shape
         if self._weights.is_stored(name):
-            yield view
+            yield self._weights.read(name)
             return
+        view, shape = self._weights.view(name), self._weights.infos[name].shape
         row_bytes = prod(shape[1:]) * self._weights.infos[name].dtype.itemsize
         num_rows = max(1, block_bytes // max(row_bytes, 1))
         for start in range(0, shape[0], num_rows):

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.typed_torch import apply_module
@@ -20,9 +21,6 @@ from megatron.bridge.models.transformer.layer_specs import (
 )
 from megatron.bridge.models.transformer.mamba_mixer import MambaMixer, mixer_linears
 from megatron.bridge.runtime import capabilities
-
-if TYPE_CHECKING:
-    from megatron.core.packed_seq_params import PackedSeqParams
 
 _OPEN_GATE = 1.2784645427610738  # silu of it is 1
 
@@ -60,11 +58,7 @@ class FalconH1Provider(GPTModelProvider):
         attention.module = FalconH1Attention
         attention.params["mixer"] = ModuleSpec(
             module=FalconH1Mixer,
-            params={
-                "chunk_size": self.mamba_chunk_size,
-                "dt_min": self.mamba_dt_min,
-                "rmsnorm": self.mamba_rms_norm,
-            },
+            params={"chunk_size": self.mamba_chunk_size, "dt_min": self.mamba_dt_min, "rmsnorm": self.mamba_rms_norm},
             submodules=mixer_linears(norm_in_projection=False),
         )
         layer.mlp = partial(FalconH1MLP.as_mlp_submodule, **mlp_arguments(layer))
@@ -79,19 +73,10 @@ class FalconH1Attention(SelfAttention):
 
     config: FalconH1Provider
 
-    def __init__(
-        self,
-        config: FalconH1Provider,
-        submodules: SelfAttentionSubmodules,
-        layer_number: int,
-        *,
-        mixer: ModuleSpec,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(config, submodules, layer_number, **kwargs)
-        self.mixer = build_module(
-            mixer, config, d_model=config.hidden_size, layer_number=layer_number, pg_collection=self.pg_collection
-        )
+    def __init__(self, *args: Any, mixer: ModuleSpec, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        options = {"layer_number": self.layer_number, "pg_collection": self.pg_collection}
+        self.mixer = build_module(mixer, self.config, d_model=self.config.hidden_size, **options)
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
         """Like the base class, without biases."""
@@ -106,7 +91,7 @@ class FalconH1Mixer(MambaMixer):
 
     config: FalconH1Provider
 
-    def _ssm_training(self, zxBCdt: torch.Tensor, packed_seq_params: "PackedSeqParams | None" = None) -> torch.Tensor:
+    def _ssm_training(self, zxBCdt: torch.Tensor, packed_seq_params: PackedSeqParams | None = None) -> torch.Tensor:
         """Convolution, scan, gate and norm of the projection, `[S, B, ...]`."""
         config, cp = self.config, self.cp
         inner, states = cp.d_inner_local_tpcp, cp.ngroups_local_tpcp * self.d_state

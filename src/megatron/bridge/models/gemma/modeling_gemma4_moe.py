@@ -1,21 +1,19 @@
 """Gemma 4's mixture of experts, which stands beside a dense MLP; each is between norms of its own."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.torch_norm import LayerNormBuilder
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 from megatron.core.typed_torch import apply_module
 
 from megatron.bridge.models.transformer.layer_specs import mlp_arguments, mlp_submodules, post_norm_builder
 from megatron.bridge.models.transformer.router import GeneralTopKRouter
-
-if TYPE_CHECKING:
-    from megatron.core.transformer.torch_norm import LayerNormBuilder
 
 
 def make_experts_parallel(layer: TransformerLayerSubmodules) -> None:
@@ -34,7 +32,7 @@ class Gemma4MoELayer(MoELayer):
         norm: builds a norm from `config`, `hidden_size` and `eps`.
     """
 
-    def __init__(self, config: TransformerConfig, *args: Any, norm: "LayerNormBuilder", **kwargs: Any) -> None:
+    def __init__(self, config: TransformerConfig, *args: Any, norm: LayerNormBuilder, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         make_norm = partial(norm, config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
         self.pre_dense_layernorm, self.post_dense_layernorm = make_norm(), make_norm()
@@ -47,7 +45,9 @@ class Gemma4MoELayer(MoELayer):
 
     def preprocess(self, hidden_states: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Like the base class, with an input that is normalised for the experts."""
-        return super().preprocess(apply_module(self.pre_experts_layernorm)(hidden_states), *args)
+        normed = apply_module(self.pre_experts_layernorm)(hidden_states)
+        states_and_probs: tuple[torch.Tensor, torch.Tensor] = super().preprocess(normed, *args)
+        return states_and_probs
 
     def postprocess(self, output: torch.Tensor, shared_expert_output: torch.Tensor | None) -> torch.Tensor:
         """The sum of both outputs."""
@@ -62,14 +62,15 @@ class Gemma4Router(GeneralTopKRouter):
         super().__init__(*args, **kwargs)
         config = self.config
         self.scale = torch.nn.Parameter(torch.ones(config.hidden_size, dtype=config.params_dtype))
-        self.per_expert_scale = torch.nn.Parameter(torch.ones(self._num_experts, dtype=config.params_dtype))
+        self.per_expert_scale = torch.nn.Parameter(torch.ones(self.num_experts, dtype=config.params_dtype))
         for parameter in (self.scale, self.per_expert_scale):
             setattr(parameter, "sequence_parallel", config.sequence_parallel)  # noqa: B010 (not an attribute of Parameter)
 
     def gating(self, input: torch.Tensor) -> torch.Tensor:
         """Logits `[S, B, E]`."""
         normed = F.rms_norm(input, input.shape[-1:], eps=self.config.layernorm_epsilon)
-        return super().gating(normed * self.scale * self.config.hidden_size**-0.5)
+        logits: torch.Tensor = super().gating(normed * self.scale * self.config.hidden_size**-0.5)
+        return logits
 
     def routing(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """The weights of the experts and their choice, both `[T, E]`."""

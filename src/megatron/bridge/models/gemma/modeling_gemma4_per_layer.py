@@ -4,11 +4,12 @@ S is the sequence length (S' on this rank with sequence parallelism), B the batc
 of layers, P the size of a layer's input. Source: transformers 5.23, `Gemma4TextModel.project_per_layer_inputs`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.torch_norm import LayerNormBuilder
 from megatron.core.typed_torch import apply_module
 
 from megatron.bridge.errors import ParallelLayoutError
@@ -16,9 +17,6 @@ from megatron.bridge.models.gemma.modeling_gemma4_config import Gemma4Config
 from megatron.bridge.models.transformer.gpt_model import GPTModel
 from megatron.bridge.runtime.norm import TorchNorm
 from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
-
-if TYPE_CHECKING:
-    from megatron.core.transformer.torch_norm import LayerNormBuilder
 
 
 class Gemma4Model(GPTModel):
@@ -91,11 +89,11 @@ class PerLayerEmbedding(MegatronModule):
     def forward(self, input_ids: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
         """The inputs `[S', B, L * P]` for tokens `[B, S]` with word embeddings `[S', B, H]`."""
         size = self.config.hidden_size_per_layer_input
-        tokens = self.word_embeddings(input_ids)
+        tokens: torch.Tensor = self.word_embeddings(input_ids)
         if not self.word_embeddings.reduce_scatter_embeddings:
             tokens = tokens.transpose(0, 1)
         tokens = tokens * torch.tensor(size**0.5, dtype=tokens.dtype, device=tokens.device)
-        projected = self.projection(word_embeddings)[0] * self.config.hidden_size**-0.5
+        projected: torch.Tensor = self.projection(word_embeddings)[0] * self.config.hidden_size**-0.5
         projected = self.layernorm(projected.unflatten(-1, (-1, size))).flatten(-2)
         return (projected + tokens) * 2**-0.5
 
@@ -107,7 +105,7 @@ class PerLayerInput(MegatronModule):
         norm: builds the norm from `config`, `hidden_size` and `eps`.
     """
 
-    def __init__(self, config: Gemma4Config, norm: "LayerNormBuilder") -> None:
+    def __init__(self, config: Gemma4Config, norm: LayerNormBuilder) -> None:
         super().__init__(config)
         self.gate = _replicated_linear(config, config.hidden_size, config.hidden_size_per_layer_input)
         self.projection = _replicated_linear(config, config.hidden_size_per_layer_input, config.hidden_size)

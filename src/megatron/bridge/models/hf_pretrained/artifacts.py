@@ -5,20 +5,19 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, QUANTIZATION_FIELDS, read_config_json
+from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, QUANTIZATION_FIELDS, JsonObject, read_config_json
 from megatron.bridge.models.hf_pretrained.source import check_inside
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# How weights are quantised, in files of their own.
+# Files that say how the weights are quantised.
 _QUANTIZATION = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
-# Weights in any format, indexes of weights, and what a repository holds for its web page or for git.
+# Weights in any format, their indexes, and what a repository holds for its web page or for git.
 _LEFT_OUT = (
     "*.safetensors",
     "*.bin",
@@ -54,27 +53,27 @@ def copy_artifacts(
     config: PretrainedConfig | None = None,
     with_quantization: bool = False,
 ) -> list[str]:
-    """Copies everything of a model folder but its weights, so that the output loads like the source.
+    """Copies everything in a model folder but its weights, so that the output loads like the source.
 
     The rule: every regular file at the top level of the folder is copied byte for byte, except weights and their
     indexes, documents and pictures, and hidden files (`_LEFT_OUT`). So generation config, tokenizer, chat templates,
-    processor configs and custom code all come along, whatever they are called. The one folder that is copied is
+    processor configs and custom code all come along, whatever they are called. The only folder that is copied is
     `additional_chat_templates`. A symbolic link is followed if it leads into the folder, or into the blob store of the
-    Hugging Face cache that the folder is a snapshot of; one that leads elsewhere is an error, for it could publish
-    a file that is not the model's.
+    Hugging Face cache that the folder is a snapshot of. One that leads elsewhere is an error, because a file that is
+    not the model's could be published.
 
     Args:
         source_folder: the folder of the source model.
         out_folder: made if absent.
         config: written as `config.json` in place of the source's.
-        with_quantization: copy also the files that say how the weights are quantised; here they are usually written
-            as numbers.
+        with_quantization: also copy the files that say how the weights are quantised; usually these are written as
+            numbers.
 
     Returns:
-        The names of the files written, sorted.
+        The names of the written files, sorted.
 
     Raises:
-        CheckpointError: no source folder, or a link that leads outside it.
+        CheckpointError: there is no source folder, or a link leads outside it.
     """
     source, out = Path(source_folder), Path(out_folder)
     if not source.is_dir():
@@ -93,7 +92,7 @@ def copy_artifacts(
         target = out / name
         target.parent.mkdir(exist_ok=True)
         if not (target.exists() and target.samefile(path)):
-            target.unlink(missing_ok=True)  # it may be a link, whose target is not ours to overwrite
+            target.unlink(missing_ok=True)  # it may be a link, and what it leads to is not ours to overwrite
             shutil.copyfile(path, target)
         written.append(str(name))
     if config is not None:
@@ -102,12 +101,12 @@ def copy_artifacts(
     return sorted(written)
 
 
-def state_quantization(folder: Path, quantization: Mapping[str, Any] | None, dtype: str | None = None) -> None:
+def state_quantization(folder: Path, quantization: JsonObject | None, dtype: str | None = None) -> None:
     """Rewrites the folder's `config.json` so that it says how the weights are quantised.
 
     Args:
         quantization: the `quantization_config`; `None` for plain weights.
-        dtype: of the weights, to be stated; default: what the config states.
+        dtype: the dtype to state for the weights; default: the one that the config states.
     """
     values = read_config_json(folder)
     if dtype is not None:
@@ -122,8 +121,8 @@ def state_quantization(folder: Path, quantization: Mapping[str, Any] | None, dty
 
 
 def save_config(config: PretrainedConfig, out_folder: str | Path) -> None:
-    """Writes `config.json`, in the form that `save_pretrained` gives it. Custom code is copied as a file instead."""
+    """Writes `config.json` as `save_pretrained` does, but without custom code, which is copied as a file instead."""
     path = Path(out_folder) / CONFIG_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # it may be a link, whose target is not ours to overwrite
+    path.unlink(missing_ok=True)  # it may be a link, and what it leads to is not ours to overwrite
     config.to_json_file(str(path), use_diff=True)

@@ -1,4 +1,4 @@
-"""A Hugging Face model folder as one object: config, weights, tokenizer and the other files, each when asked for."""
+"""A Hugging Face model folder as one object: config, weights, tokenizer and other files, each read when asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained import hub
 from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts, state_quantization
-from megatron.bridge.models.hf_pretrained.config import load_config, remove_quantization
+from megatron.bridge.models.hf_pretrained.config import JsonObject, load_config, remove_quantization
 from megatron.bridge.models.hf_pretrained.quantization.source import DequantizedSource, open_weights
 from megatron.bridge.models.hf_pretrained.source import WeightSource, has_weights, indexed_names
 
@@ -19,20 +19,22 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from megatron.bridge.models.hf_pretrained.hf_model import HFModel
+
 
 class PreTrainedCausalLM:
-    """A Hugging Face model: its config now, and everything else on first use.
+    """A Hugging Face model: its config is read at once, and everything else on first use.
 
     Attributes:
-        path: the local folder (for a hub id, the cache's snapshot of it).
+        path: the local folder (for a hub id, the snapshot of it in the cache).
         repo_id: the hub id that `path` is a snapshot of, or None.
         config: the config; may be changed or replaced.
         trust_remote_code: whether the folder's own Python code may run.
         dtype: the dtype of `model`; None for that of the checkpoint.
-        quantization_config: what `config.json` says of quantised weights; empty for none. `config` does not say it,
-            because the weights are read as numbers.
-        leaves_unknown_numbers: whether `state` gives numbers that it cannot read as they are stored, for a family that
-            reads them itself (`maybe_modify_loaded_hf_weight`); otherwise they are an error.
+        quantization_config: what `config.json` says about quantised weights; empty if nothing. `config` does not say
+            it, because the weights are read as numbers.
+        leaves_unknown_numbers: what `state` does with numbers that it cannot read: gives them as they are stored, for a
+            family that reads them itself (`maybe_modify_loaded_hf_weight`), or raises an error.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class PreTrainedCausalLM:
         self.dtype = dtype
         self.quantization_config: dict[str, Any] = {}
         self.leaves_unknown_numbers = False
-        self._config_on_disk: dict[str, Any] | None = None  # what `config` was when loaded
+        self._config_on_disk: JsonObject | None = None  # what `config` was when it was loaded
 
     @classmethod
     def from_pretrained(
@@ -64,17 +66,19 @@ class PreTrainedCausalLM:
     ) -> Self:
         """Finds the folder and loads its config. Weights are neither downloaded nor read yet.
 
+        `PreTrainedCausalLM.from_pretrained("Qwen/Qwen3-0.6B", num_hidden_layers=2)` is Qwen3 with two layers.
+
         Args:
-            path_or_repo_id: a folder, or a hub id.
+            path_or_repo_id: a folder or a hub id.
             trust_remote_code: allow the folder's own Python code to run.
-            revision: branch, tag or commit of a hub id.
-            dtype: dtype of `model`; None for that of the checkpoint.
+            revision: the branch, tag or commit of a hub id.
+            dtype: the dtype of `model`; None for that of the checkpoint.
             config_overrides: values to replace in the config (see `load_config`).
 
         Raises:
             HubError: the id could not be resolved or downloaded.
-            CheckpointError: no `config.json`, or malformed.
-            UnsupportedModelError: a `model_type` unknown to transformers, or custom code without leave to run.
+            CheckpointError: there is no `config.json`, or it is malformed.
+            UnsupportedModelError: transformers does not know the `model_type`, or custom code may not run.
             UnsupportedConfigError: transformers refuses a value, or an override names no field of the config.
         """
         path = hub.resolve(path_or_repo_id, revision=revision, weights=False)
@@ -93,13 +97,14 @@ class PreTrainedCausalLM:
 
     @property
     def has_weights(self) -> bool:
-        """Whether there are safetensors weights, here or (for a hub id, not yet downloaded) in the repository."""
-        return has_weights(self.path) or (self.repo_id is not None and hub.lists_weights(self.repo_id, self.path.name))
+        """Whether there are safetensors weights, here or (for a hub id, not downloaded yet) in the repository."""
+        return has_weights(self.path) or bool(self.repo_id and hub.listed_weights(self.repo_id, self.path.name))
 
     @cached_property
     def state(self) -> WeightSource:
-        """The weights, memory-mapped; quantised ones are computed as they are read. For a hub id the first use
-        downloads them.
+        """The weights, memory-mapped; quantised ones are computed when they are read.
+
+        For a hub id, the first use downloads them.
 
         Raises:
             CheckpointError: the weights are missing or malformed (see `SafetensorsSource`).
@@ -110,18 +115,17 @@ class PreTrainedCausalLM:
 
     @cached_property
     def tensor_names(self) -> Collection[str]:
-        """Names of the tensors in `state`, which is not opened for it if an index gives them.
-
-        An index of quantised weights names what they are stored as.
+        """The names of the tensors in `state`, which is not opened if an index gives them.
 
         Raises:
-            CheckpointError, QuantizationError, HubError: as `state`.
+            CheckpointError, QuantizationError, HubError: as for `state`.
         """
+        # The index of quantised weights names what they are stored as.
         names = None if self.quantization_config else indexed_names(self.path)
         return self.state.infos if names is None else names
 
     def with_unknown_numbers(self) -> Self:
-        """The same model, whose `state` gives numbers that it cannot read as they are stored."""
+        """The same model, but its `state` gives numbers that it cannot read as they are stored."""
         other = copy(self)
         other.leaves_unknown_numbers = True
         for name in ("state", "tensor_names"):
@@ -138,24 +142,26 @@ class PreTrainedCausalLM:
         return self.load_tokenizer()
 
     def load_tokenizer(self, **kwargs: Any) -> PreTrainedTokenizerBase:
-        """The tokenizer, with settings of its own.
+        """The tokenizer, loaded with the given settings.
 
         Args:
-            kwargs: of `AutoTokenizer.from_pretrained`.
+            kwargs: passed to `AutoTokenizer.from_pretrained`.
 
         Raises:
-            CheckpointError: as `tokenizer`.
+            CheckpointError: as for `tokenizer`.
         """
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(self.path, **{"trust_remote_code": self.trust_remote_code, **kwargs})
+            settings = {"trust_remote_code": self.trust_remote_code, **kwargs}
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path, **settings)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: no tokenizer that transformers can load: {error}") from error
+        return tokenizer
 
     @cached_property
     def generation_config(self) -> GenerationConfig | None:
-        """The folder's `generation_config.json`, or None when there is none.
+        """The folder's `generation_config.json`, or None if there is none.
 
         Raises:
             CheckpointError: it is malformed.
@@ -172,17 +178,17 @@ class PreTrainedCausalLM:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The Hugging Face model with its weights, in eval mode, on CPU: all of it in memory.
+        """The Hugging Face model with its weights, in eval mode, on the CPU: all of it in memory.
 
         Raises:
-            CheckpointError: a weight of the model is absent from the checkpoint, or has another shape.
+            CheckpointError: a weight of the model is absent from the checkpoint, or has another shape there.
         """
         import transformers
 
         architecture = (self.config.architectures or [""])[0]
-        model_class = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+        model_class: Any = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
         is_quantized = isinstance(self.state, DequantizedSource)
-        loaded: Any = model_class.from_pretrained(
+        loaded: tuple[PreTrainedModel, dict[str, Collection[object]]] = model_class.from_pretrained(
             None if is_quantized else self._resolve_weights(),
             config=self.config,
             state_dict=dict(self.state) if is_quantized else None,
@@ -190,33 +196,32 @@ class PreTrainedCausalLM:
             trust_remote_code=self.trust_remote_code,
             output_loading_info=True,
         )
-        model: PreTrainedModel = loaded[0]
-        info: dict[str, Any] = loaded[1]
-        missing = sorted([*info["missing_keys"], *(str(item) for item in info["mismatched_keys"])])
+        model, info = loaded
+        missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         if missing:
             raise CheckpointError(
                 f"{self.path}: transformers left weights of {type(model).__name__} at their random "
                 f"initialisation: {', '.join(missing)}. The checkpoint does not hold them."
             )
-        model.eval()  # type: ignore[no-untyped-call]
+        model.eval()
         return model
 
-    def save_artifacts(self, folder: str | Path, quantization: dict[str, Any] | None = None) -> list[str]:
+    def save_artifacts(self, folder: str | Path, quantization: JsonObject | None = None) -> list[str]:
         """Writes everything but the weights into `folder` (see `copy_artifacts`).
 
-        `config.json` is the source's, byte for byte, unless `config` was changed since it was loaded, or the weights
+        `config.json` is the source's, byte for byte, unless `config` was changed after it was loaded, or the weights
         are written in another form than the source's.
 
         Args:
             quantization: the `quantization_config` of the weights; `None` for plain weights.
 
         Returns:
-            The names of the files written, sorted.
+            The names of the written files, sorted.
         """
-        changed = self._config_on_disk is None or self.config.to_dict() != self._config_on_disk
+        is_changed = self._config_on_disk is None or self.config.to_dict() != self._config_on_disk
         is_same_form = quantization == self.quantization_config
-        written = copy_artifacts(self.path, folder, self.config if changed else None, is_same_form)
-        stated = {} if changed else self.quantization_config
+        written = copy_artifacts(self.path, folder, self.config if is_changed else None, is_same_form)
+        stated = {} if is_changed else self.quantization_config
         if stated != (quantization or {}):
             state_quantization(Path(folder), quantization)
         return written
@@ -229,3 +234,7 @@ class PreTrainedCausalLM:
 
     def __repr__(self) -> str:
         return f"PreTrainedCausalLM({self.model_name_or_path!r}, {type(self.config).__name__})"
+
+
+if TYPE_CHECKING:
+    _is_hf_model: type[HFModel] = PreTrainedCausalLM

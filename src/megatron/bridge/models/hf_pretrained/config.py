@@ -14,11 +14,14 @@ from megatron.bridge.models.hf_pretrained.config_aliases import known_config_typ
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+# An object of a JSON file. Its values may be anything until they are checked.
+type JsonObject = Mapping[str, Any]
+
 CONFIG_NAME = "config.json"
-# Fields that say how the weights are stored.
+# Fields that say how the weights are quantised.
 QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
 
-# Sizes beyond anything that exists, which would take all memory before they could be compared with the weights.
+# Larger sizes than these do not exist, and would take all memory before they could be compared with the weights.
 _MAX_SIZES = {
     "num_hidden_layers": 10_000,
     "num_attention_heads": 10_000,
@@ -34,7 +37,7 @@ _REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, Recursio
 
 
 def read_config_json(folder: str | Path) -> dict[str, Any]:
-    """The folder's `config.json` as it stands, without importing transformers.
+    """The content of the folder's `config.json`, as it stands. Does not import transformers.
 
     Raises:
         CheckpointError: there is none, or it is not a JSON object.
@@ -55,20 +58,20 @@ def read_config_json(folder: str | Path) -> dict[str, Any]:
 
 
 def load_config(
-    path: str | Path, *, trust_remote_code: bool = False, overrides: dict[str, Any] | None = None
+    path: str | Path, *, trust_remote_code: bool = False, overrides: JsonObject | None = None
 ) -> PretrainedConfig:
     """Loads a folder's config with transformers' `AutoConfig`.
 
-    A `model_type` that transformers does not know, but which a family states to be another's (`kimi_k2` is
-    `deepseek_v3`), is read with that one's config class; the folder's own code is not run.
+    If transformers does not know the `model_type`, but a family states that it equals another (`kimi_k2` is
+    `deepseek_v3`), the config is read with that one's config class, and the folder's own code is not run.
 
     Overrides replace values of `config.json` before the config is made, so that what the config derives from them
     (`layer_types` from `num_hidden_layers`) follows. A dict for a nested config, such as `text_config`, replaces only
-    the values it names.
+    the values that it names: `load_config(path, overrides={"num_hidden_layers": 2})`.
 
     Raises:
-        CheckpointError: no `config.json`, or malformed.
-        UnsupportedModelError: transformers does not know its `model_type`, or the config's class is in the folder's
+        CheckpointError: there is no `config.json`, or it is malformed.
+        UnsupportedModelError: transformers does not know the `model_type`, or the config's class is in the folder's
             own code and `trust_remote_code` is False.
         UnsupportedConfigError: transformers refuses a value, or an override names no field of the config.
     """
@@ -81,19 +84,19 @@ def load_config(
         _check_model_type(folder, values, trust_remote_code)
     _check_values(folder, values)
     if known_class is not None:
-        config = _made(folder, lambda: known_class.from_dict(values, name_or_path=str(folder)))
+        config = _make_config(folder, lambda: known_class.from_dict(values, name_or_path=str(folder)))
     else:
-        config = _made(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+        config = _make_config(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
     if overrides:
         _check_overrides(folder, values, config, overrides)
         merged = _merge(values, overrides)
         _check_values(folder, merged)
-        config = _made(folder, lambda: type(config).from_dict(merged, name_or_path=str(folder)))
+        config = _make_config(folder, lambda: type(config).from_dict(merged, name_or_path=str(folder)))
     return config
 
 
-def quantization_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the values of a `config.json` say of quantised weights, of the model or of its text part; empty for none."""
+def quantization_config(values: JsonObject) -> dict[str, Any]:
+    """What a `config.json` says about quantised weights, of the model or of its text part; empty if nothing."""
     parts = [value for value in values.values() if isinstance(value, dict)]
     for level in (values, *parts):
         for name in QUANTIZATION_FIELDS:
@@ -103,16 +106,16 @@ def quantization_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def remove_quantization(config: PretrainedConfig) -> dict[str, Any]:
-    """Takes what says that weights are quantised out of a config, and returns it (see `quantization_config`)."""
-    found = quantization_config(config.to_dict())
+    """Removes from a config what it says about quantised weights, and returns that (see `quantization_config`)."""
+    removed = quantization_config(config.to_dict())
     parts = [part for part in vars(config).values() if hasattr(part, "to_dict")]
     for level in (config, *parts):
         for name in QUANTIZATION_FIELDS:
             vars(level).pop(name, None)
-    return found
+    return removed
 
 
-def _made(folder: Path, make: Callable[[], PretrainedConfig]) -> PretrainedConfig:
+def _make_config(folder: Path, make: Callable[[], PretrainedConfig]) -> PretrainedConfig:
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -121,7 +124,7 @@ def _made(folder: Path, make: Callable[[], PretrainedConfig]) -> PretrainedConfi
         raise UnsupportedConfigError(
             f"{folder / CONFIG_NAME}: transformers refuses this config: {type(error).__name__}: {error!s:.1000}"
         ) from error
-    except ImportError as error:  # custom code that needs a package which is not there
+    except ImportError as error:  # custom code needs a package that is not there
         raise UnsupportedModelError(f"{folder}: its custom code cannot be imported: {error}") from error
     except OSError as error:
         if error.errno is not None:
@@ -129,8 +132,8 @@ def _made(folder: Path, make: Callable[[], PretrainedConfig]) -> PretrainedConfi
         raise CheckpointError(f"{folder}: transformers cannot load its config: {error}") from error  # absent code file
 
 
-def _known_class(values: dict[str, Any]) -> type[PretrainedConfig] | None:
-    """The config class of the `model_type` that a family states this one to be, if transformers does not know it."""
+def _known_class(values: JsonObject) -> type[PretrainedConfig] | None:
+    """The config class that a family states for this `model_type`, if transformers does not know it."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = values.get("model_type")
@@ -140,7 +143,7 @@ def _known_class(values: dict[str, Any]) -> type[PretrainedConfig] | None:
     return None if known is None else CONFIG_MAPPING[known]
 
 
-def _check_model_type(folder: Path, values: dict[str, Any], trust_remote_code: bool) -> None:
+def _check_model_type(folder: Path, values: JsonObject, trust_remote_code: bool) -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = values.get("model_type")
@@ -149,9 +152,9 @@ def _check_model_type(folder: Path, values: dict[str, Any], trust_remote_code: b
     auto_map = values.get("auto_map")
     auto_class = auto_map.get("AutoConfig") if isinstance(auto_map, dict) else None
     if auto_class is None:
-        what = "has no `model_type`" if model_type is None else f"has the model_type {model_type!r:.100}"
+        complaint = "has no `model_type`" if model_type is None else f"has the model_type {model_type!r:.100}"
         raise UnsupportedModelError(
-            f"{folder / CONFIG_NAME}: {what}, which this version of transformers does not "
+            f"{folder / CONFIG_NAME}: {complaint}, which this version of transformers does not "
             "know. Correct it, or install a version of transformers that knows it."
         )
     if not trust_remote_code:
@@ -162,8 +165,8 @@ def _check_model_type(folder: Path, values: dict[str, Any], trust_remote_code: b
         )
 
 
-def _check_values(folder: Path, values: dict[str, Any]) -> None:
-    """Names are names, and the sizes of the model and of its parts (`text_config` and the like) are within reach."""
+def _check_values(folder: Path, values: JsonObject) -> None:
+    """Checks that names are names, and that the sizes of the model and its parts (`text_config`, ...) can exist."""
     architectures = values.get("architectures") or []
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise UnsupportedConfigError(
@@ -183,7 +186,7 @@ def _check_values(folder: Path, values: dict[str, Any]) -> None:
                 )
 
 
-def _check_overrides(folder: Path, values: dict[str, Any], config: PretrainedConfig, overrides: dict[str, Any]) -> None:
+def _check_overrides(folder: Path, values: JsonObject, config: PretrainedConfig, overrides: JsonObject) -> None:
     for name in overrides:
         if name not in values and not hasattr(config, name):
             close = difflib.get_close_matches(name, config.to_dict())
@@ -193,9 +196,9 @@ def _check_overrides(folder: Path, values: dict[str, Any], config: PretrainedCon
             )
 
 
-def _merge(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def _merge(values: JsonObject, overrides: JsonObject) -> dict[str, Any]:
     merged = dict(values)
     for name, value in overrides.items():
-        nested = name.endswith("_config") and isinstance(value, dict) and isinstance(values.get(name), dict)
-        merged[name] = {**values[name], **value} if nested else value
+        is_nested = name.endswith("_config") and isinstance(value, dict) and isinstance(values.get(name), dict)
+        merged[name] = {**values[name], **value} if is_nested else value
     return merged

@@ -1,12 +1,11 @@
-"""Values of `model_type` that transformers does not know, and whose configs are another model's field by field.
+"""Values of `model_type` that transformers does not know, but whose configs are those of another, field by field.
 
-Families state them (`register_bridge(same_config=...)`): nothing is read so that no family vouches for.
+Families state them (`register_bridge(same_config=...)`), so that no config is read in a way that no family vouches for.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import Any
 
 # HF architecture -> unknown `model_type` -> the known one. Every architecture that has a bridge is a key.
 _ALIASES: dict[str, dict[str, str]] = {}
@@ -15,15 +14,17 @@ _NO_FAMILIES = ("conversion", "hf_pretrained", "transformer")
 
 
 def add_aliases(architecture: str, aliases: Mapping[str, str]) -> None:
-    """States the aliases of an architecture that has a bridge, perhaps none."""
+    """States the aliases of an architecture that has a bridge; there may be none."""
     _ALIASES[architecture] = dict(aliases)
 
 
-def known_config_type(model_type: Any, architectures: Any) -> str | None:
+def known_config_type(model_type: object, architectures: object) -> str | None:
     """The `model_type` whose config class reads a config of a `model_type` that transformers does not know, or `None`.
 
+    `known_config_type("kimi_k2", ["DeepseekV3ForCausalLM"])` is "deepseek_v3".
+
     Args:
-        architectures: of the config; the first that has a bridge must be the one for which a family stated it.
+        architectures: the config's; the first of them that has a bridge must be the one that the alias was stated for.
     """
     import_families()
     names = architectures if isinstance(architectures, list) else []
@@ -32,7 +33,7 @@ def known_config_type(model_type: Any, architectures: Any) -> str | None:
 
 
 def import_families() -> None:
-    """Imports every `<model>_bridge` module of every family, which registers itself."""
+    """Imports every family's `<model>_bridge` modules, which register themselves."""
     models = importlib.import_module("megatron.bridge.models")
     for package in pkgutil.iter_modules(models.__path__):
         if not package.ispkg or package.name in _NO_FAMILIES:

@@ -12,7 +12,7 @@ from megatron.bridge.models.hf_pretrained.source import has_weights
 
 _TEXT_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 _WEIGHT_PATTERNS = ["*.safetensors"]
-# Second copies of the weights in another naming, which some repositories carry: transformers does not read them.
+# Second copies of the weights, under other names, which some repositories hold and transformers does not read.
 _IGNORED_WEIGHTS = ["*/*.safetensors", "consolidated*.safetensors"]
 
 
@@ -21,16 +21,18 @@ def resolve(path_or_repo_id: str | Path, *, revision: str | None = None, weights
 
     An existing folder is returned as it is. Anything else is a hub id ("org/name"), whose config, tokenizer, code and
     safetensors files are downloaded into the Hugging Face cache; pickled weights never are. The environment variables
-    of huggingface_hub hold: HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN, HF_HOME.
+    of huggingface_hub apply: HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN, HF_HOME.
+
+    `resolve("Qwen/Qwen3-0.6B", weights=False)` downloads everything but the weights.
 
     Args:
         path_or_repo_id: a folder or a hub id.
-        revision: branch, tag or commit of the hub id.
-        weights: whether the weights are wanted as well.
+        revision: the branch, tag or commit of the hub id.
+        weights: whether the weights are wanted too.
 
     Raises:
-        HubError: neither a folder nor a hub id, or the download failed.
-        CheckpointError: `weights` is set, and the repository has no safetensors weights.
+        HubError: this is neither a folder nor a hub id, or the download failed.
+        CheckpointError: `weights` is set, but the repository has no safetensors weights.
         OSError: the cache cannot be written.
     """
     name = str(path_or_repo_id)
@@ -50,13 +52,8 @@ def resolve(path_or_repo_id: str | Path, *, revision: str | None = None, weights
     return snapshot
 
 
-def lists_weights(repo_id: str, commit: str) -> bool:
-    """Whether a repository, resolved before at this commit, lists safetensors weights, downloaded or not."""
-    return bool(listed_weights(repo_id, commit))
-
-
 def listed_weights(repo_id: str, commit: str) -> list[str]:
-    """The safetensors files that a repository, resolved before at this commit, lists, downloaded or not."""
+    """The safetensors files that a repository lists, downloaded or not, if it was resolved at this commit."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -76,10 +73,10 @@ def _download(repo_id: str, revision: str | None, weights: bool) -> Path:
 
 
 def download(repo_id: str, revision: str | None, patterns: list[str], ignored: list[str] | None = None) -> Path:
-    """Brings the files of a repository that fit a pattern into the Hugging Face cache, and returns their folder.
+    """Downloads a repository's files that match a pattern into the Hugging Face cache, and returns their folder.
 
     Raises:
-        HubError: it failed.
+        HubError: the download failed.
         OSError: the cache cannot be written.
     """
     from huggingface_hub import snapshot_download
@@ -90,9 +87,9 @@ def download(repo_id: str, revision: str | None, patterns: list[str], ignored: l
 
 @contextmanager
 def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Makes what requests to the hub raise within the block into a `HubError` that says what to do."""
+    """Turns what requests to the hub raise within the block into a `HubError` that says what to do."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]  # httpx's or httpx2's
+    from huggingface_hub.errors import HTTPError as ClientError  # httpx's or httpx2's
 
     try:
         yield

@@ -1,8 +1,9 @@
-"""Writing safetensors files from many processes at once: each writes the byte ranges of the boxes it holds."""
+"""Writing safetensors files from many processes at once, each of which writes the byte ranges of its own boxes."""
 
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -16,15 +17,15 @@ _PARTIAL = ".partial"
 
 
 class RangeWriter:
-    """The weight files of a folder, laid out beforehand and filled by several processes.
+    """The weight files of a folder, which are laid out beforehand and filled by several processes.
 
-    One process calls `create`, then all write (after a barrier), then one calls `publish` (after another barrier).
-    The folder must be on a file system that all of them share.
+    One process calls `create`; then, after a barrier, all of them write; then, after another barrier, one calls
+    `publish`. The folder must be on a file system that all of them share.
 
     Args:
         folder: the output folder.
         shards: all files, each with its tensors in file order.
-        file_metadata: each file's `__metadata__`; `{"format": "pt"}` where there is none.
+        file_metadata: each file's `__metadata__`; `{"format": "pt"}` if it has none.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class RangeWriter:
         folder: Path,
         shards: Mapping[str, Sequence[TensorInfo]],
         file_metadata: Mapping[str, dict[str, str]] | None = None,
-    ):
+    ) -> None:
         self._folder = folder
         self._headers: dict[str, bytes] = {}
         self._sizes: dict[str, int] = {}
@@ -58,9 +59,11 @@ class RangeWriter:
     def write_box(self, name: str, index: Sequence[slice | int], tensor: "Tensor") -> None:
         """Writes a box of an HF tensor.
 
+        `writer.write_box("lm_head.weight", (slice(0, 8, 1), slice(0, 4, 1)), rows)` writes its first 8 rows.
+
         Args:
-            index: per axis of the HF tensor a slice with explicit start, stop and step, or an int.
-            tensor: the box's data in the order of the HF axes, without the axes indexed by an int.
+            index: for each axis of the HF tensor, a slice with explicit start, stop and step, or an int.
+            tensor: the box's data in the order of the HF axes, without the axes that an int indexes.
         """
         import torch
 
@@ -69,7 +72,7 @@ class RangeWriter:
         strides = [1] * len(info.shape)
         for axis in range(len(info.shape) - 2, -1, -1):
             strides[axis] = strides[axis + 1] * info.shape[axis + 1]
-        # The trailing axes that make one contiguous run: whole ones, and one more that is a plain range.
+        # The trailing axes that form one contiguous run: those that are whole, and one more that is a plain range.
         num_outer = len(ranges)
         while num_outer > 0 and ranges[num_outer - 1].step == 1:
             num_outer -= 1
@@ -79,10 +82,7 @@ class RangeWriter:
         starts = [each.start * stride for each, stride in zip(ranges[num_outer:], strides[num_outer:], strict=True)]
         inner = sum(starts)
         outer = itertools.product(*ranges[:num_outer])
-        num_runs = 1
-        for each in ranges[:num_outer]:
-            num_runs *= len(each)
-        run = len(flat) // num_runs
+        run = len(flat) // prod(map(len, ranges[:num_outer]))
         descriptor = self._descriptor(filename)
         for i, indices in enumerate(outer):
             element = inner + sum(index * stride for index, stride in zip(indices, strides, strict=False))

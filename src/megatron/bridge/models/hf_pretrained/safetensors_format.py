@@ -1,13 +1,13 @@
-"""The safetensors file format: dtype codes, header reading and header writing.
+"""The safetensors file format: dtype codes, reading headers and writing them.
 
-Format (safetensors 0.8, https://github.com/huggingface/safetensors#format): 8 bytes, the header's length N as an
-unsigned little-endian integer; N bytes of JSON, padded at its end with spaces; then the tensors' bytes, with no gap
+Format (safetensors 0.8, https://github.com/huggingface/safetensors#format): 8 bytes with the header's length N, an
+unsigned little-endian integer; N bytes of JSON, padded at the end with spaces; then the tensors' bytes, with no gaps
 between them. The JSON maps each tensor's name to `{"dtype", "shape", "data_offsets": [begin, end]}`, with offsets
-counted from the end of the header, and may hold `"__metadata__"`, a map of strings to strings.
+counted from the end of the header, and may hold `"__metadata__"`, which maps strings to strings.
 
 The library itself validates files (`safe_open`). Headers are parsed here as well, because `safe_open` gives neither the
-order of the metadata nor the name of a tensor with an unknown dtype, and are written here, because the library can only
-write a file whose tensors are all in memory.
+order of the metadata nor the name of a tensor with an unknown dtype. They are written here, because the library can
+only write a file whose tensors are all in memory.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
-# Codes in the order of the library's `Dtype` enum: `save_file` lays tensors out by descending code, then by name, so
-# that the widest dtypes come first and every tensor is aligned to its element size.
+# Codes in the order of the library's `Dtype` enum. `save_file` lays tensors out by descending code, then by name, so
+# that the widest dtypes come first and every tensor is aligned to the size of its elements.
 _TORCH_NAMES = {
     "BOOL": "bool",
     "F4": "float4_e2m1fn_x2",
@@ -57,11 +58,11 @@ _MAX_HEADER_NBYTES = 100_000_000  # the library's limit
 
 
 class StoredTensor(NamedTuple):
-    """One tensor as a file's header describes it.
+    """A tensor as a file's header describes it.
 
     Attributes:
-        code: of the dtype, such as "BF16".
-        start, end: the bytes of its data, counted from the end of the header.
+        code: the code of the dtype, such as "BF16".
+        start, end: where the bytes of its data begin and end, counted from the end of the header.
     """
 
     name: str
@@ -72,7 +73,7 @@ class StoredTensor(NamedTuple):
 
 
 class TensorInfo(NamedTuple):
-    """One tensor of a checkpoint: its name, shape, dtype, and the file of the folder that holds it."""
+    """A tensor of a checkpoint: its name, shape and dtype, and the file in the folder that holds it."""
 
     name: str
     shape: tuple[int, ...]
@@ -80,15 +81,8 @@ class TensorInfo(NamedTuple):
     filename: str
 
     @property
-    def num_elements(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
-
-    @property
     def nbytes(self) -> int:
-        return self.num_elements * self.dtype.itemsize
+        return prod(self.shape) * self.dtype.itemsize
 
     @property
     def code(self) -> str:
@@ -102,7 +96,7 @@ class Header(NamedTuple):
     Attributes:
         infos: the tensors in file order (by data offset).
         metadata: `__metadata__`, in the order in which it is written.
-        offsets: for each tensor the byte of the file where its data begins.
+        offsets: for each tensor, the byte of the file at which its data begins.
     """
 
     infos: list[TensorInfo]
@@ -111,7 +105,7 @@ class Header(NamedTuple):
 
 
 def dtype_code(dtype: torch.dtype) -> str:
-    """The safetensors code of a torch dtype: "BF16" for `torch.bfloat16`.
+    """The safetensors code of a torch dtype: for `torch.bfloat16`, "BF16".
 
     Raises:
         CheckpointError: the format has no code for it.
@@ -131,14 +125,14 @@ def library_order(infos: Iterable[TensorInfo]) -> list[TensorInfo]:
 
 
 def parse_header(text: bytes, what: str | Path) -> tuple[list[StoredTensor], dict[str, str]]:
-    """The tensors of a header in file order, and its `__metadata__`. Needs no torch, and no more than the header.
+    """The tensors of a header in file order, and its `__metadata__`. Needs neither torch nor the rest of the file.
 
     Args:
         text: the header's JSON.
-        what: the file, named in errors.
+        what: the file, to be named in errors.
 
     Raises:
-        CheckpointError: malformed.
+        CheckpointError: the header is malformed.
     """
     try:
         entries = json.loads(text, object_pairs_hook=unique_keys)
@@ -152,10 +146,10 @@ def parse_header(text: bytes, what: str | Path) -> tuple[list[StoredTensor], dic
 
 
 def header_size(prefix: bytes, file_size: int, what: str | Path) -> int:
-    """The number of bytes of a header, from the first 8 bytes of its file.
+    """The number of bytes of a header, given the first 8 bytes of its file.
 
     Raises:
-        CheckpointError: not a safetensors file, or cut short.
+        CheckpointError: this is not a safetensors file, or it was cut short.
     """
     if prefix == b"version ":
         raise CheckpointError(f"{what}: a git-lfs pointer, not the weights. Run `git lfs pull` in its folder.")
@@ -174,12 +168,12 @@ def header_size(prefix: bytes, file_size: int, what: str | Path) -> int:
 
 
 def stored_tensors(path: Path) -> tuple[list[StoredTensor], dict[str, str], int]:
-    """A file's tensors in the order of their data, its `__metadata__`, and the byte at which the data begin.
+    """A file's tensors in the order of their data, its `__metadata__`, and the byte at which the data begins.
 
-    Needs no torch, and reads the header alone.
+    Needs no torch, and reads nothing but the header.
 
     Raises:
-        CheckpointError: not a safetensors file, or cut short.
+        CheckpointError: this is not a safetensors file, or it was cut short.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -194,14 +188,14 @@ def stored_tensors(path: Path) -> tuple[list[StoredTensor], dict[str, str], int]
 
 
 def read_header(path: Path, filename: str) -> Header:
-    """Reads a file's header, and nothing else of it.
+    """Reads a file's header, and nothing else of the file.
 
     Args:
         path: the file.
-        filename: its name within the checkpoint, recorded in each `TensorInfo`.
+        filename: its name within the checkpoint, which each `TensorInfo` records.
 
     Raises:
-        CheckpointError: not a safetensors file, cut short, or with a dtype that torch does not have.
+        CheckpointError: this is not a safetensors file, it was cut short, or it has a dtype that torch lacks.
     """
     stored, metadata, data_start = stored_tensors(path)
     infos = [_tensor_info(path, filename, tensor) for tensor in stored]
@@ -209,10 +203,10 @@ def read_header(path: Path, filename: str) -> Header:
 
 
 def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """The `weight_map` of an index, from tensor names to names of files in its folder, and its metadata.
+    """The `weight_map` of an index, from the names of tensors to those of files in its folder, and its metadata.
 
     Raises:
-        CheckpointError: malformed, empty, or it names files outside the folder.
+        CheckpointError: the index is malformed or empty, or names files outside the folder.
     """
     try:
         index = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
@@ -241,12 +235,12 @@ def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def encode_header(infos: Iterable[TensorInfo], metadata: dict[str, str] | None) -> tuple[bytes, dict[str, int]]:
-    """A file's first bytes (length and JSON), and each tensor's offset from the beginning of the file.
+    """The first bytes of a file (length and JSON), and each tensor's offset from the beginning of the file.
 
-    The JSON is the library's: `__metadata__` first, no white space, non-ASCII characters as they are, then spaces up
-    to a multiple of 8 bytes.
+    The JSON is written as the library writes it: `__metadata__` first, no white space, non-ASCII characters as they
+    are, then spaces up to a multiple of 8 bytes.
     """
-    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    entries: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     offsets: dict[str, int] = {}
     position = 0
     for info in infos:
@@ -264,9 +258,9 @@ def encode_header(infos: Iterable[TensorInfo], metadata: dict[str, str] | None) 
 
 
 def write_index(
-    folder: Path, shards: Mapping[str, Sequence[TensorInfo]], index_metadata: Mapping[str, Any] | None
+    folder: Path, shards: Mapping[str, Sequence[TensorInfo]], index_metadata: Mapping[str, object] | None
 ) -> None:
-    """Writes the index of several files, or of one if the source had an index; its `total_size` is counted anew."""
+    """Writes the index of several files, or of one if the source had an index. Its `total_size` is computed anew."""
     if len(shards) == 1 and index_metadata is None:
         return
     total = sum(info.nbytes for infos in shards.values() for info in infos)
@@ -277,13 +271,13 @@ def write_index(
     partial.replace(folder / INDEX_NAME)
 
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON file, for `object_pairs_hook`. Of a key that comes twice, readers take different values.
+def unique_keys[T](pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """An object of a JSON file, for `object_pairs_hook`. If a key occurs twice, readers differ in the value they take.
 
     Raises:
-        ValueError: a key comes twice.
+        ValueError: a key occurs twice.
     """
-    entries: dict[str, Any] = {}
+    entries: dict[str, T] = {}
     for name, value in pairs:
         if name in entries:
             raise ValueError(f"repeated key {name!r:.200}")

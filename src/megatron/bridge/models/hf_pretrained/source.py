@@ -15,10 +15,12 @@ from megatron.bridge.models.hf_pretrained.safetensors_format import (
     read_header,
     read_index,
 )
-from megatron.bridge.transport.source_files import SourceFiles, tensor_at
+from megatron.bridge.transport.source_files import SourceFiles, is_file, tensor_at
 
 if TYPE_CHECKING:
     import torch
+
+    from megatron.bridge.models.hf_pretrained.quantization.tensor import QuantizedView
 
 __all__ = ["SafetensorsSource", "TensorInfo", "WeightSource"]
 
@@ -26,14 +28,14 @@ _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class WeightSource(Mapping[str, "torch.Tensor"]):
-    """The weights of a folder by name: what conversion reads.
+    """The weights of a folder, by name: what a conversion reads.
 
     Attributes:
         folder: the folder.
-        infos: every tensor's shape, dtype and file, without reading it; ordered by file, then by data offset.
-        shards: each file's tensor names, in the order of their data.
-        file_metadata: each file's `__metadata__`, such as `{"format": "pt"}`; empty where it has none.
-        index_metadata: the index's "metadata", or None without an index.
+        infos: each tensor's shape, dtype and file, known without reading it; ordered by file, then by data offset.
+        shards: the names of each file's tensors, in the order of their data.
+        file_metadata: each file's `__metadata__`, such as `{"format": "pt"}`; empty if it has none.
+        index_metadata: the index's "metadata", or None if there is no index.
         files: the files, which must stay as they are while they are read.
     """
 
@@ -46,22 +48,22 @@ class WeightSource(Mapping[str, "torch.Tensor"]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors together."""
+        """The bytes of all tensors together."""
         return sum(info.nbytes for info in self.infos.values())
 
     def is_stored(self, name: str) -> bool:
-        """Whether the tensor is stored as it is, so that reading a part of it computes nothing."""
+        """Whether the tensor is stored as it is, so that nothing is computed when part of it is read."""
         return True
 
     @abstractmethod
     def read(self, name: str) -> torch.Tensor:
-        """The tensor, whole, on the CPU.
+        """The whole tensor, on the CPU.
 
         Raises:
             CheckpointError: there is no such tensor, or its file was altered since it was opened.
         """
 
-    def view(self, name: str) -> Any:
+    def view(self, name: str) -> torch.Tensor | QuantizedView:
         """The tensor, or something with its shape and dtype that gives a tensor when it is sliced."""
         return self.read(name)
 
@@ -84,16 +86,18 @@ class WeightSource(Mapping[str, "torch.Tensor"]):
 
 
 class SafetensorsSource(WeightSource):
-    """The stored tensors of a folder, as a read-only mapping from name to CPU tensor.
+    """The stored tensors of a folder, as a read-only mapping from names to CPU tensors.
 
     The files are those of `model.safetensors.index.json`; without an index, `model.safetensors`; without that, every
-    `*.safetensors` of the folder. Construction reads the headers and checks them against the index and the files'
-    sizes. A tensor is a view of a memory map of its file, so reading one costs nothing until its bytes are used. The
+    `*.safetensors` in the folder. The constructor reads the headers and checks them against the index and the sizes of
+    the files. A tensor is a view of its file's memory map, so reading one costs nothing until its bytes are used. The
     map is private: writing into a tensor never changes the file, but it changes what later reads of it return.
 
+    `SafetensorsSource(folder)["lm_head.weight"][:10]` touches the bytes of ten rows.
+
     Raises:
-        CheckpointError: no safetensors weights; a file is absent, cut short or malformed; a tensor has a dtype unknown
-            to torch; or the index and the files disagree about which tensor is where.
+        CheckpointError: there are no safetensors weights; a file is absent, cut short or malformed; torch does not know
+            a tensor's dtype; or the index and the files disagree about which tensor is where.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -144,13 +148,13 @@ class SafetensorsSource(WeightSource):
 
 
 def has_weights(folder: str | Path) -> bool:
-    """Whether the folder itself holds any safetensors file or index. Says nothing about its being complete."""
+    """Whether the folder itself holds a safetensors file or an index, complete or not."""
     folder = Path(folder)
     return (folder / INDEX_NAME).is_file() or any(path.is_file() for path in folder.glob("*.safetensors"))
 
 
 def indexed_names(folder: str | Path) -> Collection[str] | None:
-    """Names of the tensors by the folder's index, whether its weight files are there or not; `None` without an index.
+    """The names of the tensors in the folder's index, whether its files are there or not; `None` without an index.
 
     Raises:
         CheckpointError: the index is malformed.
@@ -163,10 +167,10 @@ def check_inside(folder: Path, path: Path) -> None:
     """Makes sure that a file of a model folder is not a link to something else.
 
     A link may lead into the folder, or into the blob store of the Hugging Face cache that the folder is a snapshot of:
-    `<cache>/models--org--name/snapshots/<commit>`, with links into `../../blobs`.
+    `<cache>/models--org--name/snapshots/<commit>` has links into `../../blobs`.
 
     Raises:
-        CheckpointError: it leads elsewhere, and could publish a file that is not the model's.
+        CheckpointError: the link leads elsewhere, so that a file that is not the model's could be published.
     """
     roots = [folder.resolve()]
     if folder.parent.name == "snapshots":
@@ -179,15 +183,8 @@ def check_inside(folder: Path, path: Path) -> None:
         )
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
-
-
 def _validate(path: Path) -> None:
-    """Has the library check a file's header. (With torch, it would reserve memory for the whole file.)"""
+    """Lets the library check a file's header. (With torch, it would reserve memory for the whole file.)"""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -201,7 +198,7 @@ def _index_of(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     path = folder / INDEX_NAME
     weight_map, metadata = read_index(path)
     filenames = sorted(set(weight_map.values()))
-    absent = [name for name in filenames if not _is_file(folder / name)]
+    absent = [name for name in filenames if not is_file(folder / name)]
     if absent:
         raise CheckpointError(
             f"{path}: {len(absent)} of {len(filenames)} files are absent: {', '.join(absent)!s:.2000}. Fetch them."

@@ -1,4 +1,4 @@
-"""Writing safetensors weights, tensor by tensor and in any order, into files laid out beforehand."""
+"""Writing safetensors weights, tensor by tensor and in any order, into files that are laid out beforehand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained.safetensors_format import (
@@ -27,10 +27,10 @@ _DEFAULT_METADATA = {"format": "pt"}  # transformers wants it in every file
 
 
 def plan_shards(infos: Iterable[TensorInfo], max_shard_bytes: int = 5 * 10**9) -> dict[str, list[TensorInfo]]:
-    """Distributes tensors over files as `save_pretrained` of transformers does.
+    """Distributes tensors over files as transformers' `save_pretrained` does.
 
-    Tensors fill a file in the given order until the next one would pass `max_shard_bytes`; a tensor larger than that
-    has a file of its own. Within a file the order is that of safetensors' `save_file`, which keeps tensors aligned.
+    Tensors fill a file in the given order until the next one would exceed `max_shard_bytes`; a tensor larger than that
+    gets a file of its own. Within a file, the order is that of safetensors' `save_file`, which keeps tensors aligned.
 
     Returns:
         File name (`model.safetensors`, or `model-00001-of-0000N.safetensors`) to its tensors in file order, each with
@@ -58,19 +58,19 @@ def plan_shards(infos: Iterable[TensorInfo], max_shard_bytes: int = 5 * 10**9) -
 class SafetensorsWriter:
     """Writes a folder's weights. Each file has its final size from the start, so tensors may arrive in any order.
 
-    Files are written as `<name>.partial` and get their names in `close()`, once every byte of every one of them is
-    there; files that had these names before are replaced. As a context manager it closes on success, and on an
-    exception removes the partial files. `write` and `write_rows` may be called from several threads. Several
-    processes may each write some of the files: give each its `files`, and let one write the index.
+    Files are written as `<name>.partial` and get their names in `close()`, once every byte of all of them is there;
+    files that had these names before are replaced. As a context manager, the writer closes on success and removes the
+    partial files on an exception. `write` and `write_rows` may be called from several threads. Several processes may
+    each write some of the files: give each its `files`, and let one write the index. For example:
+    `with SafetensorsWriter(folder, plan_shards(infos)) as writer: writer.write("lm_head.weight", tensor)`.
 
     Args:
         folder: the output folder; made if absent.
         shards: all files of the checkpoint, each with its tensors in file order (`plan_shards`, or a source's layout).
-        file_metadata: each file's `__metadata__`; `{"format": "pt"}` for all when None.
+        file_metadata: each file's `__metadata__`; if None, `{"format": "pt"}` for all.
         index_metadata: the index's "metadata"; its `total_size` is set to the bytes of all tensors.
-        files: the files that this writer writes; all when None.
-        writes_index: whether `close()` writes the index; if so, it does for more than one file or when `index_metadata`
-            is given.
+        files: the files that this writer writes; if None, all.
+        writes_index: whether `close()` writes an index, if there is more than one file or `index_metadata` is given.
 
     Raises:
         CheckpointError: the plan is inconsistent, or the folder holds other weights that a reader would mix up with
@@ -82,7 +82,7 @@ class SafetensorsWriter:
         folder: str | Path,
         shards: Mapping[str, Sequence[TensorInfo]],
         file_metadata: Mapping[str, dict[str, str]] | None = None,
-        index_metadata: Mapping[str, Any] | None = None,
+        index_metadata: Mapping[str, object] | None = None,
         files: Collection[str] | None = None,
         writes_index: bool = True,
     ) -> None:
@@ -110,7 +110,7 @@ class SafetensorsWriter:
         """Writes a whole tensor.
 
         Raises:
-            CheckpointError: an unknown name, another shape or dtype than planned, or a tensor written before.
+            CheckpointError: the name is unknown, shape or dtype are not as planned, or the tensor was written before.
         """
         info = self._info(name)
         if tuple(tensor.shape) != info.shape:
@@ -118,10 +118,10 @@ class SafetensorsWriter:
         self._write_bytes(info, 0, tensor)
 
     def write_rows(self, name: str, first_row: int, tensor: torch.Tensor) -> None:
-        """Writes rows `[first_row, first_row + tensor.shape[0])` of dim 0.
+        """Writes rows `[first_row, first_row + tensor.shape[0])` of a tensor's first dim.
 
         Raises:
-            CheckpointError: as `write`; also rows outside the tensor, or written before.
+            CheckpointError: as for `write`; or rows are outside the tensor, or were written before.
         """
         info = self._info(name)
         if not info.shape or not tensor.dim() or tuple(tensor.shape[1:]) != info.shape[1:]:
@@ -139,7 +139,7 @@ class SafetensorsWriter:
         """Gives the files their names and writes the index.
 
         Raises:
-            CheckpointError: tensors are missing (the message names each of them); no file gets its name then.
+            CheckpointError: tensors are missing (the message names each of them); then no file gets its name.
         """
         if self._closed:
             return
@@ -161,7 +161,7 @@ class SafetensorsWriter:
             write_index(self.folder, self._shards, self._index_metadata)
 
     def abort(self) -> None:
-        """Gives up: removes this writer's partial files."""
+        """Gives up, and removes this writer's partial files."""
         self._closed = True
         for descriptor in self._descriptors.values():
             os.close(descriptor)
@@ -207,7 +207,7 @@ class SafetensorsWriter:
         return info
 
     def _write_bytes(self, info: TensorInfo, start: int, tensor: torch.Tensor) -> None:
-        """Writes the tensor's bytes at byte `start` of `info`'s data."""
+        """Writes the tensor's bytes into `info`'s data, from byte `start` on."""
         if tensor.dtype != info.dtype:
             raise CheckpointError(f"{info.name}: expected dtype {info.dtype}, found {tensor.dtype}.")
         buffer = _buffer(tensor)
@@ -240,16 +240,16 @@ def _buffer(tensor: torch.Tensor) -> memoryview:
 
 
 def _add_range(ranges: list[tuple[int, int]], start: int, stop: int) -> bool:
-    """Adds `[start, stop)` to sorted disjoint ranges and merges neighbours; False, and no change, on an overlap."""
-    at = bisect.bisect(ranges, (start, stop))
-    if (at > 0 and ranges[at - 1][1] > start) or (at < len(ranges) and ranges[at][0] < stop):
+    """Adds `[start, stop)` to sorted disjoint ranges and merges neighbours. On an overlap, changes nothing: False."""
+    place = bisect.bisect(ranges, (start, stop))
+    if (place > 0 and ranges[place - 1][1] > start) or (place < len(ranges) and ranges[place][0] < stop):
         return False
-    if at < len(ranges) and ranges[at][0] == stop:
-        stop = ranges.pop(at)[1]
-    if at > 0 and ranges[at - 1][1] == start:
-        at -= 1
-        start = ranges.pop(at)[0]
-    ranges.insert(at, (start, stop))
+    if place < len(ranges) and ranges[place][0] == stop:
+        stop = ranges.pop(place)[1]
+    if place > 0 and ranges[place - 1][1] == start:
+        place -= 1
+        start = ranges.pop(place)[0]
+    ranges.insert(place, (start, stop))
     return True
 
 

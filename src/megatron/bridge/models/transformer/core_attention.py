@@ -3,15 +3,14 @@
 These are softcapped scores, a window that respects a given mask, and values whose width differs from that of keys.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from megatron.core.fusions.fused_softmax import FusedScaleMaskSoftmax
 from megatron.core.transformer.dot_product_attention import DotProductAttention as CoreDotProductAttention
 from megatron.core.transformer.utils import attention_mask_func, get_sliding_window_causal_mask
 
-if TYPE_CHECKING:
-    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 
 class WindowSoftmax(FusedScaleMaskSoftmax):
@@ -53,7 +52,7 @@ class DotProductAttention(CoreDotProductAttention):
             the config's `kv_channels` for both.
     """
 
-    config: "DecoderConfig"
+    config: DecoderConfig
 
     def __init__(self, *args: Any, k_channels: int | None = None, v_channels: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

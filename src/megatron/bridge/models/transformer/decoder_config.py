@@ -2,17 +2,15 @@
 
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import torch
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.utils import is_layer_window_attention
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.runtime.fusions import fit_config
-
-if TYPE_CHECKING:
-    from megatron.core.transformer.spec_utils import ModuleSpec
 
 QK_LAYERNORM_SCOPES = ("head", "projection", "separate_heads", "head_after_rope")
 
@@ -53,13 +51,13 @@ class DecoderConfig(TransformerConfig):
         pad_query_groups: add query groups (and their heads) of zeros where tensor parallelism does not divide them. The
             model computes the same, and exports leave them out.
         unpadded_query_groups: the number before padding; set by `finalize`.
-        window_rope_parameters: of layers with a sliding window, if they differ; `None` if they do not.
-        window_attention: what the attention of these layers has in place of this config's fields.
-        attention_output_bias, mlp_bias: biases of these layers alone; `None` follows `add_bias_linear`.
+        window_rope_parameters: those of layers with a sliding window, if they differ; `None` if they do not.
+        window_attention: what the attention of layers with a sliding window has in place of this config's fields.
+        attention_output_bias: whether attention's output projection has a bias; `None` follows `add_bias_linear`.
+        mlp_bias: whether the MLP's linear layers have biases; `None` follows `add_bias_linear`.
         moe_router_renormalize: whether the scores of the chosen experts are divided by their sum; `None` follows
             megatron-core's rule. This and the next two fields choose `GeneralTopKRouter`.
-        moe_router_group_score: the score that groups of experts are chosen by, "top2_sum" or "max"; `None` follows
-            megatron-core's rule.
+        moe_router_group_score: what groups of experts are chosen by, "top2_sum" or "max"; `None`: megatron-core's rule.
         moe_router_softmax_expert_bias: add a bias to softmax scores when experts are chosen.
         moe_router_epsilon: what `GeneralTopKRouter` adds to the sum of scores before dividing by it.
         lm_head_bias: give the output layer a bias, one number per vocabulary entry.
@@ -204,7 +202,7 @@ class DecoderConfig(TransformerConfig):
                 "num_layers_in_first_pipeline_stage / num_layers_in_last_pipeline_stage, or another pipeline size"
             )
 
-    def modify_layer_spec(self, spec: "ModuleSpec") -> None:
+    def modify_layer_spec(self, spec: ModuleSpec) -> None:
         """Changes the spec of a layer in place, for a family whose layers have modules of their own.
 
         Called once for each different layer spec, after everything that fields ask for is in it.

@@ -1,13 +1,12 @@
 """A GPTModel that does what some families do to embeddings and logits."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel as CoreGPTModel
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 
-if TYPE_CHECKING:
-    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 
 class GPTModel(CoreGPTModel):
@@ -19,9 +18,9 @@ class GPTModel(CoreGPTModel):
     - `logits_multiplier`, then `final_logit_softcapping` c: `c * tanh(logits / c)` (arXiv 2408.00118, section 2).
     """
 
-    config: "DecoderConfig"
+    config: DecoderConfig
 
-    def __init__(self, config: "DecoderConfig", *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: DecoderConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         if self.mtp_process and self.post_process and self.share_embeddings_and_output_weights:
             # The stage has an embedding, whose weight the output layer is given. But unless it is the first stage,

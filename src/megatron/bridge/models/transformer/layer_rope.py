@@ -3,17 +3,14 @@
 Gemma 3 and OLMo 3 have such embeddings; Gemma 4 and MiMo-V2-Flash have such heads as well.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.transformer.attention import SelfAttention
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 
-if TYPE_CHECKING:
-    from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
-    from megatron.core.transformer.attention import SelfAttentionSubmodules
-
-    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 
 class LayerRotaryEmbedding(torch.nn.Module):
@@ -24,7 +21,7 @@ class LayerRotaryEmbedding(torch.nn.Module):
         window: the embedding of the layers with a sliding window.
     """
 
-    def __init__(self, full: "RotaryEmbedding", window: "RotaryEmbedding") -> None:
+    def __init__(self, full: RotaryEmbedding, window: RotaryEmbedding) -> None:
         super().__init__()
         self.full, self.window = full, window
 
@@ -40,17 +37,12 @@ class LayerRotaryEmbedding(torch.nn.Module):
 
 
 class LayerRopeSelfAttention(SelfAttention):
-    """Attention with the config of its kind of layer, which takes its angles out of `LayerRotaryEmbedding`'s."""
+    """Attention with the config of its kind of layer. It takes its angles from those of `LayerRotaryEmbedding`."""
 
-    config: "DecoderConfig"
+    config: DecoderConfig
 
     def __init__(
-        self,
-        config: "DecoderConfig",
-        submodules: "SelfAttentionSubmodules",
-        layer_number: int,
-        *args: Any,
-        **kwargs: Any,
+        self, config: DecoderConfig, submodules: SelfAttentionSubmodules, layer_number: int, *args: Any, **kwargs: Any
     ) -> None:
         super().__init__(config.layer_config(layer_number), submodules, layer_number, *args, **kwargs)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron.core.extensions import transformer_engine
 from megatron.core.models.gpt import gpt_layer_specs
@@ -26,11 +26,13 @@ from megatron.core.transformer.multi_token_prediction import (
     MultiTokenPredictionLayerSubmodules,
 )
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import LayerNormBuilder
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules, get_transformer_layer_offset
 
 from megatron.bridge.models.transformer.biased_experts import BiasedExpertLinear
 from megatron.bridge.models.transformer.core_attention import DotProductAttention
+from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
 from megatron.bridge.models.transformer.multi_latent_attention import MultiLatentSelfAttention
 from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
@@ -47,11 +49,6 @@ from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
 from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
 
-if TYPE_CHECKING:
-    from megatron.core.transformer.torch_norm import LayerNormBuilder
-
-    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
-
 # The layers of a decoder: one spec for all, or one for each.
 DecoderSpec = ModuleSpec | TransformerBlockSubmodules
 DecoderSpecBuilder = Callable[..., DecoderSpec]
@@ -67,7 +64,7 @@ _LOCAL_MLA_KEYS = {
 }
 
 
-# The parts of a layer's spec, which megatron-core declares as any object.
+# The parts of a layer's spec, all of which megatron-core declares as objects.
 
 
 def layer_submodules(spec: ModuleSpec) -> TransformerLayerSubmodules:
@@ -103,14 +100,14 @@ def mlp_submodules(layer: TransformerLayerSubmodules) -> MLPSubmodules | MoESubm
     return parts
 
 
-def post_norm_builder(layer: TransformerLayerSubmodules) -> "LayerNormBuilder":
+def post_norm_builder(layer: TransformerLayerSubmodules) -> LayerNormBuilder:
     """What builds the norms that `use_post_norms` puts after a layer's MLP."""
     assert isinstance(layer.mlp_bda, ModuleSpec)
     builder: LayerNormBuilder = layer.mlp_bda.params["norm"]
     return builder
 
 
-def transformer_engine_layer_spec(config: "DecoderConfig", is_moe: bool | None = None) -> ModuleSpec:
+def transformer_engine_layer_spec(config: DecoderConfig, is_moe: bool | None = None) -> ModuleSpec:
     """One transformer layer made of Transformer Engine's modules.
 
     Args:
@@ -127,7 +124,7 @@ def transformer_engine_layer_spec(config: "DecoderConfig", is_moe: bool | None =
     return spec
 
 
-def local_layer_spec(config: "DecoderConfig", is_moe: bool | None = None, is_linear: bool = False) -> ModuleSpec:
+def local_layer_spec(config: DecoderConfig, is_moe: bool | None = None, is_linear: bool = False) -> ModuleSpec:
     """One transformer layer made of megatron-core's own modules, with norms that accept sequence parallelism.
 
     Args:
@@ -152,8 +149,8 @@ def local_layer_spec(config: "DecoderConfig", is_moe: bool | None = None, is_lin
     if attention.core_attention is CoreDotProductAttention:
         attention.core_attention = DotProductAttention
     if is_moe:
-        # In a checkpoint, the norm before experts keeps its name, as with Transformer Engine: there is no single linear
-        # layer that it could be part of.
+        # In a checkpoint, the norm before experts keeps its name, as with Transformer Engine, because there is no
+        # single linear layer that it could be part of.
         layer.sharded_state_dict_keys_map = {
             name: key for name, key in layer.sharded_state_dict_keys_map.items() if name != "pre_mlp_layernorm."
         }
@@ -174,7 +171,7 @@ def local_layer_spec(config: "DecoderConfig", is_moe: bool | None = None, is_lin
     return spec
 
 
-def default_layer_spec(config: "DecoderConfig", vp_stage: int | None = None) -> TransformerBlockSubmodules:
+def default_layer_spec(config: DecoderConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """The specs of this rank's decoder layers: what the machine offers, with the modules that the config asks for."""
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
@@ -202,7 +199,7 @@ def default_layer_spec(config: "DecoderConfig", vp_stage: int | None = None) -> 
 
 
 def mtp_block_spec(
-    config: "DecoderConfig", layer_spec: DecoderSpec, vp_stage: int | None = None
+    config: DecoderConfig, layer_spec: DecoderSpec, vp_stage: int | None = None
 ) -> MultiTokenPredictionBlockSubmodules | None:
     """The specs of the multi-token prediction layers on this rank; `None` if there are none.
 
@@ -242,7 +239,7 @@ def hybrid_mtp_block_spec() -> ModuleSpec:
     )
 
 
-def moe_layers(config: "DecoderConfig") -> list[bool]:
+def moe_layers(config: DecoderConfig) -> list[bool]:
     """For each layer of the model, whether it has experts."""
     if config.num_moe_experts is None:
         return [False] * config.num_layers
@@ -251,14 +248,14 @@ def moe_layers(config: "DecoderConfig") -> list[bool]:
     return [bool(kind) for kind in config.moe_layer_freq]
 
 
-def linear_layers(config: "DecoderConfig") -> list[bool]:
+def linear_layers(config: DecoderConfig) -> list[bool]:
     """For each layer of the model, whether it has linear attention."""
     if config.experimental_attention_variant != "gated_delta_net":
         return [False] * config.num_layers
     return [bool(kind) for kind in get_linear_attention_pattern(config)]
 
 
-def _vary(spec: ModuleSpec, config: "DecoderConfig", with_transformer_engine: bool) -> None:
+def _vary(spec: ModuleSpec, config: DecoderConfig, with_transformer_engine: bool) -> None:
     """Puts the modules that the config's fields ask for into a layer's spec."""
     layer = layer_submodules(spec)
     norm: LayerNormBuilder = TorchNorm
@@ -284,7 +281,7 @@ def _vary(spec: ModuleSpec, config: "DecoderConfig", with_transformer_engine: bo
     config.modify_layer_spec(spec)
 
 
-def _vary_attention(layer_spec: ModuleSpec, config: "DecoderConfig") -> None:
+def _vary_attention(layer_spec: ModuleSpec, config: DecoderConfig) -> None:
     spec, attention = attention_spec(layer_spec), attention_submodules(layer_spec)
     if config.multi_latent_attention:
         spec.module = MultiLatentSelfAttention
@@ -318,7 +315,7 @@ def _make_attention_sparse(spec: ModuleSpec, with_transformer_engine: bool) -> N
     layer.sharded_state_dict_keys_map = {name: key for name, key in keys.items() if "self_attention." not in name}
 
 
-def _vary_experts(mlp: MLPSubmodules | MoESubmodules, config: "DecoderConfig", with_transformer_engine: bool) -> None:
+def _vary_experts(mlp: MLPSubmodules | MoESubmodules, config: DecoderConfig, with_transformer_engine: bool) -> None:
     if isinstance(mlp, MLPSubmodules):
         return
     if needs_general_router(config):
@@ -328,7 +325,7 @@ def _vary_experts(mlp: MLPSubmodules | MoESubmodules, config: "DecoderConfig", w
         mlp.experts.keywords["submodules"].linear_fc2 = BiasedExpertLinear
 
 
-def separate_norms(spec: ModuleSpec, config: "DecoderConfig") -> None:
+def separate_norms(spec: ModuleSpec, config: DecoderConfig) -> None:
     """Takes a layer's norms out of Transformer Engine's fused linear layers. Checkpoints keep their names for them."""
     norm = _transformer_engine_norm() if config.norm_bias else TorchNorm
     layer, attention, mlp = layer_submodules(spec), attention_submodules(spec), mlp_submodules(layer_submodules(spec))
@@ -343,7 +340,7 @@ def separate_norms(spec: ModuleSpec, config: "DecoderConfig") -> None:
     }
 
 
-def _set_biases(spec: ModuleSpec, config: "DecoderConfig") -> None:
+def _set_biases(spec: ModuleSpec, config: DecoderConfig) -> None:
     """Sets the biases of single linear layers: megatron-core has one switch for all of them (`add_bias_linear`)."""
     attention, mlp = attention_submodules(spec), mlp_submodules(layer_submodules(spec))
     if config.attention_output_bias is not None:
@@ -360,5 +357,5 @@ def _build_linear[LinearT](
     return linear(*args, bias=use_bias, **kwargs)
 
 
-def _transformer_engine_norm() -> "LayerNormBuilder":
+def _transformer_engine_norm() -> LayerNormBuilder:
     return transformer_engine.TENorm  # type: ignore[return-value]  # declared to build itself, but it builds a norm

@@ -1,26 +1,23 @@
 """megatron-core's Mamba-2 mixer with the norm and the step sizes that HF configs ask for."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from megatron.core.extensions import transformer_engine
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.ssm import mamba_mixer as core
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.runtime import capabilities
-
-if TYPE_CHECKING:
-    from megatron.core.packed_seq_params import PackedSeqParams
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
 
 def mixer_linears(*, norm_in_projection: bool) -> core.MambaMixerSubmodules:
     """The linear layers of a mixer, made of what the machine offers.
 
     Args:
-        norm_in_projection: whether Transformer Engine's first layer has the norm in front; megatron-core's own layer
-            never has it.
+        norm_in_projection: whether Transformer Engine's first layer includes the norm; megatron-core's own never does.
     """
     if not capabilities.has_transformer_engine():
         return core.MambaMixerSubmodules(in_proj=ColumnParallelLinear, out_proj=RowParallelLinear)
@@ -36,13 +33,13 @@ class MambaMixer(core.MambaMixer):
         dt_min: the smallest step size.
     """
 
-    def __init__(self, config: "TransformerConfig", *args: Any, dt_min: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, config: TransformerConfig, *args: Any, dt_min: float = 0.0, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self.dt_min = dt_min
         if self.rmsnorm:
             self.norm.eps = config.layernorm_epsilon  # megatron-core's own is always 1e-5
 
-    def _ssm_training(self, zxBCdt: torch.Tensor, packed_seq_params: "PackedSeqParams | None" = None) -> torch.Tensor:
+    def _ssm_training(self, zxBCdt: torch.Tensor, packed_seq_params: PackedSeqParams | None = None) -> torch.Tensor:
         """Convolution, scan and norm of the projection, `[S, B, ...]`."""
         if not self.dt_min:
             return super()._ssm_training(zxBCdt, packed_seq_params)

@@ -1,6 +1,6 @@
-"""Multi-latent attention (MLA, arXiv 2405.04434) as the published models have it, without Transformer Engine too."""
+"""Multi-latent attention (MLA, arXiv 2405.04434) as in the published models, with or without Transformer Engine."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel.mappings import (
@@ -9,14 +9,11 @@ from megatron.core.tensor_parallel.mappings import (
     scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import LayerNormBuilder
 
-if TYPE_CHECKING:
-    from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
-    from megatron.core.transformer.spec_utils import ModuleSpec
-    from megatron.core.transformer.torch_norm import LayerNormBuilder
-
-    from megatron.bridge.models.transformer.decoder_config import MLADecoderConfig
+from megatron.bridge.models.transformer.decoder_config import MLADecoderConfig
 
 
 class MultiLatentSelfAttention(MLASelfAttention):
@@ -27,7 +24,7 @@ class MultiLatentSelfAttention(MLASelfAttention):
     latents have epsilon 1e-6, whatever the other norms have.
     """
 
-    config: "MLADecoderConfig"
+    config: MLADecoderConfig
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,8 +34,8 @@ class MultiLatentSelfAttention(MLASelfAttention):
                 module.eps = self.config.latent_layernorm_epsilon
 
     def _resolve_qk_norm_config(
-        self, submodules: "MLASelfAttentionSubmodules"
-    ) -> "dict[str, ModuleSpec | type | LayerNormBuilder]":
+        self, submodules: MLASelfAttentionSubmodules
+    ) -> dict[str, ModuleSpec | type | LayerNormBuilder]:
         return {
             "linear_q_proj": submodules.linear_q_proj,
             "linear_q_up_proj": submodules.linear_q_up_proj,

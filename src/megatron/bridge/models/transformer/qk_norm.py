@@ -3,30 +3,29 @@
 Letters in shapes: S positions, B sequences, A heads, D dimensions per head; each of T ranks holds A / T heads.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     reduce_from_tensor_model_parallel_region,
 )
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from megatron.bridge.runtime.norm import TorchNorm
 
-if TYPE_CHECKING:
-    from megatron.core.dist_checkpointing.mapping import ShardedStateDict
-    from megatron.core.transformer import TransformerConfig
-
 
 class _ShardedNorm(torch.nn.Module):
     """A norm whose weight, `[A * D]`, is cut over tensor-parallel ranks together with the heads."""
 
-    def __init__(self, config: "TransformerConfig", hidden_size: int, eps: float, num_heads: int) -> None:
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, num_heads: int) -> None:
         super().__init__()
         num_local_heads = num_heads // parallel_state.get_tensor_model_parallel_world_size()
         self.eps = eps
@@ -35,11 +34,8 @@ class _ShardedNorm(torch.nn.Module):
         set_tensor_model_parallel_attributes(self.weight, is_parallel=True, dim=0, stride=1)
 
     def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
-        metadata: dict[str, Any] | None = None,
-    ) -> "ShardedStateDict":
+        self, prefix: str = "", sharded_offsets: Iterable[tuple[int, int, int]] = (), metadata: object = None
+    ) -> ShardedStateDict:
         """The weight, cut along its only axis."""
         state: ShardedStateDict = make_sharded_tensors_for_checkpoint(
             self.state_dict(keep_vars=True), prefix, {"weight": 0}, sharded_offsets

@@ -1,17 +1,16 @@
-"""The addition of attention's or the MLP's output to the residual stream, after it is normalised or scaled."""
+"""Adding the output of attention or of the MLP to the residual stream, after it is normalised or scaled."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 
-if TYPE_CHECKING:
-    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 # An output, and a bias to be added to it.
 type _Biased = tuple[torch.Tensor, torch.Tensor | None]
+type _Add = Callable[[_Biased, torch.Tensor, float], torch.Tensor]
 
 # Where checkpoints hold the norms: as parts of the linear layers whose outputs they normalise.
 POST_NORM_KEYS = {
@@ -32,7 +31,7 @@ class BiasDropoutAdd(torch.nn.Module):
         norm: builds the norm from `config`, `hidden_size` and `eps`.
     """
 
-    def __init__(self, config: "DecoderConfig", norm: Callable[..., torch.nn.Module]) -> None:
+    def __init__(self, config: DecoderConfig, norm: Callable[..., torch.nn.Module]) -> None:
         super().__init__()
         self.multiplier = config.residual_multiplier
         self.post_layernorm: torch.nn.Module | None = None
@@ -43,13 +42,7 @@ class BiasDropoutAdd(torch.nn.Module):
         """Gives the function of output and bias, residual and dropout that megatron-core calls."""
         return partial(self._add, get_bias_dropout_add(training, fused))
 
-    def _add(
-        self,
-        add: Callable[[_Biased, torch.Tensor, float], torch.Tensor],
-        output_with_bias: _Biased,
-        residual: torch.Tensor,
-        dropout: float,
-    ) -> torch.Tensor:
+    def _add(self, add: _Add, output_with_bias: _Biased, residual: torch.Tensor, dropout: float) -> torch.Tensor:
         output, bias = output_with_bias
         output = output if bias is None else output + bias
         if self.post_layernorm is not None:

@@ -40,7 +40,7 @@ def _rope_config(rope_parameters: RopeParameters, head_dim: int, max_position_em
 
 
 def attention_scaling(rope_parameters: RopeParameters, head_dim: int, max_position_embeddings: int) -> float:
-    """The factor of cos and sin: for `{"rope_type": "yarn", "factor": 4.0, ...}` 1.139, for most kinds 1.0."""
+    """The factor of cos and sin: 1.139 for `{"rope_type": "yarn", "factor": 4.0, ...}`, 1.0 for most kinds."""
     kind = rope_parameters.get("rope_type", "default")
     if kind == "default":
         return 1.0
@@ -77,8 +77,8 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
     Args:
         rope_parameters: as in the HF config: `rope_type`, `rope_theta` and the numbers of that kind.
         head_dim: dimensions per head.
-        max_position_embeddings: of the HF config; some kinds scale relative to it.
-        kwargs: of megatron-core's `RotaryEmbedding`.
+        max_position_embeddings: the HF config's; some kinds scale relative to it.
+        kwargs: passed to megatron-core's `RotaryEmbedding`.
 
     Source: transformers 5, `modeling_rope_utils.py`.
     """
@@ -144,7 +144,7 @@ def apply_rope_parameters(
     """Gives a model the rotary embedding that an HF config describes. Default rope is left as it is.
 
     Args:
-        window_rope_parameters: of the layers with a sliding window, if they differ.
+        window_rope_parameters: those of the layers with a sliding window, if they differ.
     """
     if not rope_parameters or not hasattr(model, "rotary_pos_emb"):
         return

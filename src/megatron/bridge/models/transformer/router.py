@@ -1,18 +1,17 @@
 """A router that can choose experts in ways that megatron-core lacks."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from megatron.core.transformer.moe.moe_utils import apply_router_token_dropping, compute_routing_scores_for_aux_loss
 from megatron.core.transformer.moe.router import TopKRouter
 
-if TYPE_CHECKING:
-    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 # T tokens, E experts, G groups of experts, K experts per token.
 
 
-def needs_general_router(config: "DecoderConfig") -> bool:
+def needs_general_router(config: DecoderConfig) -> bool:
     """Whether the config asks for something that megatron-core's router cannot do."""
     return (
         config.moe_router_renormalize is not None
@@ -32,26 +31,22 @@ class GeneralTopKRouter(TopKRouter):
     - `moe_router_softmax_expert_bias`: a bias that is added to softmax scores for the choice alone (Ernie 4.5).
     """
 
-    config: "DecoderConfig"
+    config: DecoderConfig
+    num_experts: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.config.moe_router_softmax_expert_bias:
             # It is not updated in training, because megatron-core's update rule is made for sigmoid scores.
             del self.expert_bias
-            self.register_buffer("expert_bias", torch.zeros(self._num_experts, dtype=torch.float32))
-
-    @property
-    def _num_experts(self) -> int:
-        assert self.num_experts is not None
-        return self.num_experts
+            self.register_buffer("expert_bias", torch.zeros(self.num_experts, dtype=torch.float32))
 
     def routing(
         self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Probabilities and choice of experts, both `[T, E]`. All steps but the choice itself are megatron-core's."""
         seq_length, batch_size = logits.shape[:2]
-        logits = logits.view(-1, self._num_experts)
+        logits = logits.view(-1, self.num_experts)
         if padding_mask is not None:
             padding_mask = padding_mask.reshape(-1)
         has_padding = padding_mask is not None

@@ -4,12 +4,15 @@ Letters in shapes: S positions, B sequences, H hidden size, W width of the convo
 channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.ssm.utils import _split_tensor_factory
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -21,10 +24,7 @@ from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 from megatron.bridge.runtime.gated_delta import causal_conv1d
 
 if TYPE_CHECKING:
-    from megatron.core.dist_checkpointing.mapping import ShardedStateDict
     from megatron.core.inference.contexts import StaticInferenceContext
-    from megatron.core.packed_seq_params import PackedSeqParams
-    from megatron.core.process_groups_config import ProcessGroupCollection
 
 
 @dataclass
@@ -62,7 +62,7 @@ class ShortConv(MegatronModule):
         config: ShortConvConfig,
         submodules: ShortConvSubmodules,
         layer_number: int,
-        pg_collection: "ProcessGroupCollection",
+        pg_collection: ProcessGroupCollection,
         name: str | None = None,
         **kwargs: object,
     ) -> None:
@@ -99,7 +99,7 @@ class ShortConv(MegatronModule):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         inference_context: "StaticInferenceContext | None" = None,
-        packed_seq_params: "PackedSeqParams | None" = None,
+        packed_seq_params: PackedSeqParams | None = None,
         **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Output and bias of the layer, as attention gives them.
@@ -131,14 +131,15 @@ class ShortConv(MegatronModule):
         else:
             x = F.pad(x, (0, 0, num_before, 0))
         memory[self.layer_number] = x[:, x.shape[1] - num_before :].clone()
-        return self.conv1d(x)[:, num_before:]
+        convolved: torch.Tensor = self.conv1d(x)
+        return convolved[:, num_before:]
 
     def sharded_state_dict(
         self,
         prefix: str = "",
         sharded_offsets: tuple[tuple[int, int, int], ...] = (),
         metadata: dict[str, Any] | None = None,
-    ) -> "ShardedStateDict":
+    ) -> ShardedStateDict:
         """The three parts of `in_proj` are entries of their own, so that a checkpoint does not depend on the layout."""
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         for key in (f"{prefix}in_proj.weight", f"{prefix}in_proj.bias"):
@@ -175,17 +176,14 @@ class _DepthwiseConv1d(torch.nn.Conv1d):
         return causal_conv1d(x, self.weight.squeeze(1), self.bias, cu_seqlens=cu_seqlens)[0]
 
     def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
-        metadata: dict[str, Any] | None = None,
-    ) -> "ShardedStateDict":
+        self, prefix: str = "", sharded_offsets: Iterable[tuple[int, int, int]] = (), metadata: object = None
+    ) -> ShardedStateDict:
         """Both parameters, cut along their channels."""
         axes, tensors = {"weight": 0, "bias": 0}, self.state_dict(keep_vars=True)
         state: ShardedStateDict = make_sharded_tensors_for_checkpoint(tensors, prefix, axes, sharded_offsets)
         return state
 
 
-def _boundaries(packed: "PackedSeqParams") -> torch.Tensor:
+def _boundaries(packed: PackedSeqParams) -> torch.Tensor:
     """Where packed sequences begin and end, including the padding between them."""
     return packed.cu_seqlens_q if packed.cu_seqlens_q_padded is None else packed.cu_seqlens_q_padded

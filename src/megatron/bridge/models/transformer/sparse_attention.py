@@ -1,7 +1,5 @@
 """DeepSeek Sparse Attention (DSA, arXiv 2512.02556): multi-latent attention to keys that an indexer chooses."""
 
-from typing import TYPE_CHECKING
-
 from megatron.core.transformer.experimental_attention_variant.dsa import (
     DSAIndexer,
     DSAIndexerSubmodules,
@@ -12,9 +10,7 @@ from megatron.core.transformer.experimental_attention_variant.dsa import (
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron.bridge.errors import ParallelLayoutError
-
-if TYPE_CHECKING:
-    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 
 def sparse_attention(linear: type, norm: type) -> ModuleSpec:
@@ -26,12 +22,11 @@ def sparse_attention(linear: type, norm: type) -> ModuleSpec:
     """
     indexer = DSAIndexerSubmodules(linear_wq_b=linear, linear_wk=linear, k_norm=norm, linear_weights_proj=linear)
     return ModuleSpec(
-        module=DSAttention,
-        submodules=DSAttentionSubmodules(indexer=ModuleSpec(module=DSAIndexer, submodules=indexer)),
+        module=DSAttention, submodules=DSAttentionSubmodules(indexer=ModuleSpec(module=DSAIndexer, submodules=indexer))
     )
 
 
-def check_index_sharing(config: "DecoderConfig", first: int, num_layers: int) -> None:
+def check_index_sharing(config: DecoderConfig, first: int, num_layers: int) -> None:
     """Raises `ParallelLayoutError` if a layer of a pipeline stage uses the indices of a layer of another stage.
 
     Args:

@@ -1,4 +1,4 @@
 """Quantised checkpoints: found by the dtypes, shapes and companions of tensors, and read as the numbers they stand for.
 
-Finding needs no torch; `detection.detect` is the entry. Reading (`source.DequantizedSource`) is by slice.
+Finding them needs no torch, and begins with `detection.detect`. They are read by slices (`source.DequantizedSource`).
 """

@@ -1,4 +1,4 @@
-"""bitsandbytes' 4-bit numbers: positions in a table of 16 (NF4 or FP4), with a scale for each block."""
+"""bitsandbytes' 4-bit numbers: positions in a table of 16 numbers (NF4 or FP4), with a scale for each block."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import QuantizationError
 from megatron.bridge.models.hf_pretrained.quantization.tensor import Problem, QuantizedTensor, Stored, places
+from megatron.bridge.transport.boxes import Box
 
 if TYPE_CHECKING:
     import torch
 
-    from megatron.bridge.models.hf_pretrained.quantization.tensor import Box
+    from megatron.bridge.models.hf_pretrained.config import JsonObject
 
 _STATE = re.compile(r"(?P<name>.+)\.quant_state\.bitsandbytes__(?P<kind>nf4|fp4)")
 _ITEM_SIZES = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
@@ -24,22 +25,22 @@ _NESTED = ("nested_absmax", "nested_quant_map")
 
 @dataclass(frozen=True)
 class CodebookTensor(QuantizedTensor):
-    """`quant_map[code] * absmax`, of a tensor whose numbers, in a row, are cut into blocks.
+    """`quant_map[code] * absmax`, for a tensor whose numbers, taken as one row, are cut into blocks.
 
-    The form (bitsandbytes 0.50, `QuantState.as_dict(packed=True)`), beside the weight by its whole name:
+    The form (bitsandbytes 0.50, `QuantState.as_dict(packed=True)`), in tensors whose names begin with the weight's:
 
-    - the weight itself: bytes `[n / 2, 1]`, the first of two codes in the higher bits; perhaps stored as other dtypes;
+    - the weight itself: bytes `[n / 2, 1]`, with the first of two codes in the higher bits; perhaps of another dtype;
     - `.quant_map` `[16]`, the table, and `.absmax`, the largest value of each block;
     - with nested quantisation, `.absmax` is bytes, positions in `.nested_quant_map` `[256]`, with a scale for each
       block of them, `.nested_absmax`, and an offset;
-    - `.quant_state.bitsandbytes__nf4` (or `fp4`), JSON: the shape of the tensor that is meant, sizes of blocks, the
-      offset.
+    - `.quant_state.bitsandbytes__nf4` (or `fp4`), JSON: the shape of the tensor that is meant, the sizes of blocks, and
+      the offset.
 
     Attributes:
         kind: "nf4" or "fp4".
-        num_scales: numbers of `.absmax` and of `.nested_absmax`.
-        block: numbers that share a scale; 0 before the JSON is read.
-        nested_block, offset: of nested quantisation.
+        num_scales: how many numbers `.absmax` and `.nested_absmax` have.
+        block: how many numbers share a scale; 0 before the JSON is read.
+        nested_block, offset: the block size and the offset of nested quantisation.
     """
 
     kind: str = "nf4"
@@ -53,7 +54,7 @@ class CodebookTensor(QuantizedTensor):
         return f"bitsandbytes {self.kind.upper()}"
 
     @classmethod
-    def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
+    def find(cls, stored: Mapping[str, Stored], config: JsonObject) -> Iterator[QuantizedTensor | Problem]:
         for state in stored:
             match = _STATE.fullmatch(state) if state.endswith(("nf4", "fp4")) else None
             if match is None:
@@ -104,7 +105,7 @@ class CodebookTensor(QuantizedTensor):
         return replace(self, shape=shape, block=block, nested_block=nested_block, offset=offset)
 
     def dequantize(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
-        """See `QuantizedTensor`; the arithmetic is float32's, rounded once."""
+        """See `QuantizedTensor`; in float32 arithmetic, rounded once."""
         import torch
 
         from megatron.bridge.models.hf_pretrained.quantization import decode
@@ -126,7 +127,7 @@ class CodebookTensor(QuantizedTensor):
             if is_by_row:
                 decode.dequantize_matrix(codes, scales, ((top, bottom), box[-1]), target)
                 continue
-            for row in range(top, bottom):  # blocks go on from one row to the next
+            for row in range(top, bottom):  # blocks continue from one row to the next
                 columns = (row * num_columns + left, row * num_columns + right)
                 part = target[row - top : row - top + 1]
                 decode.dequantize_matrix(codes, scales, ((0, 1), columns), part)
@@ -140,16 +141,16 @@ class CodebookTensor(QuantizedTensor):
 
 
 def _problem(names: Mapping[str, str], stored: Mapping[str, Stored]) -> str | None:
-    """What is wrong with the dtypes, and with the sizes that are the same for all tensors."""
+    """What is wrong with the dtypes, and with the sizes that all tensors have in common."""
     is_nested = "nested_absmax" in names
     codes = {"state": "U8", "quant_map": "F32", "absmax": "U8" if is_nested else "F32"}
     codes |= {"nested_absmax": "F32", "nested_quant_map": "F32"} if is_nested else {}
     for role, code in codes.items():
-        found, size = stored[names[role]], {"quant_map": 16, "nested_quant_map": 256}.get(role)
-        if found.code != code or (size and found.shape != (size,)):
+        part, size = stored[names[role]], {"quant_map": 16, "nested_quant_map": 256}.get(role)
+        if part.code != code or (size and part.shape != (size,)):
             return (
                 f"{names[role]}: expected {code}{[size] if size else ''} of bitsandbytes' 4-bit numbers, found "
-                f"{found.code} {list(found.shape)}"
+                f"{part.code} {list(part.shape)}"
             )
     weight = stored[names["weight"]]
     if weight.code not in _ITEM_SIZES:

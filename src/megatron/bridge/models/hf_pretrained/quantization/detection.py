@@ -1,4 +1,4 @@
-"""Finding quantised tensors in a checkpoint, by dtypes, shapes and names. No torch, no data."""
+"""Finding quantised tensors in a checkpoint, by dtypes, shapes and names: without torch, and without data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import QuantizationError
 from megatron.bridge.models.hf_pretrained.quantization.codebook import CodebookTensor
@@ -15,9 +15,12 @@ from megatron.bridge.models.hf_pretrained.quantization.packed_int import PackedI
 from megatron.bridge.models.hf_pretrained.quantization.scaled import FLOAT8_CODES, ScaledTensor
 from megatron.bridge.models.hf_pretrained.quantization.tensor import Problem, QuantizedTensor, Stored
 
+if TYPE_CHECKING:
+    from megatron.bridge.models.hf_pretrained.config import JsonObject
+
 KINDS: tuple[type[QuantizedTensor], ...] = (CodebookTensor, PackedIntTensor, Float4Tensor, ScaledTensor)
 
-# Dtypes that no weight has: what is stored in them stands for other numbers. (64-bit integers and booleans are tables.)
+# Dtypes that no weight has: numbers in them stand for other numbers. (64-bit integers and booleans are tables.)
 _RAW_CODES = (*FLOAT8_CODES, "F8_E8M0", "F4", "I8", "U8", "I16", "U16", "I32", "U32")
 # Numbers that belong to the arithmetic of a quantised model, not to its weights.
 _UNUSED = {
@@ -28,12 +31,12 @@ _UNUSED = {
         "of the key-value cache or of outputs"
     ),
 }
-# Numbers that weights are not right without, and that cannot be applied to them here.
+# Numbers without which the weights are wrong, but which cannot be applied to them here.
 _UNREADABLE = {
     ".pre_quant_scale": "a scale of a layer's inputs, which its weights were divided by (ModelOpt's AWQ)",
     ".act.scales": "a scale of an activation function, which the next layer's weights were multiplied by (AWQ)",
 }
-# Endings of names that only parts of quantised tensors have.
+# Endings of names that nothing but parts of quantised tensors has.
 _COMPANION_ENDINGS = (
     *("weight_scale_inv", "weight_scale", "weight_scale_2", "weight_zero_point", "weight_global_scale"),
     *("weight_packed", "weight_shape", "weight_g_idx", ".qweight", ".qzeros", ".scales", ".g_idx", ".SCB"),
@@ -41,7 +44,7 @@ _COMPANION_ENDINGS = (
     *(".weight_format", "quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4"),
 )
 _MAX_PROBLEMS = 20
-# Fields of a config, or of a group of its layers, that are whole numbers (-1: not any), and pairs of them.
+# Fields of a config, or of one of its groups of layers, that are whole numbers (-1: none), and those that are pairs.
 _SIZES = ("group_size", "num_bits", "bits")
 _BLOCKS = ("weight_block_size", "block_structure")
 
@@ -51,9 +54,9 @@ class Detection:
     """What is quantised in a checkpoint.
 
     Attributes:
-        tensors: the quantised tensors by the name that is meant.
-        dropped: stored tensors that no weight is made of, with the reason.
-        problems: what cannot be read, each named.
+        tensors: the quantised tensors, by the name of the tensor that is meant.
+        dropped: stored tensors that no weight is made of, each with the reason.
+        problems: what cannot be read, with the names of the tensors.
     """
 
     tensors: dict[str, QuantizedTensor] = field(default_factory=dict)
@@ -66,7 +69,7 @@ class Detection:
         return dict(Counter(tensor.format for tensor in self.tensors.values()).most_common())
 
     def check(self, what: str) -> None:
-        """Raises `QuantizationError` listing the problems, if there are any."""
+        """Raises a `QuantizationError` that lists the problems, if there are any."""
         if not self.problems:
             return
         more = len(self.problems) - _MAX_PROBLEMS
@@ -78,8 +81,10 @@ class Detection:
         )
 
 
-def detect(stored: Mapping[str, Stored], config: Mapping[str, Any] | None = None) -> Detection:
-    """Finds the quantised tensors of a checkpoint, and everything that looks like one and is not complete.
+def detect(stored: Mapping[str, Stored], config: JsonObject | None = None) -> Detection:
+    """Finds the quantised tensors of a checkpoint, and everything that looks like one but is not complete.
+
+    `detect(SafetensorsSource(folder).infos).formats` says which formats there are, and how many tensors of each.
 
     Args:
         stored: every tensor of the checkpoint, by name.
@@ -89,48 +94,50 @@ def detect(stored: Mapping[str, Stored], config: Mapping[str, Any] | None = None
         QuantizationError: the config's description of weights is malformed.
     """
     _check_config(config or {})
-    found = Detection()
+    detection = Detection()
     used: set[str] = set()
     for kind in KINDS:
-        for one in kind.find(stored, config or {}):
-            names = one.names if isinstance(one, Problem) else one.parts.values()
+        for candidate in kind.find(stored, config or {}):
+            names = candidate.names if isinstance(candidate, Problem) else candidate.parts.values()
             if used.intersection(names):
                 continue
             used.update(names)
-            if isinstance(one, Problem):
-                found.problems.append(one.text)
-            elif one.name in found.tensors or (one.name in stored and one.name != one.parts["weight"]):
-                found.problems.append(f"{one.name}: stored twice, in {one.parts['weight']} too")
+            if isinstance(candidate, Problem):
+                detection.problems.append(candidate.text)
+                continue
+            name, weight = candidate.name, candidate.parts["weight"]
+            if name in detection.tensors or (name in stored and name != weight):
+                detection.problems.append(f"{name}: stored twice, in {weight} too")
             else:
-                found.tensors[one.name] = one
+                detection.tensors[name] = candidate
     for name, tensor in stored.items():
         if name in used:
             continue
-        reasons = _UNUSED.items() if config or found.tensors or found.problems else ()
+        reasons = _UNUSED.items() if config or detection.tensors or detection.problems else ()
         reason = next((reason for pattern, reason in reasons if pattern.fullmatch(name)), None)
         unreadable = next((reason for ending, reason in _UNREADABLE.items() if name.endswith(ending)), None)
         if reason is not None:
-            found.dropped[name] = f"a scale {reason}; weights are not made of it"
+            detection.dropped[name] = f"a scale {reason}; weights are not made of it"
         elif unreadable is not None:
-            found.problems.append(f"{name}: {unreadable}")
+            detection.problems.append(f"{name}: {unreadable}")
         elif name.endswith(_COMPANION_ENDINGS):
-            found.problems.append(f"{name}: belongs to a quantised tensor that is not in the checkpoint")
+            detection.problems.append(f"{name}: belongs to a quantised tensor that is not in the checkpoint")
         elif tensor.code in _RAW_CODES:
-            found.problems.append(
+            detection.problems.append(
                 f"{name}: {tensor.code} numbers {list(tensor.shape)} without a scale, which are no weights as they are"
             )
-    return found
+    return detection
 
 
-def _check_config(config: Mapping[str, Any]) -> None:
-    """Makes sure that what is asked of the config is of the kind that it should be."""
+def _check_config(config: JsonObject) -> None:
+    """Makes sure that the values that are read from the config have the right types."""
     groups = config.get("config_groups") or {}
     listed = list(groups.values()) if isinstance(groups, Mapping) else [groups]
     weights = [group.get("weights") or {} if isinstance(group, Mapping) else group for group in listed]
-    wrong: dict[str, Any] = {}
-    if not all(isinstance(one, Mapping) for one in weights):
+    wrong: dict[str, object] = {}
+    if not all(isinstance(part, Mapping) for part in weights):
         wrong["config_groups"] = groups
-    for level in (config, *(one for one in weights if isinstance(one, Mapping))):
+    for level in (config, *(part for part in weights if isinstance(part, Mapping))):
         wrong |= {name: level[name] for name in _SIZES if not _is_size(level.get(name))}
         wrong |= {name: level[name] for name in _BLOCKS if not _is_block(level.get(name))}
     if wrong:
@@ -138,28 +145,28 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise QuantizationError(f"quantization_config: malformed, found {text}. Fetch the checkpoint again.")
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     return value is None or (isinstance(value, int) and (value > 0 or value == -1))
 
 
-def _is_block(value: Any) -> bool:
+def _is_block(value: object) -> bool:
     return value is None or (
         isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_size, value)) and min(value) > 0
     )
 
 
 def complete(found: Detection, read: Callable[[str], bytes]) -> Detection:
-    """What is quantised, with what some small stored tensors say, such as the shape of packed numbers.
+    """What is quantised, completed by what some small stored tensors say, such as the shape of packed numbers.
 
     Args:
-        found: from `detect`, from headers alone.
-        read: gives the bytes of a stored tensor by its name.
+        found: what `detect` found in the headers.
+        read: gives the bytes of a stored tensor, by its name.
     """
-    whole = Detection({}, found.dropped, [*found.problems])
+    completed = Detection({}, found.dropped, [*found.problems])
     for name, tensor in found.tensors.items():
         try:
             contents = {role: read(tensor.parts[role]) for role in tensor.unread}
-            whole.tensors[name] = tensor.read(contents) if contents else tensor
+            completed.tensors[name] = tensor.read(contents) if contents else tensor
         except QuantizationError as error:
-            whole.problems.append(str(error))
-    return whole
+            completed.problems.append(str(error))
+    return completed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from megatron.bridge.models.hf_pretrained.quantization.tensor import (
     Problem,
@@ -14,18 +14,19 @@ from megatron.bridge.models.hf_pretrained.quantization.tensor import (
     places,
     scale_names,
 )
+from megatron.bridge.transport.boxes import Box, Shape
 
 if TYPE_CHECKING:
     import torch
 
-    from megatron.bridge.models.hf_pretrained.quantization.tensor import Box
+    from megatron.bridge.models.hf_pretrained.config import JsonObject
 
 _GROUPS = {"F8_E4M3": 16, "U8": 32, "F8_E8M0": 32}
 
 
 @dataclass(frozen=True)
 class Float4Tensor(QuantizedTensor):
-    """Numbers of 4 bits, each group of an axis with a scale; NVFP4 has one for the whole matrix besides.
+    """4-bit numbers with a scale for each group along an axis; NVFP4 has another one for the whole matrix.
 
     The forms:
 
@@ -33,17 +34,17 @@ class Float4Tensor(QuantizedTensor):
       meant is `[E, K, N]` (transformers 5.23, `integrations/mxfp4.py`);
     - compressed-tensors 0.20, "nvfp4-pack-quantized" and "mxfp4-pack-quantized": `weight_packed` `[N, K / 2]`,
       `weight_scale`, and `weight_global_scale`, which divides;
-    - ModelOpt NVFP4: `weight` `[N, K / 2]`, `weight_scale`, and `weight_scale_2`, which multiplies; or experts
+    - ModelOpt NVFP4: `weight` `[N, K / 2]`, `weight_scale`, and `weight_scale_2`, which multiplies; or all experts
       together, `*_proj` `[E, N, K / 2]` with `*_proj_weight_scale` and `*_proj_weight_scale_2` (one number, or one for
       each expert), or packed along the other axis, `[E, K / 2, N]`;
     - MXFP4 in int8 or uint8: `weight` `[N, K / 2]`, and `weight_scale_inv` or `weight_scale`, exponents (transformers
       5.23, `Fp8Dequantize`).
 
     Attributes:
-        group: numbers that share a scale.
-        axis: of what is stored, along which numbers are packed and grouped: -1 or -2.
-        is_transposed: whether the last two axes of what is stored are exchanged.
-        divides: whether the global scale is divided by.
+        group: how many numbers share a scale.
+        axis: the stored tensor's axis along which numbers are packed and grouped: -1 or -2.
+        is_transposed: whether the last two axes of the stored tensor are exchanged.
+        divides: whether the global scale is a divisor.
     """
 
     group: int = 32
@@ -57,7 +58,7 @@ class Float4Tensor(QuantizedTensor):
         return f"{kind}, a scale per group of {self.group}"
 
     @classmethod
-    def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
+    def find(cls, stored: Mapping[str, Stored], config: JsonObject) -> Iterator[QuantizedTensor | Problem]:
         for name, tensor in stored.items():
             names = _names(name, stored) if tensor.code in ("U8", "I8") and len(tensor.shape) > 1 else None
             if names is None:
@@ -89,7 +90,7 @@ class Float4Tensor(QuantizedTensor):
             yield cls(names.meant, shape, parts, group, axis, is_blocks, name.endswith("_packed"))
 
     def dequantize(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
-        """See `QuantizedTensor`; the arithmetic is float32's, rounded once."""
+        """See `QuantizedTensor`; in float32 arithmetic, rounded once."""
         import torch
 
         from megatron.bridge.models.hf_pretrained.quantization import decode
@@ -115,7 +116,7 @@ class _Names(NamedTuple):
 
 
 def _names(name: str, stored: Mapping[str, Stored]) -> _Names | None:
-    """What the companions of a tensor would be called, if it looks like one of 4-bit floats."""
+    """What the companions of a tensor would be called, if it looks like a tensor of 4-bit floats."""
     if name.endswith("_blocks"):
         meant = name.removesuffix("_blocks")
         return _Names(meant, f"{meant}_scales", "")
@@ -129,13 +130,13 @@ def _names(name: str, stored: Mapping[str, Stored]) -> _Names | None:
     return None
 
 
-def _spread(shape: tuple[int, ...], axis: int, factor: int) -> tuple[int, ...]:
+def _spread(shape: Shape, axis: int, factor: int) -> Shape:
     spread = list(shape)
     spread[axis] *= factor
     return tuple(spread)
 
 
-def _grid(packed: tuple[int, ...], axis: int, group: int) -> tuple[int, ...] | None:
+def _grid(packed: Shape, axis: int, group: int) -> Shape | None:
     grid = list(_spread(packed, axis, 2))
     if grid[axis] % group:
         return None
@@ -151,13 +152,13 @@ def _global_problem(parts: Mapping[str, str], stored: Mapping[str, Stored], grou
             if group == 16
             else None
         )
-    found = stored[overall]
-    num_numbers = prod(found.shape)
+    scale = stored[overall]
+    num_numbers = prod(scale.shape)
     leading = stored[name].shape[:-2]
-    is_each = len(leading) == 1 and found.shape[:1] == leading and num_numbers == leading[0]
-    if found.code != "F32" or not (num_numbers == 1 or is_each):
+    is_per_matrix = len(leading) == 1 and scale.shape[:1] == leading and num_numbers == leading[0]
+    if scale.code != "F32" or not (num_numbers == 1 or is_per_matrix):
         return (
             f"{overall}: expected one F32 number for {name} {list(stored[name].shape)}, or one for each of its "
-            f"matrices, found {found.code} {list(found.shape)}"
+            f"matrices, found {scale.code} {list(scale.shape)}"
         )
     return None

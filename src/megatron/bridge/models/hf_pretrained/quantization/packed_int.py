@@ -1,4 +1,4 @@
-"""Integers of 2, 4 or 8 bits, several in an int32 word, with a scale and a zero point for each group or channel."""
+"""Integers of 2, 4 or 8 bits, several to an int32 word, with a scale and a zero point for each group or channel."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from megatron.bridge.errors import QuantizationError
-from megatron.bridge.models.hf_pretrained.quantization.tensor import Problem, QuantizedTensor, Stored, places
+from megatron.bridge.models.hf_pretrained.quantization.tensor import (
+    Problem,
+    QuantizedTensor,
+    Stored,
+    group_weights,
+    places,
+)
+from megatron.bridge.transport.boxes import Box
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
+    from megatron.bridge.models.hf_pretrained.config import JsonObject
     from megatron.bridge.models.hf_pretrained.quantization.decode import Codes
-    from megatron.bridge.models.hf_pretrained.quantization.tensor import Box
 
-    # The names of a tensor's parts and what they are, by role.
+    # By role, the name of a tensor's part and the stored tensor.
     Found = Mapping[str, tuple[str, Stored]]
 
 _NAMES = {"compressed-tensors": "pack-quantized", "gptq": "GPTQ", "awq": "AWQ"}
@@ -27,7 +36,7 @@ _ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 
 
 class _Scheme(NamedTuple):
-    """What a config says of the weights of some layers; a group size of 0 is one group, None is not known."""
+    """What a config says about the weights of some layers. A group size of 0 is one group; None is unknown."""
 
     bits: int
     group_size: int | None
@@ -36,28 +45,29 @@ class _Scheme(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedIntTensor(QuantizedTensor):
-    """`(number - zero_point) * scale`; `shape` is `[..., N, K]`, of N outputs and K inputs.
+    """`(number - zero_point) * scale`; `shape` is `[..., N, K]`, with N outputs and K inputs.
 
     The layouts, in which G is the number of groups of inputs and b the bits of a number, lowest first in a word:
 
     - "compressed-tensors" (0.20, "pack-quantized"): `weight_packed` `[N, ceil(K * b / 32)]`, `weight_scale` `[N, G]` or
       one number, `weight_shape` `[2]`, perhaps `weight_zero_point` `[ceil(N * b / 32), G]`, packed along N, and
       `weight_g_idx` `[K]`, the group of each input (-1: not used). Half their range is added to numbers and zero points
-      before they are stored; without zero points that half is what is subtracted.
+      before they are stored; without zero points, that half is subtracted.
     - "gptq": `qweight` `[ceil(K * b / 32), N]`, packed along K, `qzeros` `[G, ceil(N * b / 32)]`, packed along N,
-      `scales` `[G, N]`, `g_idx` `[K]`. Format "gptq" stores zero points less one, "gptq_v2" as they are. The one is
-      added to whole words, as GPTQModel 7.7 does (`convert_gptq_v1_to_v2_format`): a zero point of 0 has borrowed from
-      its neighbour.
+      `scales` `[G, N]`, `g_idx` `[K]`. Format "gptq" stores zero points minus one, "gptq_v2" as they are. The one is
+      added to whole words, as GPTQModel 7.7 does (`convert_gptq_v1_to_v2_format`), because a zero point of 0 borrowed
+      from its neighbour.
     - "awq": `qweight` `[K, N * b / 32]`, `qzeros` `[G, N * b / 32]`, both packed along N in the order 0, 2, 4, 6, 1, 3,
       5, 7, `scales` `[G, N]`: the version "gemm" of AutoAWQ 0.2.9 (`utils/packing_utils.py`).
 
     Attributes:
         layout: one of these.
-        bits: of a number.
-        num_groups, group_size: of inputs that share a scale; those of a group are side by side, or `g_idx` tells.
-        is_offset: whether zero points are stored less one.
-        num_ordered: inputs that `weight_g_idx` tells the group of, if it is there.
-        schemes: what the tensor can be, before `weight_shape` is read.
+        bits: the bits of a number.
+        num_groups: how many groups of inputs there are, each with a scale.
+        group_size: how many inputs a group has; they are side by side, unless `g_idx` says otherwise.
+        is_offset: whether zero points are stored minus one.
+        num_ordered: for how many inputs `weight_g_idx` gives the group, if there is one.
+        schemes: what the tensor may be, before `weight_shape` is read.
     """
 
     layout: str = "gptq"
@@ -73,9 +83,9 @@ class PackedIntTensor(QuantizedTensor):
         return f"{_NAMES[self.layout]} INT{self.bits}"
 
     @classmethod
-    def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
+    def find(cls, stored: Mapping[str, Stored], config: JsonObject) -> Iterator[QuantizedTensor | Problem]:
         schemes = _schemes(config)
-        alike: dict[tuple[Any, ...], PackedIntTensor] = {}  # by shapes and dtypes: experts are many
+        alike: dict[tuple[object, ...], PackedIntTensor] = {}  # by shapes and dtypes, which many experts have in common
         for name, tensor in stored.items():
             is_compressed = (name.endswith("_packed") and tensor.code == "I32") or (
                 name.endswith(".weight_packed") and tensor.code != "U8"
@@ -92,12 +102,12 @@ class PackedIntTensor(QuantizedTensor):
             found = {role: (part, stored[part]) for role, part in names.items()}
             try:
                 _check_parts(stem, found, roles[:2], is_compressed)
-                one = _compressed_tensors(stem, found, schemes) if is_compressed else _gptq_or_awq(stem, found, config)
+                read = _compressed_tensors(stem, found, schemes) if is_compressed else _gptq_or_awq(stem, found, config)
             except QuantizationError as error:
                 yield Problem(tuple(names.values()), str(error))
                 continue
-            alike[shapes] = one
-            yield one
+            alike[shapes] = read
+            yield read
 
     @property
     def unread(self) -> tuple[str, ...]:
@@ -127,11 +137,11 @@ class PackedIntTensor(QuantizedTensor):
         return replace(self, shape=shape, bits=fits[0].bits, group_size=shape[-1] // self.num_groups, schemes=())
 
     def dequantize(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
-        """See `QuantizedTensor`; the arithmetic is float32's, rounded once."""
-        run = {"compressed-tensors": self._compressed_tensors, "gptq": self._gptq, "awq": self._awq}[self.layout]
+        """See `QuantizedTensor`; in float32 arithmetic, rounded once."""
+        read = {"compressed-tensors": self._compressed_tensors, "gptq": self._gptq, "awq": self._awq}[self.layout]
         for place, target in places(box, out):
-            of_place = {role: part[place] if part.dim() == len(box) else part for role, part in parts.items()}
-            run(of_place, box[-2:], target)
+            matrices = {role: part[place] if part.dim() == len(box) else part for role, part in parts.items()}
+            read(matrices, box[-2:], target)
 
     def _compressed_tensors(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
         import torch
@@ -141,7 +151,7 @@ class PackedIntTensor(QuantizedTensor):
         half, zeros, grid = 1 << (self.bits - 1), None, parts["scale"].reshape(-1, parts["scale"].shape[-1])
         if "zero_point" in parts:
             zeros = parts["zero_point"]
-            if zeros.dtype == torch.int8:  # of the whole tensor, which is not packed
+            if zeros.dtype == torch.int8:  # one for the whole tensor, which is not packed
                 zeros = (zeros.int() + half).reshape(1, 1)
             else:
                 zeros = _fields(zeros.mT, self.bits)[:, : self.shape[-2]].mT
@@ -167,7 +177,7 @@ class PackedIntTensor(QuantizedTensor):
         decode.dequantize_matrix(_words_in_order(parts["weight"]), scales, (box[1], box[0]), out.mT)
 
     def _groups(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        """The group of each input, where groups are not one after the other."""
+        """The group of each input, unless groups simply follow one another."""
         import torch
 
         groups = parts.get("g_idx")
@@ -266,10 +276,9 @@ def _compressed_tensors(stem: str, found: Found, stated: list[_Scheme]) -> Packe
     )
 
 
-def _schemes(config: Mapping[str, Any]) -> list[_Scheme]:
-    """What the config says packed weights can be: for all layers, as which is whose is for the model to know."""
-    groups = [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
-    stated = [weights for weights in groups if weights and weights.get("type", "int") == "int"]
+def _schemes(config: JsonObject) -> list[_Scheme]:
+    """What packed weights can be according to the config, in any layer: only the model knows whose a group is."""
+    stated = [weights for weights in group_weights(config) if weights and weights.get("type", "int") == "int"]
     return [
         _Scheme(
             weights.get("num_bits") or 0,
@@ -280,7 +289,7 @@ def _schemes(config: Mapping[str, Any]) -> list[_Scheme]:
     ] or [_Scheme(bits, None, None) for bits in (4, 8)]
 
 
-def _gptq_or_awq(stem: str, found: Found, config: Mapping[str, Any]) -> PackedIntTensor:
+def _gptq_or_awq(stem: str, found: Found, config: JsonObject) -> PackedIntTensor:
     (name, words), (_, scale), (_, zeros) = found["weight"], found["scales"], found["qzeros"]
     if len(scale.shape) != 2 or len(zeros.shape) != 2:
         raise QuantizationError(
@@ -321,10 +330,10 @@ def _gptq_or_awq(stem: str, found: Found, config: Mapping[str, Any]) -> PackedIn
     return PackedIntTensor(_meant(stem), (num_outputs, num_inputs), parts, layout, bits, num_groups, size, is_offset)
 
 
-def _is_offset(name: str, config: Mapping[str, Any]) -> bool:
+def _is_offset(name: str, config: JsonObject) -> bool:
     stated = config.get("checkpoint_format") or config.get("format")
     if stated is None and str(config.get("quant_method")).lower() == "gptq":
-        stated = "gptq"  # as transformers has it
+        stated = "gptq"  # as in transformers
     if stated not in ("gptq", "gptq_v2"):
         raise QuantizationError(
             f"{name}: zero points of GPTQ are stored as they are or less one; expected quantization_config to say "
@@ -341,7 +350,7 @@ def _fields(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _in_order(words: torch.Tensor) -> torch.Tensor:
-    """AWQ's words with their 8 numbers in order, lowest bits first: in each half are the even ones, or the odd ones."""
+    """AWQ's words with their 8 numbers in order, lowest bits first; stored are the even ones, then the odd ones."""
     import numpy as np
     import torch
 
@@ -353,16 +362,19 @@ def _in_order(words: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _spread() -> Any:
-    """For 4 fields of 4 bits the same with room between them."""
+def _spread() -> NDArray[np.uint32]:
+    """For each word of four 4-bit fields, the same fields with 4 bits between them."""
     import numpy as np
 
     half = np.arange(1 << 16, dtype=np.uint32)
-    return sum(((half >> 4 * field & 15) << 8 * field for field in range(4)), start=np.zeros_like(half))
+    spread = np.zeros_like(half)
+    for field in range(4):
+        spread |= (half >> 4 * field & 15) << 8 * field
+    return spread
 
 
 def _words_in_order(matrix: torch.Tensor) -> Codes:
-    """The codes of AWQ's `[K, N / 8]` words."""
+    """The codes in AWQ's words `[K, N / 8]`."""
     import torch
 
     from megatron.bridge.models.hf_pretrained.quantization import decode
@@ -376,7 +388,7 @@ def _words_in_order(matrix: torch.Tensor) -> Codes:
 
 
 def _columns_of_words(matrix: torch.Tensor, bits: int) -> Codes:
-    """The codes of GPTQ's `[K * bits / 32, N]` words, as of a matrix `[N, K]`."""
+    """The codes in GPTQ's words `[K * bits / 32, N]`, taken as a matrix `[N, K]`."""
     import torch
 
     from megatron.bridge.models.hf_pretrained.quantization import decode

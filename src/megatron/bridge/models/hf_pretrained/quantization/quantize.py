@@ -1,4 +1,4 @@
-"""Quantising weights: FP8 in blocks and MXFP4, in the forms that transformers loads."""
+"""Quantising weights to FP8 in blocks and to MXFP4, in the forms that transformers loads."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ import torch.nn.functional as F
 from megatron.bridge.models.hf_pretrained.quantization.decode import FLOAT4
 
 FLOAT8 = torch.float8_e4m3fn
+# Name, shape and dtype of the stored tensors that stand for a weight, that of the weight first.
+type Parts = dict[str, tuple[tuple[int, ...], torch.dtype]]
 # Halfway between consecutive sizes of 4-bit floats; a number there goes to the size with an even code.
 _FLOAT4_BOUNDS = tuple((low + high) / 2 for low, high in pairwise(FLOAT4[:8]))
 _FLOAT4_MAX_EXPONENT = 2  # of 6, the largest
 
 
 class Quantizer(ABC):
-    """One form of quantised weights: which stored tensors stand for one, and how they are made."""
+    """A form of quantised weights: which stored tensors stand for a weight, and how they are made."""
 
     NAME: ClassVar[str]
     # Whether it knows which weights are quantised; otherwise those of linear layers are.
     IS_GIVEN: ClassVar[bool] = False
 
     @abstractmethod
-    def parts(self, name: str, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], torch.dtype]] | None:
-        """Name, shape and dtype of the stored tensors for a weight, that of the weight first; `None` if it stays."""
+    def parts(self, name: str, shape: Sequence[int]) -> Parts | None:
+        """The stored tensors for a weight; `None` if it stays as it is."""
 
     @abstractmethod
     def row_multiple(self, name: str, shape: Sequence[int]) -> int:
-        """Rows that are quantised together: a part of a weight must have a multiple of them, but for the last."""
+        """How many rows are quantised together: every part of a weight but the last must have a multiple of them."""
 
     @abstractmethod
     def quantize(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -47,11 +49,11 @@ class Quantizer(ABC):
         return None
 
     def filename(self, part: str) -> str | None:
-        """The file that a stored tensor belongs in; `None` for that of its weight."""
+        """The file that a stored tensor belongs in; `None` for the file of its weight."""
         return None
 
     def further(self) -> dict[str, torch.Tensor]:
-        """Stored tensors that belong to the form, and not to a weight."""
+        """Stored tensors that belong to the form but to no weight, by name."""
         return {}
 
     @abstractmethod
@@ -59,25 +61,26 @@ class Quantizer(ABC):
         """The `quantization_config` of `config.json`.
 
         Args:
-            not_converted: modules whose weights stay.
+            not_converted: the modules whose weights stay as they are.
         """
 
 
 @dataclass(frozen=True)
 class FP8Quantizer(Quantizer):
-    """FP8 (E4M3) with a scale for each block, as DeepSeek-V3 is published and transformers' "fp8" reads.
+    """FP8 (E4M3) with a scale for each block, as DeepSeek-V3 is published, and as transformers' "fp8" reads it.
 
-    A weight that the blocks do not divide stays, as with transformers (5.23, `Fp8Quantize`), which cannot load others.
+    A weight that the blocks do not divide stays as it is, as in transformers (5.23, `Fp8Quantize`), which could not
+    load it otherwise.
 
     Attributes:
-        block: rows and columns of a block.
+        block: the rows and columns of a block.
     """
 
     block: tuple[int, int] = (128, 128)
 
     NAME = "fp8"
 
-    def parts(self, name: str, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], torch.dtype]] | None:
+    def parts(self, name: str, shape: Sequence[int]) -> Parts | None:
         if len(shape) < 2 or any(size % step for size, step in zip(shape[-2:], self.block, strict=True)):
             return None
         grid = (*shape[:-2], *(size // step for size, step in zip(shape[-2:], self.block, strict=True)))
@@ -102,15 +105,15 @@ class FP8Quantizer(Quantizer):
 
 @dataclass(frozen=True)
 class MXFP4Quantizer(Quantizer):
-    """4-bit floats with a scale for each 32 of them, for fused experts, as gpt-oss is published.
+    """4-bit floats with a scale for every 32 of them, for fused experts, as gpt-oss is published.
 
-    Source: OCP Microscaling Formats 1.0, section 6.3: the scale is the power of 2 with which the largest number has the
-    exponent of 6.0; numbers round to the nearest, half to even, and what is too large becomes 6.0.
+    Source: OCP Microscaling Formats 1.0, section 6.3. The scale is the power of 2 that gives the largest number the
+    exponent of 6.0; numbers are rounded to nearest, half to even, and those that are too large become 6.0.
     """
 
     NAME = "mxfp4"
 
-    def parts(self, name: str, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], torch.dtype]] | None:
+    def parts(self, name: str, shape: Sequence[int]) -> Parts | None:
         if len(shape) != 3 or shape[1] % 32:
             return None
         experts, inputs, outputs = shape
@@ -128,7 +131,7 @@ class MXFP4Quantizer(Quantizer):
         sizes = torch.ldexp(groups.abs(), -exponent).contiguous()
         bounds = torch.tensor(_FLOAT4_BOUNDS, device=weight.device)
         below, at_most = (torch.bucketize(sizes, bounds, right=right) for right in (False, True))
-        codes = torch.where(below % 2 == 0, below, at_most)  # they differ on a bound only: the even one of the two
+        codes = torch.where(below % 2 == 0, below, at_most)  # they differ on a bound only: takes the even one of them
         codes = (codes | (groups.signbit().long() << 3)).to(torch.uint8)
         packed = codes[..., 0::2] | (codes[..., 1::2] << 4)
         return {f"{name}_blocks": packed.contiguous(), f"{name}_scales": (exponent + 127).squeeze(-1).to(torch.uint8)}
@@ -140,10 +143,13 @@ class MXFP4Quantizer(Quantizer):
 def quantize_blocks(
     weight: torch.Tensor, block: tuple[int, int], dtype: torch.dtype = FLOAT8
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """8-bit floats, and the float32 scale of each block by which they are to be multiplied.
+    """8-bit floats, and the float32 scale of each block, by which they are to be multiplied.
+
+    `quantize_blocks(weight, (128, 128))` of a weight `[512, 256]` gives codes of that shape and scales `[4, 2]`.
 
     Args:
         weight: `[..., R, C]`; the last blocks may be cut.
+        block: the rows and columns of a block.
     """
     rows, columns = (-(-size // step) for size, step in zip(weight.shape[-2:], block, strict=True))
     missing = [n * step - size for n, step, size in zip((rows, columns), block, weight.shape[-2:], strict=True)]

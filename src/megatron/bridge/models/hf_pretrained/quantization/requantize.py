@@ -1,4 +1,4 @@
-"""Writing weights in the form that their source has them in: its own bytes where they did not change."""
+"""Writing weights in the form that they have in their source, with its own bytes for those that did not change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from megatron.bridge.errors import QuantizationError
 from megatron.bridge.models.hf_pretrained.quantization.float4 import Float4Tensor
-from megatron.bridge.models.hf_pretrained.quantization.quantize import MXFP4Quantizer, Quantizer, quantize_blocks
+from megatron.bridge.models.hf_pretrained.quantization.quantize import MXFP4Quantizer, Parts, Quantizer, quantize_blocks
 from megatron.bridge.models.hf_pretrained.quantization.scaled import FLOAT8_CODES, ScaledTensor
 from megatron.bridge.models.hf_pretrained.quantization.source import DequantizedSource
 
@@ -17,8 +17,8 @@ from megatron.bridge.models.hf_pretrained.quantization.source import Dequantized
 class SourceQuantizer(Quantizer):
     """The form of a quantised source.
 
-    A weight that is bit for bit what the source stands for gets the source's bytes, whatever their form. One that was
-    trained is quantised anew, with scales of its own, if its form is FP8 with scales or MXFP4.
+    A weight that is, bit for bit, the one that the source stands for gets the source's bytes, whatever their form. A
+    weight that was trained is quantised anew, with new scales, if its form is FP8 with scales or MXFP4.
 
     Args:
         source: the quantised checkpoint.
@@ -28,10 +28,10 @@ class SourceQuantizer(Quantizer):
     NAME = "source"
     IS_GIVEN = True
 
-    def __init__(self, source: DequantizedSource, config: dict[str, Any]):
+    def __init__(self, source: DequantizedSource, config: dict[str, Any]) -> None:
         self._source, self._config = source, config
 
-    def parts(self, name: str, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], torch.dtype]] | None:
+    def parts(self, name: str, shape: Sequence[int]) -> Parts | None:
         tensor = self._source.found.tensors.get(name)
         if tensor is None:
             return None
@@ -65,9 +65,9 @@ class SourceQuantizer(Quantizer):
             return MXFP4Quantizer().quantize(name, weight)
         if isinstance(tensor, ScaledTensor) and tensor.code in FLOAT8_CODES and "zero_point" not in names:
             stored = self._source.stored.infos
-            info, block = stored[names["scale"]], (1, *tensor.block)[-2:]
+            info, (rows, columns) = stored[names["scale"]], (1, *tensor.block)[-2:]
             if info.dtype.is_floating_point and info.dtype.itemsize > 1:
-                codes, scale = quantize_blocks(weight, block, stored[names["weight"]].dtype)
+                codes, scale = quantize_blocks(weight, (rows, columns), stored[names["weight"]].dtype)
                 return {names["weight"]: codes, names["scale"]: scale.reshape(info.shape).to(info.dtype)}
         raise QuantizationError(
             f"{name}: was changed, and its form in the source ({tensor.format}) cannot be made anew; export in another "

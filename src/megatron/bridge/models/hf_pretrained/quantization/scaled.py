@@ -1,10 +1,10 @@
-"""8-bit numbers (FP8 or integers) that are multiplied by a scale: one for a tensor, a channel, a group or a block."""
+"""8-bit numbers (FP8 or integers) that are multiplied by a scale: one per tensor, channel, group or block."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import QuantizationError
 from megatron.bridge.models.hf_pretrained.quantization.tensor import (
@@ -12,14 +12,16 @@ from megatron.bridge.models.hf_pretrained.quantization.tensor import (
     QuantizedTensor,
     Stored,
     block_shape,
+    group_weights,
     places,
     scale_names,
 )
+from megatron.bridge.transport.boxes import Box, Shape
 
 if TYPE_CHECKING:
     import torch
 
-    from megatron.bridge.models.hf_pretrained.quantization.tensor import Box
+    from megatron.bridge.models.hf_pretrained.config import JsonObject
 
 FLOAT8_CODES = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 EXPONENT_CODES = ("F8_E8M0", "U8")
@@ -32,16 +34,16 @@ _SCALE_CODES = ("F32", "F16", "BF16", *EXPONENT_CODES)
 class ScaledTensor(QuantizedTensor):
     """`weight * scale`, or `(weight - zero_point) * scale`, with 8-bit weights.
 
-    The forms: FP8 in blocks (`weight_scale_inv`, DeepSeek-V3), with a scale for a tensor (Ministral 3, ModelOpt) or a
-    channel (compressed-tensors), INT8 (compressed-tensors), MXFP8 (scales that are exponents). transformers 5.23 calls
-    them "fp8", "compressed-tensors" and "modelopt". bitsandbytes 0.50's INT8 has `SCB`, the largest value of each row,
-    beside `weight`: the number is `weight * SCB / 127`, in `int8_vectorwise_dequant`'s order and rounding.
+    The forms: FP8 in blocks (`weight_scale_inv`, DeepSeek-V3), or with a scale per tensor (Ministral 3, ModelOpt) or
+    per channel (compressed-tensors), INT8 (compressed-tensors), MXFP8 (scales that are exponents). transformers 5.23
+    calls them "fp8", "compressed-tensors" and "modelopt". bitsandbytes 0.50's INT8 has `SCB`, the largest value of each
+    row, beside `weight`: the number is `weight * SCB / 127`, with the order and rounding of `int8_vectorwise_dequant`.
 
     Attributes:
-        code: safetensors dtype of the weight.
-        block: elements of each axis that one scale serves.
+        code: the safetensors dtype of the weight.
+        block: for each axis, how many elements one scale applies to.
         last: a number that the result is multiplied by.
-        is_read: whether the order of the numbers (bitsandbytes' `weight_format`) is known to be rows.
+        is_read: whether the numbers are known to be ordered by rows (bitsandbytes' `weight_format`).
     """
 
     code: str = "F8_E4M3"
@@ -59,14 +61,14 @@ class ScaledTensor(QuantizedTensor):
         return f"{name}, a scale per block of {' x '.join(map(str, self.block[-2:]))}"
 
     @classmethod
-    def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
-        blocks: dict[tuple[Any, ...], tuple[int, ...]] = {}  # of tensors of the same shapes: experts are many
+    def find(cls, stored: Mapping[str, Stored], config: JsonObject) -> Iterator[QuantizedTensor | Problem]:
+        blocks: dict[tuple[object, ...], Shape] = {}  # by shapes and dtypes, which many experts have in common
         for name, tensor in stored.items():
             if tensor.code not in (*FLOAT8_CODES, "I8") or name.endswith(_COMPANIONS):
                 continue
             stem = name.removesuffix("weight")
             parts = {"weight": name}
-            scale = next((found for found in scale_names(name) if found in stored), None)
+            scale = next((scale_name for scale_name in scale_names(name) if scale_name in stored), None)
             is_bitsandbytes = scale is None and tensor.code == "I8" and f"{stem}SCB" in stored
             if is_bitsandbytes:
                 scale = f"{stem}SCB"
@@ -99,12 +101,12 @@ class ScaledTensor(QuantizedTensor):
         return ScaledTensor(self.name, self.shape, self.parts, self.code, self.block, self.last, is_read=True)
 
     def dequantize(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
-        """See `QuantizedTensor`; the arithmetic is float32's, rounded once (bitsandbytes' INT8: twice)."""
+        """See `QuantizedTensor`; in float32 arithmetic, rounded once (bitsandbytes' INT8: twice)."""
         from megatron.bridge.models.hf_pretrained.quantization import decode
 
         weight, grid = parts["weight"], self._grid(parts["scale"])
         zeros = self._grid(parts["zero_point"]) if "zero_point" in parts else None
-        block: Any = (1, 1, *self.block)[-2:]
+        num_rows, num_columns = (1, 1, *self.block)[-2:]
         if len(box) < 2:  # a vector is a matrix of one row
             weight, grid, out = weight.reshape(1, -1), grid.reshape(1, -1), out.reshape(1, -1)
             zeros = zeros if zeros is None else zeros.reshape(1, -1)
@@ -112,17 +114,17 @@ class ScaledTensor(QuantizedTensor):
         for place, target in places(box, out):
             blocks = tuple(index // size for index, size in zip(place, self.block, strict=False))
             zero = None if zeros is None else zeros[blocks]
-            scales = decode.Scales(grid[blocks], block, zero, last=self.last)
+            scales = decode.Scales(grid[blocks], (num_rows, num_columns), zero, last=self.last)
             decode.dequantize_matrix(decode.byte_codes(weight[place]), scales, box[-2:], target)
 
     def _grid(self, scale: torch.Tensor) -> torch.Tensor:
-        """The scales (or zero points) with an axis for each of the tensor's."""
+        """The scales (or zero points), with as many axes as the tensor."""
         if scale.numel() == 1:
             return scale.reshape((1,) * len(self.shape))
         return scale.reshape(*scale.shape, *(1,) * (len(self.shape) - scale.dim()))
 
 
-def _block(parts: Mapping[str, str], stored: Mapping[str, Stored], config: Mapping[str, Any]) -> tuple[int, ...]:
+def _block(parts: Mapping[str, str], stored: Mapping[str, Stored], config: JsonObject) -> Shape:
     name, scale_name = parts["weight"], parts["scale"]
     tensor, scale = stored[name], stored[scale_name]
     allowed = ("F32", "F16", "BF16") if tensor.code == "I8" else _SCALE_CODES
@@ -152,28 +154,23 @@ def _block(parts: Mapping[str, str], stored: Mapping[str, Stored], config: Mappi
     return block_shape(name, tensor.shape, scale_name, scale.shape, _stated_blocks(scale.code, config))
 
 
-def _stated_blocks(scale_code: str, config: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """The blocks that a scale can have; a weight that is stored transposed has them turned."""
-    blocks: list[tuple[int, ...]] = []
+def _stated_blocks(scale_code: str, config: JsonObject) -> list[Shape]:
+    """The blocks that a scale can have. A weight that is stored transposed has transposed blocks."""
+    blocks: list[Shape] = []
     if size := config.get("weight_block_size"):
         blocks += [tuple(size), tuple(reversed(size))]
-    for weights in _weights(config):
+    for weights in group_weights(config):
         if size := weights.get("block_structure"):
             blocks.append(tuple(size))
         if size := weights.get("group_size"):
             blocks.append((1, size))
-    # Exponents: those of MXFP8 (bytes) have groups of 32, whatever other tensors have.
+    # The exponents of MXFP8 (bytes) have groups of 32, whatever other tensors have.
     if scale_code == "U8" or (scale_code == "F8_E8M0" and blocks):
         blocks.append((1, 32))
     return blocks
 
 
-def _weights(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What compressed-tensors' config says of the weights of each group of layers."""
-    return [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
-
-
-def _is_asymmetric(config: Mapping[str, Any]) -> bool:
-    """Whether compressed-tensors' config has integer weights, and all of them with zero points."""
-    integers = [weights for weights in _weights(config) if weights.get("type") == "int"]
+def _is_asymmetric(config: JsonObject) -> bool:
+    """Whether compressed-tensors' config has integer weights, all of them with zero points."""
+    integers = [weights for weights in group_weights(config) if weights.get("type") == "int"]
     return bool(integers) and not any(weights.get("symmetric", True) for weights in integers)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, quantization_config, read_config_json
+from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, JsonObject, quantization_config, read_config_json
 from megatron.bridge.models.hf_pretrained.quantization.detection import Detection, complete, detect
 from megatron.bridge.models.hf_pretrained.quantization.tensor import QuantizedView
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo
@@ -17,23 +16,23 @@ if TYPE_CHECKING:
 
 
 class DequantizedSource(WeightSource):
-    """The weights of a quantised checkpoint: the stored ones, with each quantised one in place of its parts.
+    """The weights of a quantised checkpoint: stored tensors, with each quantised tensor in place of its parts.
 
-    Nothing is computed before it is read; `view` gives what computes the slices that are asked for.
+    Nothing is computed before it is read; `view` gives something that computes the slices that are asked for.
 
     Args:
         stored: the checkpoint as it is.
-        found: what is quantised in it, from the headers.
-        dtype: of the quantised tensors once they are read; others keep theirs.
-        is_strict: whether what cannot be read is an error; otherwise it is left as it is stored.
+        found: what is quantised in it, according to the headers.
+        dtype: the dtype that quantised tensors have when they are read; others keep theirs.
+        is_strict: whether it is an error if something cannot be read; otherwise it is left as it is stored.
 
     Attributes:
-        stored: as given.
-        found: as given, with the shapes that are not in headers.
-        infos, shards: of the tensors that are meant; a quantised one is in the file of its weight.
+        stored: the argument.
+        found: the argument, completed by the shapes that are not in headers.
+        infos, shards: those of the tensors that are meant; a quantised one belongs to the file that holds its weight.
 
     Raises:
-        QuantizationError: stored tensors that cannot be read, all of them named.
+        QuantizationError: stored tensors cannot be read; the message names all of them.
     """
 
     def __init__(self, stored: SafetensorsSource, found: Detection, dtype: torch.dtype, is_strict: bool = True) -> None:
@@ -61,11 +60,11 @@ class DequantizedSource(WeightSource):
                 self.shards[filename].append(info.name)
 
     def is_stored(self, name: str) -> bool:
-        """See `WeightSource`: a quantised tensor is computed."""
+        """See `WeightSource`. A quantised tensor is computed."""
         return name not in self.found.tensors
 
-    def view(self, name: str) -> Any:
-        """The tensor, or what computes the slices of it that are asked for (`QuantizedView`)."""
+    def view(self, name: str) -> torch.Tensor | QuantizedView:
+        """The tensor, or something that computes the slices of it that are asked for."""
         if self.is_stored(name):
             return self.stored.read(name)
         tensor = self.found.tensors[name]
@@ -73,7 +72,7 @@ class DequantizedSource(WeightSource):
         return QuantizedView(tensor, parts, self.infos[name].dtype)
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor, whole: computed now if it is quantised."""
+        """The whole tensor, computed now if it is quantised."""
         view = self.view(name)
         return view.whole() if isinstance(view, QuantizedView) else view
 
@@ -81,15 +80,17 @@ class DequantizedSource(WeightSource):
 def open_weights(folder: str | Path, dtype: torch.dtype | None = None, is_strict: bool = True) -> WeightSource:
     """The weights of a model's folder as numbers, whatever they are stored as.
 
-    What is quantised is found in the tensors themselves; `config.json` says no more than block sizes.
+    What is quantised is found by the tensors themselves; `config.json` gives no more than block sizes.
+
+    `open_weights(folder).read(name)` computes a quantised tensor; `.view(name)[index]` computes only part of it.
 
     Args:
-        dtype: in which quantised tensors are read; default: that of `config.json`, bfloat16 where it states none.
-        is_strict: whether what cannot be read is an error; otherwise it is left as it is stored.
+        dtype: the dtype that quantised tensors are read in; default: that of `config.json`, or bfloat16 if it has none.
+        is_strict: whether it is an error if something cannot be read; otherwise it is left as it is stored.
 
     Raises:
-        CheckpointError: as `SafetensorsSource`.
-        QuantizationError: quantised numbers that cannot be read.
+        CheckpointError: as for `SafetensorsSource`.
+        QuantizationError: quantised numbers cannot be read.
     """
     stored = SafetensorsSource(folder)
     found = detect_in(stored)
@@ -100,15 +101,15 @@ def open_weights(folder: str | Path, dtype: torch.dtype | None = None, is_strict
 
 
 def detect_in(stored: SafetensorsSource) -> Detection:
-    """What is quantised among a folder's stored tensors, by them and by its `config.json`."""
+    """What is quantised among a folder's stored tensors, according to them and to its `config.json`."""
     return detect(stored.infos, quantization_config(_config(stored.folder)))
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path) -> JsonObject:
     return read_config_json(folder) if (folder / CONFIG_NAME).is_file() else {}
 
 
-def _dtype(values: Mapping[str, Any]) -> torch.dtype:
+def _dtype(values: JsonObject) -> torch.dtype:
     import torch
 
     levels = (values, *(value for value in values.values() if isinstance(value, dict)))

@@ -1,4 +1,4 @@
-"""What every quantisation has in common: several stored tensors that stand for one."""
+"""What all quantisations have in common: several stored tensors that stand for one."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from megatron.bridge.errors import QuantizationError
+from megatron.bridge.transport.boxes import Box, Shape
 
 if TYPE_CHECKING:
     import torch
 
+    from megatron.bridge.models.hf_pretrained.config import JsonObject
+
     Index = tuple[slice | int, ...]
-    Box = tuple[tuple[int, int], ...]
 
 
 class Stored(Protocol):
-    """A stored tensor without its data; `code` is its safetensors dtype, such as "F8_E4M3"."""
+    """A stored tensor, without its data; `code` is its safetensors dtype, such as "F8_E4M3"."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -29,7 +31,7 @@ class Stored(Protocol):
 
 
 class Problem(NamedTuple):
-    """What is wrong with some stored tensors, which are named in the text."""
+    """What is wrong with some stored tensors, which the text names."""
 
     names: tuple[str, ...]
     text: str
@@ -40,13 +42,13 @@ class QuantizedTensor(ABC):
     """One tensor of a model, stored in a quantised form.
 
     Attributes:
-        name: HF name of the tensor, as a checkpoint that is not quantised has it.
-        shape: of the tensor that is meant.
-        parts: names of the stored tensors, by their role: "weight", "scale", ...
+        name: the tensor's HF name, as in a checkpoint that is not quantised.
+        shape: the shape of the tensor that is meant.
+        parts: the names of the stored tensors, by role: "weight", "scale", ...
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
     parts: Mapping[str, str]
 
     @property
@@ -56,17 +58,17 @@ class QuantizedTensor(ABC):
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """Roles of small stored tensors whose contents say more than their headers; none are left after `read`.
+        """Roles of small stored tensors whose contents say more than their headers; after `read`, none are left.
 
-        Until then `shape` has as many elements as the headers tell, or some more.
+        Until then, `shape` has as many elements as the headers tell, or a few more.
         """
         return ()
 
     def read(self, contents: Mapping[str, bytes]) -> QuantizedTensor:
-        """The same with what these tensors say.
+        """The same tensor, completed by what these stored tensors say.
 
         Args:
-            contents: the bytes of the tensors of `unread`, by role.
+            contents: the bytes of the tensors in `unread`, by role.
 
         Raises:
             QuantizationError: they do not fit the other tensors, or cannot be read.
@@ -75,12 +77,12 @@ class QuantizedTensor(ABC):
 
     @classmethod
     @abstractmethod
-    def find(cls, stored: Mapping[str, Stored], config: Mapping[str, Any]) -> Iterator[QuantizedTensor | Problem]:
-        """The tensors of this kind among the stored ones, and what is wrong with those that look like it.
+    def find(cls, stored: Mapping[str, Stored], config: JsonObject) -> Iterator[QuantizedTensor | Problem]:
+        """The tensors of this kind among the stored ones, and what is wrong with others that look like this kind.
 
         Args:
-            stored: by name.
-            config: the model's `quantization_config`, or nothing.
+            stored: all stored tensors, by name.
+            config: the model's `quantization_config`; may be empty.
         """
 
     @abstractmethod
@@ -88,9 +90,9 @@ class QuantizedTensor(ABC):
         """Writes a box of the tensor into `out`, in blocks of bounded size.
 
         Args:
-            parts: the stored tensors by role; only the slices that the box needs are touched.
-            box: start and stop for each axis of `shape`.
-            out: of the shape of the box, contiguous, of a floating-point dtype.
+            parts: the stored tensors, by role; only the slices that the box needs are touched.
+            box: a box of a tensor of `shape`.
+            out: has the shape of the box and a floating-point dtype, and is contiguous.
         """
 
 
@@ -99,8 +101,8 @@ class QuantizedView:
 
     Args:
         tensor: what is stored.
-        parts: the stored tensors by role.
-        dtype: of what slicing gives.
+        parts: the stored tensors, by role.
+        dtype: the dtype of the slices.
     """
 
     def __init__(self, tensor: QuantizedTensor, parts: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
@@ -113,7 +115,7 @@ class QuantizedView:
         return sum(part.nbytes for part in self._parts.values()) / max(prod(self.shape), 1)
 
     def __getitem__(self, index: Index) -> torch.Tensor:
-        """The part of the tensor at an index of slices with steps from 1 up, and of whole numbers."""
+        """The part of the tensor at an index, which is made of whole numbers and of slices with steps of 1 or more."""
         import torch
 
         box = tuple(_bounds(position, size) for position, size in zip(index, self.shape, strict=True))
@@ -136,18 +138,23 @@ def _bounds(position: slice | int, size: int) -> tuple[int, int]:
 
 
 def scale_names(name: str) -> tuple[str, ...]:
-    """What the scale of a tensor can be called, in the order in which it is looked for.
+    """The names that the scale of a tensor may have, in the order in which they are looked for.
 
-    The forms of transformers 5.23 (`weight_scale_inv`; and `scale`, `qscale_weight`, which it renames), of
-    compressed-tensors (`weight_scale`) and of ModelOpt, for parameters that do not end in `.weight` too.
+    They are those of transformers 5.23 (`weight_scale_inv`; and `scale`, `qscale_weight`, which it renames), of
+    compressed-tensors (`weight_scale`) and of ModelOpt, also for parameters whose names do not end in `.weight`.
     """
     stem = name.removesuffix(".weight")
     names = (f"{name}_scale_inv", f"{name}_scale", f"{name}_weight_scale_inv", f"{name}_weight_scale")
     return names if stem == name else (*names, f"{stem}.scale", f"{stem}.qscale_weight")
 
 
+def group_weights(config: JsonObject) -> list[JsonObject]:
+    """What compressed-tensors' config says about the weights of each group of layers."""
+    return [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
+
+
 def places(box: Box, out: torch.Tensor) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
-    """Each matrix that a box touches: its place along the leading axes, and its part of `out`."""
+    """For each matrix that a box touches, its place along the leading axes and its part of `out`."""
     leading = box[:-2]
     for place in product(*(range(start, stop) for start, stop in leading)):
         yield place, out[tuple(index - start for index, (start, _) in zip(place, leading, strict=True))]
@@ -155,16 +162,18 @@ def places(box: Box, out: torch.Tensor) -> Iterator[tuple[tuple[int, ...], torch
 
 def block_shape(
     name: str, shape: Sequence[int], scale_name: str, scale_shape: Sequence[int], stated: Sequence[Sequence[int]]
-) -> tuple[int, ...]:
-    """The block of a tensor, for each axis, that one number of its scale serves.
+) -> Shape:
+    """The sizes, axis by axis, of the block of a tensor that one number of its scale applies to.
 
-    A scale of one number, in any number of axes, serves the whole tensor; one with fewer axes than the tensor the first
-    of them (a number for each output channel). Otherwise each axis has a number for each block, the last of which may
-    be cut. The block is a stated one if that gives the scale's shape. Else each axis has one number or one for each
-    element; where no block is stated also one for each block of a size that divides the axis evenly.
+    A scale of one number, in any number of axes, applies to the whole tensor. One with fewer axes than the tensor has
+    its first axes (a number for each output channel). Otherwise each axis has a number for each block, the last of
+    which may be cut. The block is one that the config states, if that gives the scale's shape. If not, each axis has
+    one number, or one for each element or, if no block is stated, one for each block of a size that divides the axis.
+
+    Weights `[512, 256]` with a scale `[4, 2]` have blocks of (128, 128).
 
     Args:
-        stated: blocks of the last axes that the config names.
+        stated: the blocks of the last axes that the config names.
 
     Raises:
         QuantizationError: no block fits.
