@@ -1,24 +1,41 @@
-"""The whole model without memory: built on the meta device, only to learn what a checkpoint of it holds."""
+"""The whole model without memory, built on the meta device only to learn what a checkpoint of it holds."""
 
 import copy
 import inspect
 import io
+import traceback
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import nn
 
 from megatron.bridge.errors import BridgeError, ParallelLayoutError, UnsupportedConfigError
+from megatron.bridge.models.conversion.provider_checks import check_provider
 from megatron.bridge.models.model_provider import UNSHARDED
 from megatron.bridge.models.placement import Parameter, read_entries
 from megatron.bridge.transport import process_groups
 
-# What megatron-core raises when a value of the config is of the wrong kind.
-_REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+if TYPE_CHECKING:
+    from megatron.bridge.models.model_provider import Provider
+    from megatron.bridge.models.transformer.layer_specs import DecoderSpec, DecoderSpecBuilder
+
+# What megatron-core, and transformers for scaled rope, raise when a value of the config is of no use to them.
+_REFUSALS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+    StrictDataclassError,
+)  # fmt: skip
+# The whole model, without weights. A config from elsewhere must not tell megatron-core where to write logs, either.
+_ON_META_DEVICE = {
+    **UNSHARDED,
+    "use_cpu_initialization": True,
+    "perform_initialization": False,
+    "config_logger_dir": "",
+}
 
 
 def ensure_unsharded() -> None:
@@ -44,41 +61,64 @@ def ensure_unsharded() -> None:
 
 
 def meta_placement(
-    provider: Any, what: str = "the config", num_stored: int | None = None
-) -> tuple[list[Parameter], Any, Mapping[str, bytes]]:
+    provider: "Provider", name: str = "the config", num_stored: int | None = None
+) -> tuple[list[Parameter], "Provider", Mapping[str, bytes]]:
     """What a checkpoint of the whole model holds, read from a model without memory.
 
     Args:
-        what: the model, named in errors.
-        num_stored: how many tensors there are, if that is known; a model cannot have more layers.
+        name: of the model, for errors.
+        num_stored: the number of stored tensors, if known; a model cannot have more layers than that.
 
     Returns:
         The parameters, the finalised config of the unsharded model, and the serialised non-tensor entries.
 
     Raises:
-        UnsupportedConfigError: megatron-core refuses the config.
+        UnsupportedConfigError: a value of the wrong type, or one that megatron-core (or transformers, for scaled rope)
+            refuses. An error in this package's own code says nothing about the config, and is left alone.
     """
     ensure_unsharded()
-    if num_stored is not None and (provider.num_layers or 0) > num_stored:
-        raise UnsupportedConfigError(
-            f"{what}: the config has {provider.num_layers} layers, the weights are only {num_stored} tensors; "
-            "correct the config"
-        )
     provider = copy.deepcopy(provider)
-    provider.transformer_layer_spec = partial(_layer_spec, provider.transformer_layer_spec)
-    for name, value in {**UNSHARDED, "use_cpu_initialization": True, "perform_initialization": False}.items():
-        setattr(provider, name, value)
+    layer_spec = vars(provider)["transformer_layer_spec"]
+    changes: dict[str, object] = {**_ON_META_DEVICE, "transformer_layer_spec": partial(_layer_spec, layer_spec)}
     try:
+        check_provider(provider)
+        _check_num_layers(provider, num_stored)
+        for field, value in changes.items():
+            setattr(provider, field, value)
         provider.finalize()
         with torch.device("meta"):
             state = provider.provide(pre_process=True, post_process=True).sharded_state_dict()
         return read_entries(state), provider, _objects(state)
     except BridgeError as error:
-        raise type(error)(f"{what}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
     except _REFUSALS as error:
+        library = _library_of(error)
+        if library is None:
+            raise
         raise UnsupportedConfigError(
-            f"{what}: megatron-core cannot build the model of this config: {type(error).__name__}: {error!s:.500}"
+            f"{name}: {library} cannot build the model of this config: {type(error).__name__}: {error!s:.500}"
         ) from error
+
+
+def _check_num_layers(provider: "Provider", num_stored: int | None) -> None:
+    num_layers = provider.num_layers + (provider.mtp_num_layers or 0)
+    if num_stored is not None and num_layers > num_stored:
+        raise UnsupportedConfigError(
+            f"the config has {num_layers} layers, the weights are only {num_stored} tensors; correct the config"
+        )
+
+
+def _library_of(error: Exception) -> str | None:
+    """The library that raised the error, itself or in what it called (torch); `None` for this package's own code."""
+    libraries = {
+        "megatron.core": "megatron-core",
+        "transformers": "transformers",
+        "huggingface_hub": "transformers",  # which checks the fields of transformers' configs
+        "megatron.bridge": None,
+    }
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    raised_in = [library for module in modules for library in libraries if module.startswith(f"{library}.")]
+    return libraries[raised_in[-1]]
 
 
 class _SharedModuleExperts(SequentialMLP):
@@ -90,8 +130,10 @@ class _SharedModuleExperts(SequentialMLP):
         self.local_experts: nn.ModuleList = nn.ModuleList([*self.local_experts] * num_local_experts)
 
 
-def _layer_spec(layer_spec: Any, provider: Any, vp_stage: int | None = None) -> Any:
-    """What `layer_spec` gives for the provider, with experts that share a module."""
+def _layer_spec(
+    layer_spec: "DecoderSpec | DecoderSpecBuilder", provider: "Provider", vp_stage: int | None = None
+) -> "DecoderSpec":
+    """The spec that `layer_spec` is or makes, with experts that share a module."""
     if callable(layer_spec):
         accepts_stage = "vp_stage" in inspect.signature(layer_spec).parameters
         layer_spec = layer_spec(provider, vp_stage=vp_stage) if accepts_stage else layer_spec(provider)
@@ -107,7 +149,7 @@ def _layer_spec(layer_spec: Any, provider: Any, vp_stage: int | None = None) -> 
     return layer_spec
 
 
-def _objects(state: Mapping[str, Any]) -> dict[str, bytes]:
+def _objects(state: Mapping[str, object]) -> dict[str, bytes]:
     """The non-tensor entries that megatron-core's loader asks for, serialised.
 
     These are the common state, and an extra state per linear layer (empty without Transformer Engine's FP8).
@@ -118,7 +160,7 @@ def _objects(state: Mapping[str, Any]) -> dict[str, bytes]:
     return {common.unique_key: _serialized([{"iteration": 0}]), **extra_states}
 
 
-def _serialized(value: Any) -> bytes:
+def _serialized(value: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
