@@ -161,7 +161,8 @@ class AutoBridge:
         Args:
             kwargs: of `provide_distributed_model`.
         """
-        return self.to_megatron_provider(load_weights, hf_path).provide_distributed_model(**kwargs)
+        model: list[Any] = self.to_megatron_provider(load_weights, hf_path).provide_distributed_model(**kwargs)
+        return model
 
     def load_hf_weights(
         self,

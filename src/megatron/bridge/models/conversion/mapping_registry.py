@@ -37,13 +37,13 @@ class MegatronMappingRegistry:
         self.entries = mappings
         self.mappings = [mapping for mapping in mappings if isinstance(mapping, MegatronParamMapping)]
         self.dropped = [mapping for mapping in mappings if isinstance(mapping, Dropped)]
-        self._by_megatron = _PatternIndex()
-        self._by_hf = _PatternIndex()
+        self._by_megatron = _PatternIndex[MegatronParamMapping]()
+        self._by_hf = _PatternIndex[MegatronParamMapping]()
         for mapping in self.mappings:
             self._by_megatron.add(mapping.megatron_param, mapping)
             for name in mapping.hf_names.values():
                 self._by_hf.add(name, mapping)
-        self._drop_index = _PatternIndex()
+        self._drop_index = _PatternIndex[Dropped]()
         for mark in self.dropped:
             self._drop_index.add(mark.hf_param, mark)
 
@@ -104,7 +104,7 @@ def copies_by_original(tied: Mapping[str, str]) -> dict[str, list[str]]:
     return dict(copies)
 
 
-class _PatternIndex:
+class _PatternIndex[Value]:
     """Finds the first pattern that matches a name, trying only those with the name's shape.
 
     The shape of a name is the name with every number replaced, so that 50,000 expert weights meet a handful of
@@ -112,16 +112,16 @@ class _PatternIndex:
     """
 
     def __init__(self) -> None:
-        self._patterns: dict[str, list[tuple[int, re.Pattern[str], object]]] = defaultdict(list)
-        self._anything: list[tuple[int, re.Pattern[str], object]] = []
+        self._patterns: dict[str, list[tuple[int, re.Pattern[str], Value]]] = defaultdict(list)
+        self._anything: list[tuple[int, re.Pattern[str], Value]] = []
         self._size = 0
 
-    def add(self, pattern: str, value: object) -> None:
+    def add(self, pattern: str, value: Value) -> None:
         entry = (self._size, pattern_to_regex(pattern), value)
         self._size += 1
         (self._anything if "**" in pattern else self._patterns[_DIGITS.sub("*", pattern)]).append(entry)
 
-    def find(self, name: str):
+    def find(self, name: str) -> tuple[Value, tuple[str, ...]] | None:
         candidates = [*self._patterns.get(_DIGITS.sub("*", name), ()), *self._anything]
         for _, regex, value in sorted(candidates, key=lambda entry: entry[0]):
             match = regex.fullmatch(name)
