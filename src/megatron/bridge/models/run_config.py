@@ -50,6 +50,7 @@ _RUNTIME_FIELDS = (
     "grad_scale_func",
     "finalize_model_grads_func",
     "transformer_impl",
+    "config_logger_dir",
 )
 
 
@@ -134,6 +135,7 @@ def read_provider(folder: Path) -> "ModelProviderMixin[MegatronModule]":
     path = folder / RUN_CONFIG_NAME
     model = dict(read_run_config(folder)["model"])
     target = model.pop("_target_", None)
+    model.pop("config_logger_dir", None)  # a checkpoint does not choose where megatron-core writes its logs
     if not isinstance(target, str) or not target.startswith(_PROVIDER_PREFIX):
         raise CheckpointError(f"{path}: model._target_ must be a provider of {_PROVIDER_PREFIX}*, found {target!r}")
     from megatron.bridge.models.model_provider import ModelProviderMixin
