@@ -14,6 +14,7 @@ import pytest
 from megatron.bridge.models import placement
 from megatron.bridge.models.conversion import blocks
 from megatron.bridge.models.conversion import layout as layouts
+from megatron.bridge.models.conversion.blocks import prediction
 from megatron.bridge.models.conversion.layout import Layout
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, MegatronParamMapping
@@ -141,7 +142,7 @@ def _lose_the_last_vocabulary_row(patch: MonkeyPatch) -> None:
 
 
 def _take_fused_qkv_as_it_is(patch: MonkeyPatch) -> None:
-    patch.setattr(layouts, "regrouped_rows", lambda shape, num_groups, rows: layouts.identity(shape))
+    patch.setattr(layouts, "regrouped_rows", lambda shape, *args, **kwargs: layouts.identity(shape))
 
 
 def _swap_post_norms(patch: MonkeyPatch) -> None:
@@ -312,7 +313,8 @@ def _in_rows(ending: str, what: str, rows_of: Callable[[Any], tuple[int, list[in
 
         def wrong(self: Any, shape: Shape, config: Any) -> Layout:
             if self.megatron_param.endswith(ending):
-                return layouts.regrouped_rows(shape, *rows_of(config))
+                num_groups, rows = rows_of(config)
+                return layouts.regrouped_rows(shape, num_groups, {str(part): num for part, num in enumerate(rows)})
             return right(self, shape, config)
 
         patch.setattr(AutoMapping, "layout", wrong)
@@ -381,18 +383,18 @@ def _swap_prediction_norms(patch: MonkeyPatch) -> None:
 
 def _swap_inputs_of_the_projection(patch: MonkeyPatch) -> None:
     """The mistake of a family whose projection reads the hidden state first, or does not."""
-    right = blocks._prediction_layer
+    right = prediction._prediction_layer
 
     def swapped(*args: Any, hidden_state_first: bool = False, **kwargs: Any) -> blocks.Mappings:
         return right(*args, hidden_state_first=not hidden_state_first, **kwargs)
 
-    patch.setattr(blocks, "_prediction_layer", swapped)
+    patch.setattr(prediction, "_prediction_layer", swapped)
 
 
 def _read_the_last_norm_in_front(patch: MonkeyPatch) -> None:
-    names = blocks._MODULE_NAMES
+    names = prediction._MODULE_NAMES
     patch.setattr(
-        blocks, "_MODULE_NAMES", {**names, "hnorm": names["final_layernorm"], "final_layernorm": names["hnorm"]}
+        prediction, "_MODULE_NAMES", {**names, "hnorm": names["final_layernorm"], "final_layernorm": names["hnorm"]}
     )
 
 
