@@ -76,7 +76,8 @@ def _launch(argv: Sequence[str], num_ranks: int, env: Mapping[str, str] | None =
         for process in [process for process in running if not process.is_alive()]:
             running.remove(process)
             if process.exitcode:
-                for other in running:
+                for other in running:  # which may be about to say why
+                    other.join(10)
                     other.kill()
                 return process.exitcode if process.exitcode > 0 else 128 - process.exitcode
     return 0

@@ -5,7 +5,7 @@ Ranks talk over gloo on the CPU, over NCCL where there is CUDA: what `capabiliti
 Fork is safe here because this process computes with one thread (set before its first operation) and no rank destroys
 one of its process groups: that would join a thread that only the parent has, and wait for ever. So ranks forget them
 without destroying them, never collect the parent's garbage, and inherit no cache that throws out a module with groups.
-`tests/conftest.py` does the first, then `forget_groups`, `gc.freeze` and `_clear_caches_of_modules`.
+`tests/conftest.py` does the first, then `forget_groups` and `_before_fork`.
 """
 
 import contextlib
@@ -35,8 +35,11 @@ from megatron.bridge.transport import process_groups
 _inherited: list[Any] = []
 
 
-def _clear_caches_of_modules() -> None:
-    """Empties the caches of the last 32 results of rotary embeddings, whose keys are modules."""
+def _before_fork() -> None:
+    """Hides all garbage from the collector, before the first Python code of a child could call it, and empties caches.
+
+    Those of rotary embeddings hold their last 32 results, whose keys are modules.
+    """
     loaded = sys.modules.get("megatron.core.models.common.embeddings.rotary_pos_embedding")
     classes = [loaded.RotaryEmbedding] if loaded else []
     while classes:
@@ -45,9 +48,10 @@ def _clear_caches_of_modules() -> None:
         for value in vars(rotary).values():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()
+    gc.freeze()
 
 
-os.register_at_fork(before=_clear_caches_of_modules, after_in_child=gc.freeze)
+os.register_at_fork(before=_before_fork, after_in_parent=gc.unfreeze)
 
 
 class RankFailure(AssertionError):

@@ -2,5 +2,5 @@
 
 import pytest
 
-# The argument `every`: of a list, each one whose number it divides.
+# The argument `every`: a test takes one case in so many.
 shares = pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.proof)], ids=["some", "all"])

@@ -139,9 +139,22 @@ CASES = [
     ("lfm2", "tp2-sequence-parallel"),
     ("lfm2-tied-biases", "pp2"),
 ]
+# What others of these show as well.
+PROOFS = [
+    ("llama-dynamic-rope", "tp2"),
+    ("llama-dynamic-rope", "pp2"),
+    ("llama-longrope-long", "tp2"),
+    ("llama-longrope-long", "tp2-pp2"),
+    ("qwen2-window-on-some-layers", "pp2"),
+    ("mimo-v2-flash", "tp2-pp2"),
+    ("gemma4-e2b", "tp2-sequence-parallel"),
+]
 
 
-@pytest.mark.parametrize(("name", "layout"), CASES)
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [pytest.param(*case, marks=[pytest.mark.proof] if case in PROOFS else []) for case in CASES],
+)
 def test_greedy_tokens_and_logits_are_those_of_transformers(name, layout, tmp_path):
     hf_model = TINY_MODELS[name].save(tmp_path)
     length, num_new = LENGTHS[name]

@@ -54,6 +54,7 @@ def test_ranks_do_not_collect_what_the_parent_left_behind(tmp_path):
         assert run_ranks(collect, 1, timeout=30) == [True]
     finally:
         gc.enable()
+        gc.collect()
 
 
 def test_ranks_do_not_throw_out_what_the_parent_has_cached(tmp_path):
