@@ -1,4 +1,4 @@
-"""Generates text with a Hugging Face model in Megatron-Core, on one process or under torchrun.
+"""Generates text with a Hugging Face model in Megatron-Core, in one process or under torchrun.
 
     uv run python examples/conversion/hf_to_megatron_generate_text.py --hf_model_path Qwen/Qwen3-0.6B --prompt "Hello"
     uv run torchrun --nproc-per-node 2 examples/conversion/hf_to_megatron_generate_text.py \
@@ -21,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--hf_model_path", required=True, help="folder or hub id")
     parser.add_argument("--prompt", required=True, help="the text to answer or to continue")
     parser.add_argument("--megatron_model_path", help="take the weights from this Megatron checkpoint")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="stop after so many tokens")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="stop after this many tokens")
     parser.add_argument("--tp", type=int, default=1, help="tensor-parallel size")
     parser.add_argument("--pp", type=int, default=1, help="pipeline-parallel size")
     parser.add_argument("--trust_remote_code", action="store_true", help="allow the model's own code to run")
@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Builds the model and prints its text as it comes."""
+    """Builds the model and prints its text as it is generated."""
     args = parse_args()
     runtime.enter()
     from megatron.bridge.inference import SamplingParams, eos_token_ids, generate_text
