@@ -105,7 +105,7 @@ def as_fp8(shapes: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[i
     """The names, shapes and dtypes of the same weights with FP8 projections, as DeepSeek-V3 is published."""
     stored: list[tuple[str, tuple[int, ...], str]] = []
     for name, shape in shapes:
-        if name.endswith(("_proj.weight", "_proj_with_mqa.weight")):
+        if name.endswith(("_proj.weight", "_proj_with_mqa.weight")) and not name.endswith("eh_proj.weight"):
             stored.append((name, shape, "F8_E4M3"))
             stored.append((f"{name}_scale_inv", tuple(-(-size // FP8_BLOCK) for size in shape), "F32"))
         else:
