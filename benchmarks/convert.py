@@ -1,12 +1,12 @@
-"""Offline import and export against `cp -r` and `sync` of the same bytes.
+"""Offline import and export compared with `cp -r` and `sync` of the same bytes.
 
     PYTHONPATH=. uv run python benchmarks/convert.py --model llama --layers 22        # 2.2 GB
     PYTHONPATH=. uv run python benchmarks/convert.py --model llama --layers 90        # 8.2 GB
     PYTHONPATH=. uv run python benchmarks/convert.py --model qwen3-moe                # 64 experts: many small tensors
 
-Each round copies, imports and exports, in random order, so that a slow moment of the machine hits any of them; ratios
-are of one round, and the first round, in which the disk is still busy with making the model, does not count. The
-process is started and megatron-core imported before; that time is printed apart.
+Each round copies, imports and exports in random order, so that a slow moment of the machine may hit any of them. Ratios
+are taken within a round. The first round does not count, because the disk is still busy writing the model; nor do
+starting Python and importing megatron-core, whose time is printed separately.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     """Runs the rounds and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["llama", "qwen3-moe"], default="llama")
-    parser.add_argument("--layers", type=int, default=22, help="of the Llama")
+    parser.add_argument("--layers", type=int, default=22, help="layers of the Llama")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--cold", action="store_true", help="take the sources out of the page cache before each step")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/megatron-bridge-benchmark"))
@@ -62,7 +62,7 @@ def main() -> None:
     meta_model.ensure_unsharded()
     budget = Resources().memory
     print(f"{args.model}: {num_bytes / 1e9:.2f} GB, budget {budget / 2**20:.0f} MiB, {'cold' if args.cold else 'warm'}")
-    print(f"start-up (imports, and making the model's files): {time.perf_counter() - START:.1f} s")
+    print(f"start-up (imports, and writing the model): {time.perf_counter() - START:.1f} s")
     bridge.import_ckpt(hf, megatron)
     steps = {
         "cp": (copied, lambda: copy(hf, copied)),
@@ -96,12 +96,12 @@ def main() -> None:
 
 
 def ratio(measures: dict[str, Measure], name: str) -> float:
-    """Time of a step by the time of the copy in the same round."""
+    """The time of a step divided by that of the copy in the same round."""
     return measures[name].seconds / measures["cp"].seconds
 
 
 def describe(measures: dict[str, Measure], name: str) -> str:
-    """Time, ratio and memory of a step."""
+    """The time, ratio and memory of a step."""
     step = measures[name]
     return f"{step.seconds:.2f} s, {ratio(measures, name):.2f}x, +{step.peak_bytes / 1e6:.0f} MB"
 

@@ -1,9 +1,9 @@
-"""De-quantising FP8 blocks: in memory against a copy of the output, and a whole folder against `cp` of the output.
+"""De-quantising FP8 blocks, compared with copying the output: a matrix in memory, and a whole folder on disk.
 
     PYTHONPATH=. uv run python benchmarks/dequantize.py
 
-Both sides of a comparison run in one process, alternating, with as many threads. The folder is a Llama of 1.1 billion
-parameters in FP8 with blocks of 128 x 128; `cp` and `sync` copy the bfloat16 folder that comes out of it.
+Both sides of a comparison run alternately in one process, with the same number of threads. The folder is a Llama of 1.1
+billion parameters in FP8 with blocks of 128 x 128; `cp` and `sync` copy the bfloat16 folder that it becomes.
 """
 
 import argparse
@@ -34,19 +34,19 @@ CONFIG = {"quant_method": "fp8", "weight_block_size": list(BLOCK)}
 
 
 def in_memory(size: int, num_threads: int, rounds: int) -> None:
-    """A square matrix: elements per second of de-quantising and of a copy."""
+    """Prints how fast a square matrix is de-quantised, and how fast the result is copied."""
     torch.set_num_threads(1)
     codes, scale = quantize_blocks(torch.randn(size, size), BLOCK)
     stored = {"weight": codes, "weight_scale_inv": scale}
     infos = {name: TensorInfo(name, tuple(tensor.shape), tensor.dtype, "") for name, tensor in stored.items()}
-    found = detect(infos, CONFIG).tensors["weight"]
-    view = QuantizedView(found, {role: stored[name] for role, name in found.parts.items()}, torch.bfloat16)
+    quantized = detect(infos, CONFIG).tensors["weight"]
+    view = QuantizedView(quantized, {role: stored[name] for role, name in quantized.parts.items()}, torch.bfloat16)
     plain, out = view.whole(), torch.empty(size, size, dtype=torch.bfloat16)
     rows = size // num_threads
     parts = [(start, start + rows) for start in range(0, size, rows)]
 
     def dequantize(part: tuple[int, int]) -> None:
-        found.dequantize(view._parts, (part, (0, size)), out[part[0] : part[1]])
+        quantized.dequantize(view._parts, (part, (0, size)), out[part[0] : part[1]])
 
     def copy_part(part: tuple[int, int]) -> None:
         out[part[0] : part[1]] = plain[part[0] : part[1]]
@@ -65,7 +65,7 @@ def in_memory(size: int, num_threads: int, rounds: int) -> None:
 
 
 def quantized_llama(folder: Path, layers: int) -> None:
-    """A folder with the linear layers of a random Llama in FP8."""
+    """Writes a random Llama with its linear layers in FP8."""
     write_random_weights(llama_config(layers), folder)
     for path in sorted(folder.glob("*.safetensors")):
         stored = {}
@@ -81,7 +81,7 @@ def quantized_llama(folder: Path, layers: int) -> None:
 
 
 def folders(base: Path, layers: int, rounds: int) -> None:
-    """The command's work on a folder against `cp` of what it writes."""
+    """Prints how long the command takes for a folder, and how long `cp` takes for what it writes."""
     shutil.rmtree(base, ignore_errors=True)
     source, plain, out = base / "fp8", base / "plain", base / "out"
     quantized_llama(source, layers)
@@ -89,7 +89,7 @@ def folders(base: Path, layers: int, rounds: int) -> None:
     os.sync()
     num_bytes = sum(path.stat().st_size for path in plain.glob("*.safetensors"))
     steps = {"cp": lambda: copy(plain, out), "dequantize": lambda: dequantize_checkpoint(source, out)}
-    found: dict[str, list[Measure]] = {name: [] for name in steps}
+    rounds_of: dict[str, list[Measure]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name in steps if number % 2 else reversed(steps):
             with Measure() as measure:
@@ -98,11 +98,11 @@ def folders(base: Path, layers: int, rounds: int) -> None:
             shutil.rmtree(out)
             os.sync()
             if number:
-                found[name].append(measure)
-    best = {name: min(measure.seconds for measure in measures) for name, measures in found.items()}
-    pairs = zip(found["cp"], found["dequantize"], strict=True)
+                rounds_of[name].append(measure)
+    best = {name: min(measure.seconds for measure in measures) for name, measures in rounds_of.items()}
+    pairs = zip(rounds_of["cp"], rounds_of["dequantize"], strict=True)
     ratio = statistics.median(cp.seconds / step.seconds for cp, step in pairs)
-    peak = max(measure.peak_bytes for measure in found["dequantize"])
+    peak = max(measure.peak_bytes for measure in rounds_of["dequantize"])
     print(
         f"folder, {num_bytes / 1e9:.2f} GB of output: cp {best['cp']:.2f} s, de-quantising {best['dequantize']:.2f} s, "
         f"{best['cp'] / best['dequantize']:.0%} of cp's speed by best times, {ratio:.0%} by the median of the rounds; "
@@ -112,10 +112,10 @@ def folders(base: Path, layers: int, rounds: int) -> None:
 
 
 def main() -> None:
-    """Runs both."""
+    """Runs both comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=8192, help="of the matrix")
-    parser.add_argument("--layers", type=int, default=22, help="of the Llama")
+    parser.add_argument("--size", type=int, default=8192, help="rows and columns of the matrix")
+    parser.add_argument("--layers", type=int, default=22, help="layers of the Llama")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/megatron-bridge-benchmark"))
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""`megatron-bridge inspect` on models that no disk here holds, from synthetic headers: time and memory of the command.
+"""Time and memory of `megatron-bridge inspect` for models too large for the disk, from synthetic headers.
 
     PYTHONPATH=. uv run python benchmarks/inspection.py deepseek-v3      # 685 B parameters with MTP, in FP8
     PYTHONPATH=. uv run python benchmarks/inspection.py kimi-k2          # 1 T parameters, in FP8
 
-The names, shapes and dtypes are those of the published checkpoints, scales included. Timed is the whole process, from
+The names, shapes and dtypes are those of the published checkpoints, scales included. The whole process is timed, from
 the start of Python to its end.
 """
 
@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import transformers
 
@@ -29,8 +28,7 @@ QUANTIZATION = {
     "activation_scheme": "dynamic",
 }
 
-# The command as it is run, which says at its end how much memory it had (the peak of this program alone: what a process
-# reports to its parent counts the parent's memory too).
+# The command, which prints its peak memory at its end: what a parent process is told counts the parent's memory too.
 COMMAND = """
 import re, sys
 from megatron.bridge.cli import main
@@ -41,7 +39,7 @@ sys.exit(code)
 
 
 def prediction_layer(shapes: list[tuple[str, tuple[int, ...]]], number: int) -> list[tuple[str, tuple[int, ...]]]:
-    """The multi-token prediction layer that follows the last one, `number - 1`: like it, with tensors of its own."""
+    """The prediction layer that follows the last layer, `number - 1`: the same tensors, and some of its own."""
     known = dict(shapes)
     vocabulary = known["model.embed_tokens.weight"]
     hidden = vocabulary[1]
@@ -61,9 +59,8 @@ def prediction_layer(shapes: list[tuple[str, tuple[int, ...]]], number: int) -> 
 
 def write_model(name: str, folder: Path) -> int:
     """Writes config, index and headers; returns the number of stored tensors."""
-    values = dict(MODELS[name])
     num_predicted = 1 if name == "deepseek-v3" else 0
-    config = transformers.DeepseekV3Config(**values, architectures=["DeepseekV3ForCausalLM"])
+    config = transformers.DeepseekV3Config(**MODELS[name], architectures=["DeepseekV3ForCausalLM"])
     shapes = published_shapes(config)
     if num_predicted:
         shapes += prediction_layer(shapes, config.num_hidden_layers)
@@ -78,17 +75,17 @@ def write_model(name: str, folder: Path) -> int:
     return len(stored)
 
 
-def run_command(folder: Path) -> tuple[float, int, dict[str, Any]]:
-    """Seconds of the command, its largest resident memory in bytes, and what it printed."""
+def run_command(folder: Path) -> tuple[float, int, str]:
+    """The seconds that the command takes, its peak resident memory in bytes, and its output."""
     start = time.perf_counter()
     command = [sys.executable, "-c", COMMAND, "inspect", str(folder), "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - start
-    return seconds, int(result.stderr) * 1024, json.loads(result.stdout)
+    return seconds, int(result.stderr) * 1024, result.stdout
 
 
 def main() -> None:
-    """Makes the headers, then runs the command."""
+    """Writes the headers, then runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--rounds", type=int, default=7)
@@ -97,12 +94,12 @@ def main() -> None:
     shutil.rmtree(args.folder, ignore_errors=True)
     num_tensors = write_model(args.model, args.folder)
     rounds = [run_command(args.folder) for _ in range(args.rounds)]
-    seconds, memory, (*_, found) = [run[0] for run in rounds], max(run[1] for run in rounds), rounds[-1]
-    parameters = found["parameters"]
+    seconds, memory, report = [run[0] for run in rounds], max(run[1] for run in rounds), json.loads(rounds[-1][2])
+    parameters = report["parameters"]
     print(f"{args.model}: {num_tensors} stored tensors in {parameters['num_files']} files")
     print(f"  {parameters['total'] / 1e9:.2f} B parameters, {parameters['active'] / 1e9:.2f} B active")
-    next_step = found["next_step"].replace(str(args.folder), "MODEL")
-    print(f"  tensors without a rule: {sum(found['support']['unmatched'].values())}; next step: {next_step}")
+    next_step = report["next_step"].replace(str(args.folder), "MODEL")
+    print(f"  tensors without a rule: {sum(report['support']['unmatched'].values())}; next step: {next_step}")
     median = statistics.median(seconds)
     print(f"  {min(seconds):.2f} s at best, {median:.2f} s in the median of {args.rounds}; {memory / 1e6:.0f} MB")
     shutil.rmtree(args.folder)

@@ -1,18 +1,17 @@
-"""Live models: bytes read per rank, export streams against a bare copy of the same bytes, second refit against first.
+"""Live models: bytes read per rank, exports compared with a bare copy of the same bytes, and second refits with first.
 
     PYTHONPATH=. uv run python benchmarks/live.py                                            # one rank
     PYTHONPATH=. uv run torchrun --nproc-per-node 2 benchmarks/live.py --tp 2                # also --pp 2
     PYTHONPATH=. uv run torchrun --nproc-per-node 2 benchmarks/live.py --model qwen3-moe --ep 2
 
-An export streams every tensor whole to every rank, so each rank receives the bytes of the whole model; the bare copy is
-of as many bytes in memory. The first refit includes making the tasks, the second only moves weights.
+An export streams every whole tensor to every rank, so each rank receives the bytes of the whole model; the bare copy
+moves as many bytes in memory. The first refit includes making the tasks, the second only moves weights.
 """
 
 import argparse
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,10 +21,10 @@ from megatron.bridge.transport import process_groups
 
 
 def main() -> None:
-    """Runs and prints, on rank 0."""
+    """Runs the benchmark; rank 0 prints the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["llama", "qwen3-moe"], default="llama")
-    parser.add_argument("--layers", type=int, default=22, help="of the Llama")
+    parser.add_argument("--layers", type=int, default=22, help="layers of the Llama")
     for size in ("tp", "pp", "ep"):
         parser.add_argument(f"--{size}", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/megatron-bridge-benchmark-live"))
@@ -69,8 +68,8 @@ def main() -> None:
     process_groups.destroy()
 
 
-def refit(bridge: AutoBridge, model: list[Any]) -> tuple[list[float], int]:
-    """Exports three times; seconds of each, and the bytes of one export. The tasks are made in the first."""
+def refit(bridge: AutoBridge, model: list[torch.nn.Module]) -> tuple[list[float], int]:
+    """The seconds of each of three exports, of which the first makes the tasks, and the bytes of one."""
     seconds = []
     tasks, total = None, 0
     for _ in range(3):
@@ -83,7 +82,7 @@ def refit(bridge: AutoBridge, model: list[Any]) -> tuple[list[float], int]:
 
 
 def bare_copy(num_bytes: int) -> float:
-    """Seconds for copying as many bytes in memory, in eight pieces."""
+    """The seconds for copying as many bytes in memory, in eight pieces."""
     source, target = (torch.zeros(num_bytes // 8, dtype=torch.uint8) for _ in range(2))
     process_groups.barrier()
     start = time.perf_counter()

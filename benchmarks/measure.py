@@ -1,4 +1,4 @@
-"""Measuring what a conversion costs: seconds, and memory that is the process's own."""
+"""Measures what a conversion costs: seconds, and the memory of the process itself."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from typing import Self
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that is not backed by files (`RssAnon`)."""
+    """The memory of this process that is not backed by files (`RssAnon`)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
@@ -18,11 +18,11 @@ def anonymous_bytes() -> int:
 
 @dataclass
 class Measure:
-    """A context that measures its block.
+    """A context manager that measures its block.
 
     Attributes:
-        seconds: of wall time.
-        peak_bytes: highest anonymous memory over what the process had at the start, sampled every 20 ms.
+        seconds: wall time.
+        peak_bytes: the peak of anonymous memory, less that at the start, sampled every 20 ms.
     """
 
     seconds: float = 0.0

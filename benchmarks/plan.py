@@ -1,9 +1,9 @@
-"""Plans of models that no disk here holds, from synthetic headers: time and memory.
+"""Time and memory of plans for models too large for the disk, from synthetic headers.
 
     PYTHONPATH=. uv run python benchmarks/plan.py deepseek-v3      # 671 B parameters, 61 layers of 256 experts
     PYTHONPATH=. uv run python benchmarks/plan.py kimi-k2          # 1 T parameters, 61 layers of 384 experts
 
-Timed: reading the headers, building the model on the meta device, and matching both sides.
+Reading the headers, building the model on the meta device, and matching the two are timed.
 """
 
 import argparse
@@ -58,7 +58,7 @@ MODELS = {
 
 
 def main() -> None:
-    """Makes the headers, then the plan."""
+    """Writes the headers, then makes the plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/megatron-bridge-benchmark-plan"))
@@ -83,7 +83,7 @@ def main() -> None:
     num_billions = plan.num_elements / 1e9
     print(f"{args.model}: {num_billions:.0f} B parameters, {len(infos)} HF tensors, {len(plan)} Megatron weights")
     print(f"  headers {headers - start:.1f} s, meta model {built - headers:.1f} s, plan {planned - built:.1f} s")
-    print(f"  together {measure.seconds:.1f} s, {measure.peak_bytes / 1e9:.2f} GB over start-up")
+    print(f"  together {measure.seconds:.1f} s, {measure.peak_bytes / 1e9:.2f} GB more than after start-up")
     shutil.rmtree(args.folder)
 
 

@@ -1,9 +1,8 @@
-"""Models of any size without training: random weight files, or headers alone for models that no disk here holds."""
+"""Models of any size: files of random weights, or headers alone for models that are too large for the disk."""
 
 import json
 import struct
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -17,14 +16,15 @@ LLAMA = {
 }
 
 
-def llama_config(num_layers: int, **changes: Any) -> transformers.PretrainedConfig:
-    """TinyLlama-1.1B's shape with `num_layers` (22 for 2.2 GB)."""
-    values = {**LLAMA, "num_hidden_layers": num_layers, "dtype": "bfloat16", **changes}
-    return transformers.LlamaConfig(**values, architectures=["LlamaForCausalLM"])
+def llama_config(num_layers: int) -> transformers.PretrainedConfig:
+    """The shape of TinyLlama-1.1B with `num_layers` (22 for 2.2 GB)."""
+    return transformers.LlamaConfig(
+        **LLAMA, num_hidden_layers=num_layers, dtype="bfloat16", architectures=["LlamaForCausalLM"]
+    )
 
 
 def qwen3_moe_config() -> transformers.PretrainedConfig:
-    """About 1 B parameters in 64 experts and 8 layers: many small tensors."""
+    """About 1 B parameters in 8 layers of 64 experts: many small tensors."""
     return transformers.Qwen3MoeConfig(
         vocab_size=32000,
         hidden_size=1024,
@@ -40,15 +40,15 @@ def qwen3_moe_config() -> transformers.PretrainedConfig:
     )
 
 
-def weight_shapes(config: transformers.PretrainedConfig, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Published names and shapes of a model's weights, from a one-layer-per-kind model on the meta device."""
+def weight_shapes(config: transformers.PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a model's weights in transformers, from the model on the meta device."""
     with torch.device("meta"):
         model = getattr(transformers, config.architectures[0])(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def write_random_weights(config: transformers.PretrainedConfig, folder: Path, shard_bytes: int = 1 << 30) -> None:
-    """Writes a model of random bfloat16 weights, in files of about `shard_bytes`, one file in memory at a time."""
+    """Writes a model with random bfloat16 weights in files of about `shard_bytes`, one in memory at a time."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
@@ -74,15 +74,15 @@ def write_random_weights(config: transformers.PretrainedConfig, folder: Path, sh
 
 
 def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Random bits with exponents that make ordinary finite numbers: much faster than normal numbers."""
+    """Random bits with exponents of ordinary finite numbers, which are made much faster than normal numbers."""
     bits = torch.randint(-(1 << 15), 1 << 15, shape, dtype=torch.int16, generator=generator)
     return (bits & ~0x4000 | 0x3000).view(torch.bfloat16)
 
 
 def published_shapes(config: transformers.PretrainedConfig) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes as they stand in weight files: experts one by one, not stacked as transformers holds them."""
+    """Names and shapes as published: with experts one by one, not stacked as in transformers' models."""
     shapes = []
-    for name, shape in weight_shapes(config, Path()).items():
+    for name, shape in weight_shapes(config).items():
         if name.endswith("mlp.experts.gate_up_proj"):
             prefix = name.removesuffix("gate_up_proj")
             num_experts, two_ffn, hidden = shape
@@ -102,10 +102,10 @@ FP8_BLOCK = 128
 
 
 def as_fp8(shapes: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[int, ...], str]]:
-    """Names, shapes and dtypes of the same weights with FP8 projections, as DeepSeek-V3 is published."""
+    """The names, shapes and dtypes of the same weights with FP8 projections, as DeepSeek-V3 is published."""
     stored: list[tuple[str, tuple[int, ...], str]] = []
     for name, shape in shapes:
-        if name.endswith(("_proj.weight", "_proj_with_mqa.weight")):
+        if name.endswith(("_proj.weight", "_proj_with_mqa.weight")) and not name.endswith("eh_proj.weight"):
             stored.append((name, shape, "F8_E4M3"))
             stored.append((f"{name}_scale_inv", tuple(-(-size // FP8_BLOCK) for size in shape), "F32"))
         else:
@@ -114,7 +114,7 @@ def as_fp8(shapes: list[tuple[str, tuple[int, ...]]]) -> list[tuple[str, tuple[i
 
 
 def write_headers(config: transformers.PretrainedConfig, folder: Path, tensors_per_file: int = 1000) -> None:
-    """Writes a model of which only the headers are real: files of the right size that occupy no disk (sparse)."""
+    """Writes a model of which only the headers are real: sparse files of the right size, which occupy no disk."""
     folder.mkdir(parents=True)
     config.save_pretrained(folder)
     write_stored_headers([(name, shape, "BF16") for name, shape in published_shapes(config)], folder, tensors_per_file)
@@ -129,7 +129,7 @@ def write_stored_headers(
     weight_map = {}
     for index, group in enumerate(files, 1):
         filename = f"model-{index:05d}-of-{len(files):05d}.safetensors"
-        header: dict[str, Any] = {}
+        header: dict[str, dict[str, object]] = {}
         end = 0
         for name, shape, dtype in group:
             begin, end = end, end + nbytes[dtype] * torch.Size(shape).numel()

@@ -22,9 +22,9 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("import", "Hugging Face -> Megatron"), ("export", "Megatron -> Hugging Face")):
         command = commands.add_parser(name, help=text)
-        command.add_argument("--hf-model", required=True, help="folder or hub id; for export, the model of the config")
+        command.add_argument("--hf-model", required=True, help="folder or hub id; for export, where the config is from")
         command.add_argument("--megatron-path", required=True, help="the Megatron checkpoint")
-        command.add_argument("--torch-dtype", choices=DTYPES, help="convert the weights; default: as stored")
+        command.add_argument("--torch-dtype", choices=DTYPES, help="dtype of the written weights; default: as stored")
         command.add_argument("--trust-remote-code", action="store_true", help="allow the model's own code to run")
         if name == "export":
             command.add_argument("--hf-path", required=True, help="the folder to write")

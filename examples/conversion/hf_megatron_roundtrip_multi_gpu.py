@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> bool:
-    """Runs the round trip; whether every tensor came back."""
+    """Runs the round trip; returns whether every tensor came back."""
     args = parse_args()
     layout = verification.ParallelLayout(args.tp, args.pp, args.ep)
     result = verification.roundtrip(

@@ -1,4 +1,4 @@
-"""Generates text with a Hugging Face model in Megatron-Core, on one process or under torchrun.
+"""Generates text with a Hugging Face model in Megatron-Core, in one process or under torchrun.
 
     uv run python examples/conversion/hf_to_megatron_generate_text.py --hf_model_path Qwen/Qwen3-0.6B --prompt "Hello"
     uv run torchrun --nproc-per-node 2 examples/conversion/hf_to_megatron_generate_text.py \
@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Builds the model and prints its text as it comes."""
+    """Builds the model and prints its text as it is generated."""
     args = parse_args()
     model, tokenizer, eos_token_ids = open_model(
         args.megatron_model_path or args.hf_model_path,

@@ -1,10 +1,10 @@
-"""Writes a plain bfloat16 folder from Ministral 3's FP8 checkpoint, streamed.
+"""Writes Ministral 3's FP8 checkpoint as a plain bfloat16 folder, as a stream.
 
     uv run python examples/models/mistral/ministral3/dequant_fp8_for_bridge.py \
         mistralai/Ministral-3-3B-Instruct-2512 ./ministral3-bf16
 
-Conversion does not need it, for quantised checkpoints are read as numbers anyway; other tools may. The published scales
-of activations are left out. The same as `megatron-bridge dequantize`.
+Conversion does not need this, because it reads quantised checkpoints as numbers anyway, but other tools may. The
+published scales of activations are left out. The same as `megatron-bridge dequantize`.
 """
 
 import argparse
