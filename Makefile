@@ -1,26 +1,21 @@
 # Everything runs through uv, which makes the environment on first use.
 
-# What mypy reads; how strictly is in pyproject.toml.
-SOURCE := src/megatron/bridge
-TYPED := $(addprefix $(SOURCE)/,transport runtime models/hf_pretrained models/transformer models/conversion) \
-	$(wildcard $(SOURCE)/models/*.py $(SOURCE)/models/*/modeling_*.py)
-
 .PHONY: check test proof record-proof docs format
 
 check:  ## lint, types, sizes, public names
 	uv run ruff check .
 	uv run ruff format --check .
-	uv run mypy $(TYPED)
+	uv run mypy src/megatron/bridge examples
 	uv run python tools/check_project.py
 
-test:  ## the whole suite, on CPU, offline
+test:  ## what every change must pass, on the CPU, offline
 	uv run pytest
 
-proof:  ## every family on every layout
+proof:  ## the rest: every variant on every layout, processes that are started, long lists of cases
 	uv run pytest -m proof
 
-record-proof:  ## the same, into the record that `megatron-bridge models` shows; FAMILY=llama for a part
-	uv run pytest tests/functional_tests/models -m "proof or not proof" --record-proof $(if $(FAMILY),-k "$(FAMILY)")
+record-proof:  ## what `megatron-bridge models` shows, into each family's record; FAMILY=llama for one family
+	uv run pytest tests/functional_tests/models/$(FAMILY) -m "proof or not proof" --record-proof
 
 docs:  ## the pages that are made from the code
 	uv run python tools/make_docs.py

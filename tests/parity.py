@@ -1,19 +1,40 @@
 """The comparison with transformers that decides whether a family is right: logits forward, weights back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
-from tests.ling import LING, LING_VARIANTS
+from megatron.bridge.models.conversion.registered import registered_bridges
+from megatron.bridge.models.proven import Proof
+from megatron.bridge.runtime import capabilities
+from tests.proof_record import CASE, Case, as_property
 from tests.ranks import run_ranks
-from tests.tiny_models import TINY_MODELS, TOLERANCE, TinyModel
+from tests.tiny_models import ALL_MODELS, TOLERANCE, TinyModel
 
-__all__ = ["LAYOUTS", "TOLERANCE", "Parity", "all_cases", "case_of", "changed_tensors", "layouts_of", "parity"]
+__all__ = [
+    "EXPERT_LAYOUTS",
+    "LAYOUTS",
+    "TOLERANCE",
+    "ConversionSuite",
+    "Parity",
+    "all_cases",
+    "bridge_of",
+    "build_on",
+    "case_of",
+    "changed_tensors",
+    "convert_and_run",
+    "layouts_of",
+    "num_ranks",
+    "parity",
+    "run_on",
+]
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp1": {},
@@ -38,15 +59,58 @@ def layouts_of(tiny: TinyModel) -> dict[str, dict[str, Any]]:
     return layouts
 
 
-def case_of(tiny: TinyModel, layout: str) -> tuple[str, str, str]:
+def case_of(tiny: TinyModel, layout: str) -> Case:
     """The comparison of a model on a layout, as it stands in the record of proofs."""
     return tiny.published_architecture, tiny.name, layout
 
 
-def all_cases() -> list[tuple[str, str, str]]:
-    """Every model on every layout, as they stand in the record of proofs."""
-    renamed = [(LING, variant, layout) for variant in LING_VARIANTS for layout in {**LAYOUTS, **EXPERT_LAYOUTS}]
-    return [*(case_of(tiny, layout) for tiny in TINY_MODELS.values() for layout in layouts_of(tiny)), *renamed]
+def all_cases() -> dict[Case, str]:
+    """Every model on every layout, as they stand in the record of proofs, with the family's folder."""
+    return {case_of(tiny, layout): bridge_of(tiny)[0] for tiny in ALL_MODELS.values() for layout in layouts_of(tiny)}
+
+
+def bridge_of(tiny: TinyModel) -> tuple[str, str]:
+    """The folder of the family that converts a model, and the module of the bridge."""
+    family, module = _bridges()[tiny.published_architecture].bridge_class.__module__.split(".")[-2:]
+    return family, module
+
+
+_bridges = cache(registered_bridges)
+
+
+class ConversionSuite:
+    """Every variant of a model, on every layout: the logits of transformers, and the checkpoint back bit for bit.
+
+    The test module of a model derives its class from this one, and names the variants.
+
+    Attributes:
+        models: the variants.
+        whole: names of variants that run on every layout in every run. The others run on one, and on all as proofs.
+    """
+
+    models: ClassVar[Sequence[TinyModel]] = ()
+    whole: ClassVar[Sequence[str]] = ()
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "layout" not in metafunc.fixturenames:  # a further test of the model's own
+            return
+        params = []
+        for tiny in self.models:
+            shown = "tp2-ep2-sp" if tiny.is_moe else "tp2"
+            for name, layout in layouts_of(tiny).items():
+                marks = [pytest.mark.ranks(num_ranks(layout))]
+                if tiny.name not in self.whole and name != shown:
+                    marks.append(pytest.mark.proof)
+                params.append(pytest.param(tiny, name, id=f"{tiny.name}-{name}", marks=marks))
+        metafunc.parametrize(("tiny", "layout"), params)
+
+    def test_logits_and_export(self, tiny: TinyModel, layout: str, tmp_path: Path, record_property: Any) -> None:
+        record_property(CASE, case_of(tiny, layout))
+        found = parity(tiny, layouts_of(tiny)[layout], tmp_path)
+        assert found.changed == []
+        assert found.max_diff <= tiny.tolerance, f"logits of up to {found.scale:.1f}"
+        reference = tiny.architecture if tiny.architecture != tiny.published_architecture else None
+        record_property(*as_property(Proof(*case_of(tiny, layout), found.max_diff, True, reference)))
 
 
 @dataclass(frozen=True)
@@ -78,7 +142,8 @@ def parity(tiny: TinyModel, layout: dict[str, Any], folder: Path) -> Parity:
     )
     with torch.no_grad():
         reference = hf_model(tokens).logits
-    results = run_on(layout, convert_and_run, folder / "hf", tokens, layout, folder / "out")
+    run = partial(convert_and_run, trust_remote_code=tiny.trust_remote_code)
+    results = run_on(layout, run, folder / "hf", tokens, layout, folder / "out")
     assert all(logits.shape == reference.shape for logits in results)
     max_diff = max((logits - reference).abs().max().item() for logits in results)
     changed = changed_tensors(folder / "hf", folder / "out")
@@ -104,8 +169,12 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def run_on(layout: dict[str, Any], fn: Callable[..., Any], *args: Any) -> list[Any]:
     """What `fn` returns on each rank of a layout."""
     sizes = {name: layout[name] for name in ("tp", "pp", "ep", "etp") if name in layout}
-    num_ranks = layout.get("pp", 1) * max(layout.get("tp", 1), layout.get("ep", 1) * layout.get("etp", 1))
-    return run_ranks(fn, num_ranks, *args, **sizes)
+    return run_ranks(fn, num_ranks(layout), *args, **sizes)
+
+
+def num_ranks(layout: dict[str, Any]) -> int:
+    """How many ranks a layout needs."""
+    return layout.get("pp", 1) * max(layout.get("tp", 1), layout.get("ep", 1) * layout.get("etp", 1))
 
 
 def build_on(bridge: AutoBridge, layout: dict[str, Any]) -> list[Any]:
@@ -133,6 +202,6 @@ def convert_and_run(
 
     bridge = AutoBridge.from_hf_pretrained(folder, **options)
     model = build_on(bridge, layout)
-    logits = full_logits(model, tokens)
+    logits = full_logits(model, tokens.to(capabilities.device()))
     bridge.save_hf_pretrained(model, save_to)
-    return logits
+    return logits.cpu()

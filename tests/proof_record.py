@@ -1,10 +1,10 @@
-"""`pytest --record-proof`: what the parity suite finds goes into the package's record of proofs.
+"""`pytest --record-proof`: what the parity suite finds goes into the records of proofs in the families' folders.
 
 A test hands its finding to pytest as a property of its report, which travels from the workers of pytest-xdist to the
 one process that writes the file, at the end of the session.
 """
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,26 @@ from megatron.bridge.models import proven
 from megatron.bridge.models.proven import Proof
 
 CASE, PROOF = "proof case", "proof"
+# Architecture, variant, layout.
+Case = tuple[str, str, str]
 
 
 class ProofRecorder:
-    """The plugin of the process that writes: it merges what ran into the file.
+    """The plugin of the process that writes: it merges what ran into the records of the families that ran.
 
     A case that passed replaces its old proof, one that failed loses it, one that did not run keeps it; a case that the
     table no longer has is dropped. So families can be recorded one at a time, and a run of everything leaves nothing
     old.
 
     Args:
-        path: of the record.
-        cases: all that the table has.
+        families: the folder that holds the families' folders.
+        cases: all that the table has, with the name of the family's folder.
     """
 
-    def __init__(self, path: Path, cases: Collection[tuple[str, str, str]]) -> None:
-        self._path, self._cases = path, set(cases)
-        self._ran: set[tuple[str, str, str]] = set()
-        self._found: dict[tuple[str, str, str], Proof] = {}
+    def __init__(self, families: Path, cases: Mapping[Case, str]) -> None:
+        self._families, self._cases = families, cases
+        self._ran: set[Case] = set()
+        self._found: dict[Case, Proof] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Called in the writing process for each test, wherever it ran."""
@@ -47,10 +49,13 @@ class ProofRecorder:
             self._found[case] = Proof(**properties[PROOF])
 
     def pytest_sessionfinish(self) -> None:
-        """Writes the record."""
-        kept = {proof.case: proof for proof in proven.read_proofs(self._path) if proof.case in self._cases - self._ran}
-        if self._ran:
-            proven.write_proofs({**kept, **self._found}.values(), self._path)
+        """Writes the records."""
+        for family in sorted({self._cases[case] for case in self._ran}):
+            path = self._families / family / proven.RECORD
+            cases = {case for case in self._cases if self._cases[case] == family}
+            kept = {proof.case: proof for proof in proven.read_record(path) if proof.case in cases - self._ran}
+            found = {case: proof for case, proof in self._found.items() if case in cases}
+            proven.write_record({**kept, **found}.values(), path)
 
 
 def as_property(proof: Proof) -> tuple[str, dict[str, Any]]:

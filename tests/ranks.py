@@ -1,8 +1,11 @@
-"""Runs a function on several gloo ranks, forked from this process so that no rank pays for importing megatron-core.
+"""Runs a function on several ranks, forked from this process so that no rank pays for importing megatron-core.
 
-Fork is safe here because this process computes with one thread (set before its first operation), the ranks forget
-its process groups, and they never collect its garbage: a destructor may join a thread that only the parent has, and
-would wait for ever. `tests/conftest.py` does the first, `_forget_groups` the second, `gc.freeze` the third.
+Ranks talk over gloo on the CPU, over NCCL where there is CUDA: what `capabilities` says.
+
+Fork is safe here because this process computes with one thread (set before its first operation) and no rank destroys
+one of its process groups: that would join a thread that only the parent has, and wait for ever. So ranks forget them
+without destroying them, never collect the parent's garbage, and inherit no cache that throws out a module with groups.
+`tests/conftest.py` does the first, then `forget_groups`, `gc.freeze` and `_clear_caches_of_modules`.
 """
 
 import contextlib
@@ -12,10 +15,10 @@ import inspect
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import connection, get_context
@@ -26,10 +29,25 @@ import torch
 import torch.distributed as dist
 
 from megatron.bridge import runtime
+from megatron.bridge.runtime import capabilities
 from megatron.bridge.transport import process_groups
 
 _inherited: list[Any] = []
-os.register_at_fork(after_in_child=gc.freeze)
+
+
+def _clear_caches_of_modules() -> None:
+    """Empties the caches of the last 32 results of rotary embeddings, whose keys are modules."""
+    loaded = sys.modules.get("megatron.core.models.common.embeddings.rotary_pos_embedding")
+    classes = [loaded.RotaryEmbedding] if loaded else []
+    while classes:
+        rotary = classes.pop()
+        classes += rotary.__subclasses__()
+        for value in vars(rotary).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
+
+
+os.register_at_fork(before=_clear_caches_of_modules, after_in_child=gc.freeze)
 
 
 class RankFailure(AssertionError):
@@ -59,9 +77,7 @@ def run_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout: float
             receiver, sender = context.Pipe(duplex=False)
             target = (rank, num_ranks, Path(folder) / "store", sender, timeout, layout, fn, args)
             process = context.Process(target=_rank_main, args=target)
-            with warnings.catch_warnings():  # torch keeps idle threads, which hold no lock
-                warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-                process.start()
+            process.start()
             sender.close()
             pipes.append(receiver)
             processes.append(process)
@@ -99,21 +115,25 @@ def _collect(pipes: list, processes: list, deadline: float, timeout: float) -> l
 
 
 def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -> None:
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
+    faulthandler.dump_traceback_later(0.9 * timeout, file=2)  # says where a rank hangs
     os.setpgid(0, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(timeout) + 5)  # ends this rank even if the parent is killed
-    faulthandler.dump_traceback_later(0.9 * timeout, file=2)  # says where a rank hangs
     try:
         torch.set_num_threads(1)
         os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(rank)
         os.environ["WORLD_SIZE"] = str(num_ranks)
-        _forget_groups()
+        forget_groups()
         store = dist.FileStore(str(store_path), num_ranks)
         patience = timedelta(seconds=timeout)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks, timeout=patience)
+        device, backend = capabilities.device(), capabilities.distributed_backend()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            torch.backends.cudnn.allow_tf32 = False  # what is compared is float32
+        dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=patience)
         process_groups.initialize(**layout)
+        from megatron.core.dist_checkpointing.strategies import filesystem_async
+
         # The checkpoint writer's server, forked from here, has torch; spawned, it would take seconds to import it.
         inspect.unwrap(filesystem_async.get_write_results_queue).__defaults__ = ("fork",)
         message = pickle.dumps((False, fn(*args)))
@@ -124,7 +144,7 @@ def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -
     sender.close()
 
 
-def _forget_groups() -> None:
+def forget_groups() -> None:
     """Forget the parent's process groups, without destroying them: their threads are not in this process."""
     from megatron.core import parallel_state
 

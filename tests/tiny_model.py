@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -21,6 +21,10 @@ BASE = {
     "pad_token_id": None,
     "tie_word_embeddings": False,
 }
+
+# What many families have as variants.
+BIAS = {"attention_bias": True}
+TIED = {"tie_word_embeddings": True}
 
 
 def rope(rope_type: str, **parameters: Any) -> dict[str, Any]:
@@ -51,6 +55,9 @@ class TinyModel:
     tolerance: float = TOLERANCE
     config_json: dict[str, Any] = field(default_factory=dict)
 
+    # Whether only the folder's own code has the config class.
+    trust_remote_code: ClassVar[bool] = False
+
     @property
     def is_moe(self) -> bool:
         """Whether the model has experts, and so layouts that cut them."""
@@ -66,7 +73,12 @@ class TinyModel:
         config_class = model_class.config_class
         names = {*dir(config_class), *config_class.attribute_map}  # Mamba-2 has no attention heads
         base = {name: value for name, value in BASE.items() if name in names}
-        return config_class(**{**base, **self.config}, architectures=[self.architecture])
+        return config_class(**{**base, **self.config}, architectures=[self.published_architecture])
+
+    def empty_model(self) -> transformers.PreTrainedModel:
+        """The model on the meta device: names and shapes."""
+        with torch.device("meta"):
+            return getattr(transformers, self.architecture)(self.hf_config())
 
     def hf_model(self, seed: int | None = None) -> transformers.PreTrainedModel:
         """The model in float32, eval mode and eager attention."""

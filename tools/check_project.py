@@ -25,7 +25,6 @@ LAYERS = (
     ("models.hf_pretrained",),
     ("models.transformer",),
     ("models", "models.<family>"),
-    ("training.run_config", "training.model_load_save"),
     ("models.conversion",),
     ("models.<family>.<bridge>",),  # and what a bridge alone uses
     ("training", "peft", "data"),

@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from megatron.bridge import BridgeError, verification
+from megatron.bridge.transport import process_groups
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,14 +31,8 @@ def main() -> bool:
     args = parse_args()
     layout = verification.ParallelLayout(args.tp, args.pp, args.ep)
     result = verification.roundtrip(
-        args.hf_model_id,
-        layout,
-        out=args.output_dir,
-        trust_remote_code=args.trust_remote_code,
-        show_progress=True,
+        args.hf_model_id, layout, out=args.output_dir, trust_remote_code=args.trust_remote_code, show_progress=True
     )
-    from megatron.bridge.transport import process_groups
-
     if process_groups.rank() == 0:
         print(f"{layout}: {result.num_tensors} tensors, {result.num_bytes} bytes, {len(result.mismatches)} mismatches")
         for line in result.mismatches:

@@ -11,8 +11,11 @@ The same as `megatron-bridge generate`.
 import argparse
 import sys
 
-from megatron.bridge import AutoBridge, BridgeError, runtime
-from megatron.bridge.verification import ParallelLayout, provider_for
+from megatron.bridge import BridgeError
+from megatron.bridge.inference import SamplingParams, generate_text
+from megatron.bridge.inference.open_model import open_model
+from megatron.bridge.transport import process_groups
+from megatron.bridge.transport.parallel_sizes import ParallelLayout
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--hf_model_path", required=True, help="folder or hub id")
     parser.add_argument("--prompt", required=True, help="the text to answer or to continue")
     parser.add_argument("--megatron_model_path", help="take the weights from this Megatron checkpoint")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="stop after so many tokens")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="stop after this many tokens")
     parser.add_argument("--tp", type=int, default=1, help="tensor-parallel size")
     parser.add_argument("--pp", type=int, default=1, help="pipeline-parallel size")
     parser.add_argument("--trust_remote_code", action="store_true", help="allow the model's own code to run")
@@ -31,20 +34,14 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Builds the model and prints its text as it comes."""
     args = parse_args()
-    runtime.enter()
-    from megatron.bridge.inference import SamplingParams, eos_token_ids, generate_text
-    from megatron.bridge.transport import process_groups
-
-    layout = ParallelLayout(tp=args.tp, pp=args.pp)
-    process_groups.initialize(tp=layout.tp, pp=layout.pp)
-    bridge = AutoBridge.from_hf_pretrained(args.hf_model_path, trust_remote_code=args.trust_remote_code)
-    hf = bridge.hf_pretrained
-    if args.megatron_model_path:
-        model = bridge.load_megatron_model(args.megatron_model_path, mp_overrides=layout.provider_fields)
-    else:
-        model = provider_for(bridge, layout).provide_distributed_model(wrap_with_ddp=False)
+    model, tokenizer, eos_token_ids = open_model(
+        args.megatron_model_path or args.hf_model_path,
+        ParallelLayout(tp=args.tp, pp=args.pp),
+        tokenizer_from=args.hf_model_path,
+        trust_remote_code=args.trust_remote_code,
+    )
     params = SamplingParams(max_new_tokens=args.max_new_tokens)
-    for piece in generate_text(model, hf.tokenizer, args.prompt, params, eos_token_ids=eos_token_ids(hf)):
+    for piece in generate_text(model, tokenizer, args.prompt, params, eos_token_ids=eos_token_ids):
         if process_groups.rank() == 0:
             print(piece, end="", flush=True)
     if process_groups.rank() == 0:

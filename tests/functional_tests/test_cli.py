@@ -1,28 +1,25 @@
 """The command line as users run it: processes that start their own ranks, on a tiny model."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from megatron.bridge.verification import compare_folders
+from tests.programs import run_forked, run_started
 from tests.tiny_folder import save_tiny_folder
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+Run = Callable[..., CompletedProcess[str]]
 
 
-def megatron_bridge(*argv: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "megatron.bridge", *map(str, argv)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+@pytest.fixture(params=["forked", pytest.param("started", marks=pytest.mark.proof)])
+def megatron_bridge(request: pytest.FixtureRequest) -> Run:
+    """Runs a command in a process of its own."""
+    return partial({"forked": run_forked, "started": run_started}[request.param], "-m", "megatron.bridge")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +27,7 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_folder(tmp_path_factory.mktemp("tiny") / "hf", "Qwen3ForCausalLM", chat=True)
 
 
-def test_import_generate_export(hf_folder, tmp_path):
+def test_import_generate_export(megatron_bridge, hf_folder, tmp_path):
     checkpoint, exported = tmp_path / "checkpoint", tmp_path / "exported"
     result = megatron_bridge("import", hf_folder, checkpoint)
     assert result.returncode == 0, result.stderr
@@ -53,7 +50,7 @@ def test_import_generate_export(hf_folder, tmp_path):
     assert (exported / "tokenizer.json").read_bytes() == (hf_folder / "tokenizer.json").read_bytes()
 
 
-def test_two_parts_make_a_checkpoint_that_verifies(hf_folder, tmp_path):
+def test_two_parts_make_a_checkpoint_that_verifies(megatron_bridge, hf_folder, tmp_path):
     checkpoint, altered = tmp_path / "checkpoint", tmp_path / "altered"
     result = megatron_bridge("import", hf_folder, checkpoint, "--part", "1/2", "--memory", "1MB", "--threads", 1)
     assert result.returncode == 0, result.stderr
@@ -81,7 +78,10 @@ def test_two_parts_make_a_checkpoint_that_verifies(hf_folder, tmp_path):
 
 
 def test_roundtrip_on_two_tensor_parallel_ranks(hf_folder, tmp_path):
-    result = megatron_bridge("roundtrip", hf_folder, "--tp", 2, "--out", tmp_path / "out", "--json")
+    """In processes that are started, in every run."""
+    result = run_started(
+        "-m", "megatron.bridge", "roundtrip", hf_folder, "--tp", 2, "--out", tmp_path / "out", "--json"
+    )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert (found["passed"], found["tp"], found["mismatches"]) == (True, 2, [])
@@ -89,7 +89,7 @@ def test_roundtrip_on_two_tensor_parallel_ranks(hf_folder, tmp_path):
     assert compare_folders(hf_folder, tmp_path / "out").passes
 
 
-def test_compare_on_two_pipeline_stages(hf_folder):
+def test_compare_on_two_pipeline_stages(megatron_bridge, hf_folder):
     result = megatron_bridge("compare", hf_folder, "--pp", 2, "--max-new-tokens", 6)
     assert result.returncode == 0, result.stderr
     assert "TP=1 PP=2" in result.stdout
@@ -98,14 +98,14 @@ def test_compare_on_two_pipeline_stages(hf_folder):
     assert result.stderr == ""
 
 
-def test_a_check_that_fails_on_two_ranks(hf_folder):
+def test_a_check_that_fails_on_two_ranks(megatron_bridge, hf_folder):
     result = megatron_bridge("compare", hf_folder, "--tp", 2, "--tolerance", 0, "--json")
     assert result.returncode == 1
     assert not json.loads(result.stdout)["passed"]
     assert result.stderr == ""
 
 
-def test_an_error_on_three_ranks_is_one_message(hf_folder):
+def test_an_error_on_three_ranks_is_one_message(megatron_bridge, hf_folder):
     result = megatron_bridge("compare", hf_folder, "--pp", 3)
     assert result.returncode == 2
     assert result.stdout == ""

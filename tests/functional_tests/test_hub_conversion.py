@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.hub_server import HubServer
 from tests.parity import changed_tensors
 from tests.tiny_models import TINY_MODELS
@@ -43,6 +45,7 @@ def test_conversion_of_a_hub_id(tmp_path: Path) -> None:
     assert source == exported
 
 
+@pytest.mark.proof
 def test_a_missing_weight_file(tmp_path: Path) -> None:
     with serve(tmp_path, missing_files=("model.safetensors",)) as hub:
         result = convert(hub, tmp_path)
@@ -50,12 +53,14 @@ def test_a_missing_weight_file(tmp_path: Path) -> None:
     assert not (tmp_path / "megatron").exists()
 
 
+@pytest.mark.proof
 def test_no_permission(tmp_path: Path) -> None:
     with serve(tmp_path, unauthorized="GatedRepo") as hub:
         result = convert(hub, tmp_path)
     assert "HubError" in result.stderr and "org/tiny-llama" in result.stderr and "HF_TOKEN" in result.stderr
 
 
+@pytest.mark.proof
 def test_a_cut_download(tmp_path: Path) -> None:
     with serve(tmp_path, cut_after_bytes=20_000) as hub:
         result = convert(hub, tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.conversion.verify import verify_checkpoints
+from megatron.bridge.verification import verify_checkpoints
 from tests.tiny_folder import save_tiny_folder
 
 

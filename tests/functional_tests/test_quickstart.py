@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron.bridge import quickstart
-from megatron.bridge.cli import main
+from megatron.bridge.cli import quickstart
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.transport import process_groups
 from megatron.bridge.verification import compare_folders
+from tests.programs import run_forked, run_started
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +17,22 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("quickstart")
 
 
-@pytest.fixture(scope="module")
-def report(workdir) -> dict:
-    """The quickstart's report; it runs once."""
-    from contextlib import redirect_stdout
-    from io import StringIO
+@pytest.fixture(scope="module", params=["forked", pytest.param("started", marks=pytest.mark.proof)])
+def report(request: pytest.FixtureRequest, workdir: Path) -> dict:
+    """The quickstart's report; it runs once, shorter if it is forked: ten tokens hold the answer."""
+    folder = workdir / request.param
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "forked":
+            patch.setattr(quickstart, "NUM_NEW_TOKENS", 10)
+        run = {"forked": run_forked, "started": run_started}[request.param]
+        result = run("-m", "megatron.bridge", "quickstart", "--workdir", folder, "--json")
+        assert result.returncode == 0, result.stdout + result.stderr
+        return {**json.loads(result.stdout), "num_new_tokens": quickstart.NUM_NEW_TOKENS}
 
-    process_groups.destroy()
-    with redirect_stdout(StringIO()) as out:
-        code = main(["quickstart", "--workdir", str(workdir), "--json"])
-    assert code == 0, out.getvalue()
-    return json.loads(out.getvalue())
+
+@pytest.fixture
+def folder(report) -> Path:
+    return Path(report["workdir"])
 
 
 def test_everything_is_proven(report):
@@ -38,31 +42,31 @@ def test_everything_is_proven(report):
     assert set(comparisons) == {(1, 1), (2, 1), (1, 2)}
     for step in comparisons.values():
         assert step["max_abs_diff"] <= 2e-4
-        assert step["num_new_tokens"] == step["num_same_new_tokens"] == 64
+        assert step["num_new_tokens"] == step["num_same_new_tokens"] == report["num_new_tokens"]
         assert step["num_same_argmax"] == step["num_tokens"]
     assert "Paris" in report["answer"]
 
 
-def test_the_export_is_the_source(report, workdir):
-    result = compare_folders(workdir / "hf", workdir / "hf-exported")
+def test_the_export_is_the_source(report, folder):
+    result = compare_folders(folder / "hf", folder / "hf-exported")
     assert result.passes
     assert result.num_tensors == 272
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (workdir / "hf-exported" / name).read_bytes() == (workdir / "hf" / name).read_bytes()
+        assert (folder / "hf-exported" / name).read_bytes() == (folder / "hf" / name).read_bytes()
 
 
-def test_the_folder_is_an_ordinary_one(report, workdir):
+def test_the_folder_is_an_ordinary_one(report, folder):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(workdir / "hf")
+    config = AutoConfig.from_pretrained(folder / "hf")
     assert (config.architectures, config.dtype, config.eos_token_id) == (["LlamaForCausalLM"], torch.bfloat16, 2)
     assert not hasattr(config, "quantization_config")
-    tokenizer = AutoTokenizer.from_pretrained(workdir / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
     messages = [{"role": "user", "content": quickstart.QUESTION}]
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     assert tokenizer.decode(inputs["input_ids"][0]).endswith("<|im_start|>assistant\n")
-    model = AutoModelForCausalLM.from_pretrained(workdir / "hf", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32)
     output = model.generate(**inputs, do_sample=False, max_new_tokens=64)[0, inputs["input_ids"].shape[1] :]
     assert tokenizer.decode(output, skip_special_tokens=True) == report["answer"]
 

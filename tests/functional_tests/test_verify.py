@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import CheckpointError, HubError, PlanError
-from megatron.bridge.models.conversion.verify import verify_checkpoints
 from megatron.bridge.transport.torch_dist import TorchDistReader
+from megatron.bridge.verification import verify_checkpoints
 from tests.ranks import run_ranks
 from tests.tiny_models import TinyModel
 
@@ -79,7 +79,7 @@ def test_second_copies_of_tied_tensors_are_compared(checkpoints: Path, tmp_path:
     tensors["lm_head.weight"][7, 5] += 1
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (difference,) = verify_checkpoints(folder, checkpoints / "tied" / "imported").differences
-    assert (difference.name, difference.what) == ("lm_head.weight", "values")
+    assert (difference.name, difference.kind) == ("lm_head.weight", "values")
     assert "1 of 4192 elements, first at [7, 5]" in difference.detail
 
 
@@ -123,7 +123,7 @@ def test_a_flipped_bit_in_any_hf_tensor_is_found_and_named(other: str, checkpoin
         at, bit = position + (index * 7919) % size, index % 8
         _flip(path, at, bit)
         (difference,) = verify_checkpoints(folder, checkpoints / "untied" / other).differences
-        assert (difference.name, difference.what) == (name, "values")
+        assert (difference.name, difference.kind) == (name, "values")
         assert difference.detail.startswith("1 of ")
         _flip(path, at, bit)
     assert verify_checkpoints(folder, checkpoints / "untied" / other).equal
@@ -140,7 +140,7 @@ def test_a_flipped_bit_in_any_stored_chunk_is_found(kind: str, other: str, check
         at, bit = position + (index * 7919) % (size - 128 if "word" in key or "output" in key else size), index % 8
         _flip(path, at, bit)
         (difference,) = verify_checkpoints(checkpoints / "untied" / other, folder).differences
-        assert difference.what == "values"
+        assert difference.kind == "values"
         assert difference.detail.startswith("1 of ")
         if other != "hf":
             assert difference.name == key
@@ -162,7 +162,7 @@ def test_padding_rows(checkpoints: Path, tmp_path: Path) -> None:
     assert found.equal and found.ignored[key] == "1 row(s) of vocabulary padding, not zero"
     for pair in ((checkpoints / "untied" / "pp2", folder), (folder, checkpoints / "untied" / "pp2")):
         (difference,) = verify_checkpoints(*pair).differences
-        assert (difference.name, difference.what) == (key, "shape")
+        assert (difference.name, difference.kind) == (key, "shape")
 
 
 def test_what_kind_of_difference(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_what_kind_of_difference(tmp_path: Path) -> None:
         save_file(tensors, tmp_path / name / "model.safetensors")
     found = verify_checkpoints(tmp_path / "a", tmp_path / "b")
     assert not found.equal and found.num_tensors == 6
-    assert {difference.name: (difference.what, difference.detail) for difference in found.differences} == {
+    assert {difference.name: (difference.kind, difference.detail) for difference in found.differences} == {
         "gone": ("missing in B", ""),
         "new": ("missing in A", ""),
         "shape": ("shape", "[2, 3] in A, [3, 2] in B"),
@@ -194,14 +194,14 @@ def test_missing_and_other_dtypes_between_forms(checkpoints: Path, tmp_path: Pat
     source = checkpoints / "untied" / "hf"
     AutoBridge.import_ckpt(source, tmp_path / "half", torch_dtype=torch.bfloat16)
     found = verify_checkpoints(source, tmp_path / "half")
-    assert {difference.what for difference in found.differences} == {"dtype"} and len(found.differences) == 29
+    assert {difference.kind for difference in found.differences} == {"dtype"} and len(found.differences) == 29
     folder = shutil.copytree(source, tmp_path / "hf")
     with safe_open(source / "model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     tensors["extra"] = tensors.pop("model.norm.weight")
     save_file(tensors, folder / "model.safetensors")
     found = verify_checkpoints(checkpoints / "untied" / "imported", folder)
-    assert {(difference.name, difference.what) for difference in found.differences} == {
+    assert {(difference.name, difference.kind) for difference in found.differences} == {
         ("extra", "missing in A"),
         ("model.norm.weight", "missing in B"),
     }
@@ -210,8 +210,8 @@ def test_missing_and_other_dtypes_between_forms(checkpoints: Path, tmp_path: Pat
 def test_checkpoints_of_different_models(checkpoints: Path) -> None:
     a, b = checkpoints / "untied" / "imported", checkpoints / "tied" / "imported"
     (missing, *others) = verify_checkpoints(a, b).differences
-    assert (missing.name, missing.what) == ("output_layer.weight", "missing in B")
-    assert all(difference.what == "values" for difference in others)
+    assert (missing.name, missing.kind) == ("output_layer.weight", "missing in B")
+    assert all(difference.kind == "values" for difference in others)
 
 
 def test_which_config_says_how_they_correspond(checkpoints: Path, tmp_path: Path) -> None:
@@ -288,5 +288,5 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         del tensors
     found = []
     peak = _peak_anonymous_bytes(lambda: found.append(verify_checkpoints(tmp_path / "a", tmp_path / "b")))
-    assert [difference.what for difference in found[0].differences] == ["values"] * 2
+    assert [difference.kind for difference in found[0].differences] == ["values"] * 2
     assert peak < 64 * 2**20, f"{peak / 2**20:.0f} MiB for 2 checkpoints of 128 MiB"

@@ -1,9 +1,9 @@
-"""Megatron Bridge: Hugging Face models in Megatron-Core and back, on any parallel layout, with proof.
+"""Megatron Bridge: takes Hugging Face models to Megatron-Core and back, on any parallel layout, with proof.
 
-Importing the package imports neither torch nor megatron-core; names are loaded when first used.
+Importing the package imports neither torch nor megatron-core; its names are loaded on first use.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from megatron.bridge.discovery.inspection import inspect_model
@@ -23,7 +23,7 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

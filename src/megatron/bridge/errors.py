@@ -2,7 +2,7 @@
 
 
 class BridgeError(ValueError):
-    """Root of all errors raised for bad input. The message names the object, what is wrong and the next step."""
+    """The root of all errors raised for bad input. Messages name the object, what is wrong, and the next step."""
 
 
 class UnsupportedModelError(BridgeError):
@@ -26,7 +26,7 @@ class CheckpointError(BridgeError):
 
 
 class QuantizationError(CheckpointError):
-    """Stored numbers that are not weights: quantised ones without what they are to be read with, or the reverse."""
+    """Stored numbers cannot be read as weights, such as quantised ones without a scale, or a scale without numbers."""
 
 
 class HubError(BridgeError):

@@ -13,6 +13,7 @@ from megatron.bridge.verification import (
     compare_with,
     hf_reference,
 )
+from megatron.bridge.verification.bits import BitDifference, bit_difference, same_bits
 from tests.ranks import run_ranks
 from tests.tiny_folder import VOCAB_SIZE, save_tiny_folder
 
@@ -36,6 +37,20 @@ def test_equal_tensors_with_nans():
     result = compare_tensors(weights(), weights().items())
     assert result.passes
     assert (result.num_tensors, result.num_bytes, result.num_dropped) == (3, 16, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float32, torch.int64, torch.complex64])
+def test_the_first_of_the_different_bits(dtype):
+    tensor = torch.arange(24).to(dtype).reshape(2, 3, 4)
+    other = tensor.clone()
+    assert bit_difference(tensor, other) is None and same_bits(tensor, other)
+    other.view(torch.uint8)[1, 2, -1] ^= 1  # the last byte of the last element
+    other.view(torch.uint8)[0, 1, 0] ^= 1  # the first byte of element 4
+    difference = bit_difference(tensor, other)
+    assert isinstance(difference, BitDifference) and (difference.num_elements, difference.first) == (2, 4)
+    first_bytes = [bytes(part.view(torch.uint8)[0, 1, : dtype.itemsize].tolist()) for part in (tensor, other)]
+    assert [int(bits, 16) for bits in difference.first_bits] == [int.from_bytes(part, "little") for part in first_bytes]
+    assert not same_bits(tensor, other)
 
 
 def test_nothing_compared_is_no_proof():

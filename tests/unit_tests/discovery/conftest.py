@@ -7,7 +7,7 @@ from tests.tiny_models import TINY_MODELS
 
 
 def edit_config(folder: Path, **values: object) -> None:
-    """Changes fields of `config.json`, or removes those that are given as `...`."""
+    """Changes fields of `config.json`, and removes those whose value is `...`."""
     path = folder / "config.json"
     config = {**json.loads(path.read_text()), **values}
     path.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
@@ -22,7 +22,7 @@ def _qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def qwen3_folder(_qwen3: Path, tmp_path: Path) -> Path:
-    """A tiny Qwen3, to be changed."""
+    """A tiny Qwen3 that a test may change."""
     import shutil
 
     return Path(shutil.copytree(_qwen3, tmp_path / "hf"))

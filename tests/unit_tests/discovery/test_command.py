@@ -1,4 +1,4 @@
-"""The command in a process of its own: without torch, small, and with one JSON object for machines."""
+"""The command in its own process: without torch, and with a single JSON object for machines."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 from megatron.bridge.discovery import inspect_model
 
-# The command, then which of the modules that take long are there.
+# Runs the command, then prints which of the slow modules were imported.
 PROBE = """
 import sys
 from megatron.bridge.cli import main
@@ -33,7 +33,7 @@ def test_it_imports_no_torch(qwen3_folder: Path, tmp_path: Path) -> None:
 
 
 def test_it_says_what_the_library_says(qwen3_folder: Path) -> None:
-    """So the config classes are the same without torch, and with modules that are imported one by one."""
+    """Config classes are the same without torch, and with modules that are imported one by one."""
     result = run(qwen3_folder, "--json")
     assert json.loads(result.stdout) == inspect_model(qwen3_folder).to_dict()
 

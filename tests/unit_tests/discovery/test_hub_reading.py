@@ -1,4 +1,4 @@
-"""A model of the hub is read without its weights: the server's log says what was asked for."""
+"""A model of the hub is read without its weights: the server's log shows what was requested."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def inspect(hub: HubServer | str, home: Path, *arguments: str, **environment: st
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights in several files, and others that must not be asked for."""
+    """Weights in several files, among files that must not be requested."""
     folder = tmp_path_factory.mktemp("hub") / "repository"
     TINY_MODELS["qwen3-moe"].hf_model().save_pretrained(folder, max_shard_size="200KB")
     for name in ("tokenizer.json", "tokenizer.model", "modeling_strange.py", "pytorch_model.bin", "README.md"):
@@ -52,7 +52,7 @@ def header_sizes(folder: Path) -> dict[str, int]:
 
 
 def check_log(hub: HubServer, folder: Path) -> set[str]:
-    """Only JSON files, and bytes of headers of weight files, which each were read to their end; the latter's names."""
+    """Checks that only JSON files and whole headers were requested; returns the names of the weight files."""
     headers = header_sizes(folder)
     ends: dict[str, int] = {}
     for name, _, end in hub.sent:
@@ -65,7 +65,7 @@ def check_log(hub: HubServer, folder: Path) -> set[str]:
     return set(ends)
 
 
-def test_only_json_files_and_headers_are_asked_for(repository: Path, tmp_path: Path) -> None:
+def test_only_json_files_and_headers_are_requested(repository: Path, tmp_path: Path) -> None:
     with HubServer(repository, REPO) as hub:
         report = inspect(hub, tmp_path)
     read = check_log(hub, repository)
@@ -94,7 +94,7 @@ def test_offline_reads_what_is_in_the_cache(repository: Path, tmp_path: Path) ->
     assert report["parameters"]["num_tensors"] == 0
 
 
-def test_a_server_that_sends_whole_files_is_not_listened_to(repository: Path, tmp_path: Path) -> None:
+def test_a_server_that_sends_whole_files_is_refused(repository: Path, tmp_path: Path) -> None:
     with HubServer(repository, REPO, ignores_ranges=True) as hub:
         report = inspect(hub, tmp_path)
     assert report["error"] == "HubError" and "Download the model, and inspect the folder" in report["message"]

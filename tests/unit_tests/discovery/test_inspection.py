@@ -1,4 +1,4 @@
-"""What `inspect_model` says about language models, against transformers' own models and against what was written."""
+"""What `inspect_model` says about language models, compared with transformers' models and with what was written."""
 
 import json
 import re
@@ -16,32 +16,9 @@ from tests.tiny_models import TINY_MODELS
 from tests.unit_tests.discovery.conftest import edit_config
 
 FAMILIES = (
-    *(
-        "llama",
-        "qwen3",
-        "gemma3",
-        "gemma4",
-        "phi3",
-        "olmo2",
-        "stablelm",
-        "qwen3-moe",
-        "mixtral",
-        "deepseek-v3",
-        "gpt-oss",
-    ),
-    *(
-        "glm4-moe",
-        "qwen3-next",
-        "nemotron-h",
-        "mamba2",
-        "bamba",
-        "falcon-h1",
-        "lfm2",
-        "granite-moe",
-        "llama4",
-        "kimi-k2",
-    ),
-)
+    "llama", "qwen3", "gemma3", "gemma4", "phi3", "olmo2", "stablelm", "qwen3-moe", "mixtral", "deepseek-v3", "gpt-oss",
+    "glm4-moe", "qwen3-next", "nemotron-h", "mamba2", "bamba", "falcon-h1", "lfm2", "granite-moe", "llama4", "kimi-k2",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -74,8 +51,7 @@ def test_every_unknown_field_is_named_with_its_value_and_level(qwen3_folder: Pat
     strange |= {"hyper_connections": {"streams": 4}, "off_switch": False, "nothing": None}
     edit_config(qwen3_folder, **strange)
     report = inspect_model(qwen3_folder)
-    found = {field.name: field.value for field in report.support.unknown_fields}
-    assert found == strange
+    assert {field.name: field.value for field in report.support.unknown_fields} == strange
     assert {field.level for field in report.support.unknown_fields} == {"top level"}
     assert not any(field.in_transformers for field in report.support.unknown_fields)
     assert all(name in report.next_step for name in strange)
@@ -127,6 +103,21 @@ def test_an_architecture_without_a_bridge_has_a_nearest_one(qwen3_folder: Path) 
     assert support.absent == ["model.layers.*.self_attn.o_proj.weight"]
     assert report.classes.config_class is None and "qwen9" in (report.classes.refusal or "")
     assert "subclass of Qwen3Bridge" in report.next_step and "memory_slots" in report.next_step
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-moe-dense-layers", "deepseek-v3", "hunyuan-moe", "gpt-oss"])
+def test_experts_of_a_model_that_nobody_knows(name: str, tmp_path: Path) -> None:
+    """Their number and width are read from whatever fields state them, the nearest family's or another's."""
+    TINY_MODELS[name].save(tmp_path)
+    known = inspect_model(tmp_path)
+    edit_config(tmp_path, architectures=["NewForCausalLM"], model_type="new")
+    report = inspect_model(tmp_path)
+    assert report.classes.config_class is None and not report.support.is_supported
+    assert report.parameters.active == known.parameters.active < known.parameters.total
+    assert report.summaries["MoE"] == known.summaries["MoE"]
+    assert known.layouts is not None and report.layouts is not None and report.layouts.ep == known.layouts.ep
+    for field in ("num_moe_experts", "moe_ffn_hidden_size"):
+        assert report.layouts.sizes[field] == known.layouts.sizes[field]
 
 
 def test_an_architecture_that_cannot_be_converted(qwen3_folder: Path) -> None:
@@ -208,6 +199,7 @@ def test_a_weight_file_that_is_cut(qwen3_folder: Path) -> None:
         inspect_model(qwen3_folder)
 
 
+@pytest.mark.proof
 def test_the_library_function_hides_nothing_from_its_process(qwen3_folder: Path) -> None:
     code = (
         "import sys; from megatron.bridge.discovery import inspect_model; inspect_model(sys.argv[1]);"

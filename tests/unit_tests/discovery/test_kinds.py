@@ -1,8 +1,8 @@
-"""LLM, VLM or other: told by the parts of the config; the parts' fields keep their level."""
+"""LLM, VLM or other: judged by the parts of the config, whose fields keep their level."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -23,19 +23,21 @@ TEXT = {
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 2, "patch_size": 4}
 
 
-def save_vlm(folder: Path, name: str, text: dict[str, Any], vision: dict[str, Any], **top: Any) -> torch.nn.Module:
+def save_vlm(
+    folder: Path, name: str, text: Mapping[str, object], vision: Mapping[str, object], **top: object
+) -> torch.nn.Module:
     config_class = getattr(transformers, f"{name}Config")
     config = config_class(text_config={**TEXT, **text}, vision_config=vision, **top)
-    model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    model: transformers.PreTrainedModel = getattr(transformers, f"{name}ForConditionalGeneration")(config)
     model.save_pretrained(folder)
     return model
 
 
-def facts_of(report: ModelReport) -> dict[str, tuple[Any, str]]:
+def facts_of(report: ModelReport) -> dict[str, tuple[object, str]]:
     return {fact.name: (fact.value, fact.level) for facts in report.facts.values() for fact in facts}
 
 
-def inspect_config(folder: Path, values: dict[str, Any]) -> ModelReport:
+def inspect_config(folder: Path, values: Mapping[str, object]) -> ModelReport:
     (folder / "config.json").write_text(json.dumps(values))
     return inspect_model(folder / "config.json")
 
@@ -60,9 +62,11 @@ def test_a_vlm_with_the_hf_encoder_and_stock_mappings(tmp_path: Path) -> None:
     assert [field.name for field in report.support.unknown_fields] == ["rope_parameters.mrope_section"]
     answers = {decision.question: decision.answer for decision in report.decisions}
     assert answers["HF or Megatron vision encoder?"].startswith("HF: transformers has it")
-    assert answers["Stock or local mappings?"].startswith("stock: every tensor of the text model")
+    assert answers["Stock or local mappings?"].startswith(
+        "stock: Qwen3Bridge has a rule for every tensor of the text model"
+    )
     assert "modeling_<model>.py for Qwen3VLForConditionalGeneration" in report.next_step
-    assert "No family knows rope_parameters.mrope_section: likely a new block" in report.next_step
+    assert "No family knows rope_parameters.mrope_section: probably a new block" in report.next_step
 
 
 def test_tied_embeddings_of_a_vlm_are_those_of_the_top_level(tmp_path: Path) -> None:
@@ -93,8 +97,8 @@ def test_an_unknown_field_at_each_level_of_a_vlm(tmp_path: Path) -> None:
     config["text_config"]["strange_text"] = 2
     config["vision_config"]["strange_vision"] = 3
     (tmp_path / "config.json").write_text(json.dumps(config))
-    found = {field.name: field.level for field in inspect_model(tmp_path).support.unknown_fields}
-    assert found == {"strange_top": "top level", "strange_text": "text_config", "strange_vision": "vision_config"}
+    levels = {field.name: field.level for field in inspect_model(tmp_path).support.unknown_fields}
+    assert levels == {"strange_top": "top level", "strange_text": "text_config", "strange_vision": "vision_config"}
 
 
 def test_a_vlm_with_the_fields_of_its_text_model_at_the_top_level(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The page for terminals and the page with pictures: complete, escaped, readable, and loading nothing."""
 
+import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,7 +23,7 @@ VOID = {"meta", "link", "br", "img", "rect"}
 
 
 class Page(HTMLParser):
-    """Checks that tags are closed in order, and keeps what a browser would load or run."""
+    """Checks that tags are closed in order, and collects what a browser would load or run."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A mixture of experts with unknown fields and tensors, whose texts would be tags and markup."""
+    """A mixture of experts with unknown fields and tensors that look like tags and markup."""
     folder = tmp_path_factory.mktemp("page") / "hf"
     TINY_MODELS["qwen3-next-dense-layers"].save(folder)
     tensors = load_file(folder / "model.safetensors")
@@ -106,7 +107,7 @@ def test_a_model_without_weights_has_a_page_too(hostile_folder: Path) -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_text_page_fits_the_terminal(width: int, hostile_folder: Path) -> None:
-    console = Console(width=width, record=True, highlight=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=width, record=True, highlight=False, file=io.StringIO())
     console.print(text_page(inspect_model(hostile_folder)))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width

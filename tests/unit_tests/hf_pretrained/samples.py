@@ -49,11 +49,3 @@ def tiny_llama(tied: bool = False) -> LlamaForCausalLM:
 def raw_file(path: Path, header: object, body: bytes) -> None:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
-
-
-def same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return (
-        left.dtype == right.dtype
-        and left.shape == right.shape
-        and torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
-    )

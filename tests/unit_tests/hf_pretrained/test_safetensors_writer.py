@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained.source import SafetensorsSource, TensorInfo
 from megatron.bridge.models.hf_pretrained.writer import SafetensorsWriter, plan_shards
-from tests.unit_tests.hf_pretrained.samples import ALL_DTYPES, same_bytes, tiny_llama
+from megatron.bridge.verification.bits import same_bits
+from tests.unit_tests.hf_pretrained.samples import ALL_DTYPES, tiny_llama
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -126,7 +127,7 @@ def test_output_may_replace_its_own_source(sharded_llama_folder: Path, tmp_path:
         for name in source:
             writer.write(name, source.read(name) + 1)
     again = SafetensorsSource(folder)
-    assert all(same_bytes(again.read(name), tensor) for name, tensor in expected.items())
+    assert all(same_bits(again.read(name), tensor) for name, tensor in expected.items())
 
 
 def test_links_are_replaced_not_followed(tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def test_threads_write_together(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
     source = SafetensorsSource(tmp_path)
-    assert all(same_bytes(source.read(name), tensor) for name, tensor in tensors.items())
+    assert all(same_bits(source.read(name), tensor) for name, tensor in tensors.items())
 
 
 def test_two_writers_share_a_folder(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from megatron.bridge.errors import BridgeError
+from megatron.bridge.verification.bits import same_bits
 
 
 @contextmanager
@@ -51,9 +52,3 @@ def must_fail(read: Callable[[], Any], culprit: str | Path) -> None:
 def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two sets of tensors have the same names, dtypes, shapes and bits."""
     return a.keys() == b.keys() and all(same_bits(a[name], b[name]) for name in a)
-
-
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    return torch.equal(*(part.contiguous().reshape(-1).view(torch.uint8) for part in (a, b)))

@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.conversion.verify import verify_checkpoints
+from megatron.bridge.verification import verify_checkpoints
 from tests.unit_tests.hostile import test_hostile_torch_dist as cases
 from tests.unit_tests.hostile.attempts import attempt, must_fail
 from tests.unit_tests.hostile.test_hostile_torch_dist import ORIGINALS, Call, read_all, saved

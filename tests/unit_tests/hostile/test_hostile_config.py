@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from megatron.bridge import AutoBridge
-from megatron.bridge.models.conversion.verify import verify_checkpoints
 from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
+from megatron.bridge.verification import verify_checkpoints
 from tests.tiny_models import TinyModel
 from tests.unit_tests.hostile.attempts import attempt, must_fail
 

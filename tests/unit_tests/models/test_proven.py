@@ -13,11 +13,10 @@ from megatron.bridge.models import proven
 from megatron.bridge.models.conversion.registered import registered_bridges
 from megatron.bridge.models.proven import Proof
 from tests.parity import all_cases
-from tests.tiny_models import TINY_MODELS, TOLERANCE
+from tests.tiny_models import ALL_MODELS
 from tools import make_docs
 
-TOLERANCES = {tiny.name: tiny.tolerance for tiny in TINY_MODELS.values()}
-HOW = "run `make record-proof FAMILY=<variant>`, or `make record-proof` for all"
+HOW = "run `make record-proof FAMILY=<family>`, or `make record-proof` for all"
 
 
 def test_every_architecture_is_proven_and_every_proof_has_an_architecture() -> None:
@@ -28,16 +27,20 @@ def test_every_architecture_is_proven_and_every_proof_has_an_architecture() -> N
 
 
 def test_the_record_is_that_of_the_table() -> None:
-    recorded = [proof.case for proof in proven.read_proofs()]
+    recorded = [
+        (proof.case, path.parent.name)
+        for path in proven.FAMILIES.glob(f"*/{proven.RECORD}")
+        for proof in proven.read_record(path)
+    ]
     assert len(recorded) == len(set(recorded))
-    missing, stale = set(all_cases()) - set(recorded), set(recorded) - set(all_cases())
+    missing, stale = all_cases().items() - recorded, set(recorded) - all_cases().items()
     assert (sorted(missing), sorted(stale)) == ([], []), HOW
 
 
 def test_what_is_recorded_passed() -> None:
     for proof in proven.read_proofs():
         assert proof.export_is_bitwise, proof
-        assert 0 <= proof.max_diff <= TOLERANCES.get(proof.variant, TOLERANCE), proof
+        assert 0 <= proof.max_diff <= ALL_MODELS[proof.variant].tolerance, proof
         assert proof.layout in proven.LAYOUTS, proof
 
 
@@ -59,11 +62,11 @@ def _proofs() -> list[Proof]:
 
 def test_the_file_does_not_depend_on_the_order(tmp_path: Path) -> None:
     proofs = _proofs()
-    proven.write_proofs(proofs, tmp_path / "first")
+    proven.write_record(proofs, tmp_path / "first")
     random.Random(0).shuffle(proofs)
-    proven.write_proofs(proofs, tmp_path / "second")
+    proven.write_record(proofs, tmp_path / "second")
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
-    assert proven.read_proofs(tmp_path / "second") == _proofs()
+    assert proven.read_record(tmp_path / "second") == _proofs()
     assert len((tmp_path / "first").read_text().splitlines()) == 2 + len(proofs), "one line for each proof"
 
 
@@ -93,13 +96,13 @@ def test_pages_list_only_what_is_proven(monkeypatch: pytest.MonkeyPatch) -> None
     assert "`LlamaForCausalLM`" not in unproven and "`Qwen3ForCausalLM`" in unproven
 
 
-# Recording, in a pytest session of its own with two workers.
+# Recording, in a pytest session of its own with two workers. Family x has variants a, b and c, family y has d.
 _SESSION = """
 import json, pathlib, sys, pytest
 from tests.proof_record import ProofRecorder
-path, cases, argv = json.loads(sys.argv[1])
-recorder = ProofRecorder(pathlib.Path(path), [tuple(case) for case in cases])
-sys.exit(pytest.main(["-c", "/dev/null", "-p", "no:cacheprovider", "-n", "2", *argv], plugins=[recorder]))
+folder, cases, argv = json.loads(sys.argv[1])
+recorder = ProofRecorder(pathlib.Path(folder), {tuple(case): family for case, family in cases})
+sys.exit(pytest.main(["-c", "/dev/null", "-p", "no:cacheprovider", *argv], plugins=[recorder]))
 """
 _TESTS = """
 import pytest
@@ -107,7 +110,7 @@ from megatron.bridge.models.proven import Proof
 from tests.proof_record import CASE, as_property
 
 @pytest.mark.parametrize("layout", ["tp1", "tp2", "pp2"])
-@pytest.mark.parametrize("variant", ["a", "b"])
+@pytest.mark.parametrize("variant", ["a", "b", "d"])
 def test_case(variant, layout, record_property):
     record_property(CASE, ("X", variant, layout))
     assert (variant, layout) != ("a", "tp2")
@@ -117,22 +120,30 @@ def test_case(variant, layout, record_property):
 
 def _record(folder: Path, *argv: str) -> list[tuple[str, float]]:
     (folder / "test_cases.py").write_text(_TESTS)
-    cases = [("X", variant, layout) for variant in ("a", "b", "c") for layout in ("tp1", "tp2", "pp2")]
-    arguments = json.dumps([str(folder / "record.json"), cases, [str(folder / "test_cases.py"), *argv]])
+    for family in "xy":
+        (folder / family).mkdir(exist_ok=True)
+    variants = {"a": "x", "b": "x", "c": "x", "d": "y"}
+    cases = [(("X", name, layout), family) for name, family in variants.items() for layout in ("tp1", "tp2", "pp2")]
+    arguments = json.dumps([str(folder), cases, [str(folder / "test_cases.py"), *argv]])
     session = subprocess.run([sys.executable, "-c", _SESSION, arguments], capture_output=True, text=True, timeout=120)
     assert session.returncode in (0, 1, 5), session.stdout + session.stderr
-    return [(f"{p.variant}-{p.layout}", p.max_diff) for p in proven.read_proofs(folder / "record.json")]
+    return [(f"{p.variant}-{p.layout}", p.max_diff) for p in proven.read_proofs(folder)]
 
 
 def test_recording_merges_what_ran(tmp_path: Path) -> None:
     old = [("a", "tp2"), ("a", "pp2"), ("b", "tp1"), ("c", "tp1"), ("gone", "tp1")]
-    proven.write_proofs([Proof("X", variant, layout, 5e-7, True) for variant, layout in old], tmp_path / "record.json")
+    (tmp_path / "x").mkdir()
+    record = tmp_path / "x" / proven.RECORD
+    proven.write_record([Proof("X", variant, layout, 5e-7, True) for variant, layout in old], record)
     # Only variant a runs: a-tp2 failed, so its old proof is gone, like that of a variant that the table lacks.
-    assert _record(tmp_path, "-k", "a-") == [("a-pp2", 1.2e-7), ("a-tp1", 1.2e-7), ("b-tp1", 5e-7), ("c-tp1", 5e-7)]
-    everything = _record(tmp_path)
-    assert dict(everything) == dict.fromkeys(["a-pp2", "a-tp1", "b-pp2", "b-tp1", "b-tp2"], 1.2e-7) | {"c-tp1": 5e-7}
+    found = _record(tmp_path, "-n", "2", "-k", "a-")
+    assert found == [("a-pp2", 1.2e-7), ("a-tp1", 1.2e-7), ("b-tp1", 5e-7), ("c-tp1", 5e-7)]
+    assert not (tmp_path / "y" / proven.RECORD).exists(), "nothing of that family ran"
+    before = record.read_bytes()
+    assert len(_record(tmp_path, "-n", "0", "-k", "d-")) == len(found) + 3
+    assert record.read_bytes() == before
 
 
 def test_a_session_without_comparisons_writes_nothing(tmp_path: Path) -> None:
-    assert _record(tmp_path, "-k", "nothing") == []
-    assert not (tmp_path / "record.json").exists()
+    assert _record(tmp_path, "-n", "0", "-k", "nothing") == []
+    assert list(tmp_path.glob(f"*/{proven.RECORD}")) == []

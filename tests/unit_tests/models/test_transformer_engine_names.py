@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_models import TINY_MODELS
+from tests.tiny_models import FIRST_VARIANTS
 from tests.transformer_engine_names import describe
 
 # One variant of each architecture, and those whose modules differ from that one's.
-_FIRST = list({tiny.architecture: tiny.name for tiny in reversed(TINY_MODELS.values())}.values())
-NAMES = sorted(
-    {
-        *_FIRST, "llama-all-biases", "moonlight", "phi-tied-qk-norm", "stablelm-head-norms", "seed-oss-mlp-bias",
-        "gemma4-everything", "gemma4-moe", "lfm2-tied-biases",
-    }
-)  # fmt: skip
+OTHERS = (
+    *("llama-all-biases", "moonlight", "phi-tied-qk-norm", "stablelm-head-norms", "seed-oss-mlp-bias"),
+    *("gemma4-everything", "gemma4-moe", "lfm2-tied-biases"),
+)
+NAMES = sorted({*FIRST_VARIANTS, *OTHERS})
 
 Rows = dict[str, list[dict[str, Any]]]
 

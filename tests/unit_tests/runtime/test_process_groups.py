@@ -151,6 +151,7 @@ def script(tmp_path, body: str) -> str:
     return str(path)
 
 
+@pytest.mark.proof  # as is every command that starts its ranks, and one of these is in every run
 def test_launched_ranks_form_the_layout(tmp_path):
     path = script(
         tmp_path,
@@ -207,3 +208,4 @@ def test_a_signal_reaches_the_ranks(tmp_path):
                 os.kill(int(file.read_text()), 0)
     finally:
         launcher.kill()
+        launcher.wait()

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megatron.bridge import runtime
 from megatron.bridge.transport import process_groups
 from tests.ranks import RankFailure, run_ranks
 
@@ -53,6 +54,22 @@ def test_ranks_do_not_collect_what_the_parent_left_behind(tmp_path):
         assert run_ranks(collect, 1, timeout=30) == [True]
     finally:
         gc.enable()
+
+
+def test_ranks_do_not_throw_out_what_the_parent_has_cached(tmp_path):
+    """The same destructor, of a group of a module that is a key of a cache."""
+    runtime.enter()
+    from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+
+    def fill() -> bool:
+        rotary = RotaryEmbedding(8, rotary_percent=1.0)
+        return all(len(rotary(length)) == length for length in range(1, 40))
+
+    rotary = RotaryEmbedding(8, rotary_percent=1.0)
+    rotary.cp_group = dist.ProcessGroupGloo(dist.FileStore(str(tmp_path / "store"), 1), 0, 1)
+    rotary(4)
+    del rotary
+    assert run_ranks(fill, 1, timeout=30) == [True]
 
 
 def test_an_exception_is_raised_here_with_its_traceback():

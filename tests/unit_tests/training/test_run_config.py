@@ -10,7 +10,8 @@ import yaml
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import CheckpointError
-from megatron.bridge.training.run_config import read_provider, write_run_config
+from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.bridge.models.run_config import read_provider, write_run_config
 from megatron.bridge.transport.checkpoint_folder import RUN_CONFIG_NAME, iteration_folder
 from tests.tiny_models import TINY_MODELS
 
@@ -81,3 +82,13 @@ def test_which_iteration(tmp_path: Path) -> None:
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
     with pytest.raises(CheckpointError, match="names iteration 7"):
         iteration_folder(tmp_path)
+
+
+def test_a_checkpoint_does_not_choose_where_logs_are_written(tmp_path: Path) -> None:
+    provider = GPTModelProvider(num_layers=1, hidden_size=8, num_attention_heads=1, vocab_size=8)
+    write_run_config(tmp_path, provider)
+    path = tmp_path / RUN_CONFIG_NAME
+    content = yaml.safe_load(path.read_text())
+    content["model"]["config_logger_dir"] = str(tmp_path / "logs")
+    path.write_text(yaml.safe_dump(content))
+    assert read_provider(tmp_path).config_logger_dir == ""

@@ -1,16 +1,15 @@
-"""The weights that a config alone announces: the family's rules say which there are, its sizes how large they are.
+"""The weights that a config alone promises: the family's rules say which there are, its fields how large they are.
 
-For decoders of the usual parts: attention or multi-latent attention, MLPs, mixtures of experts. A family with any other
-weight is not counted, rather than counted wrong. The tests compare the result with the checkpoints that transformers
-writes.
+This works for decoders of the usual parts: attention or multi-latent attention, MLPs, mixtures of experts. If a family
+has any other weight, nothing is counted rather than too little. The tests compare the result with the checkpoints that
+transformers writes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.discovery import facts
 from megatron.bridge.discovery.weights import Weight, category
@@ -28,23 +27,19 @@ _PREDICTION = re.compile(r"mtp\.layers\.\d+\.(transformer_layer\.)?")
 _DENSE = re.compile(r"mlp\.linear_fc[12]\.(weight|bias)")
 _MOE = re.compile(r"mlp\.(router|experts|shared_experts)\.")
 _EXPERT = re.compile(r"mlp\.experts\..*")
-_CODES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 
 
-def expected_weights(config: LeveledConfig, family: FamilyMatch, sizes: Mapping[str, int]) -> list[Weight]:
-    """The weights of a model, as if each Megatron weight were one tensor; none if they cannot be told.
+def expected_weights(config: LeveledConfig, family: FamilyMatch) -> list[Weight]:
+    """The weights of a model, as if each Megatron weight were a single tensor; none if some size is not known.
 
-    Fills `family.megatron_names` with their Megatron names.
-
-    Args:
-        sizes: of the provider's fields (`layouts.provider_sizes`).
+    They have no dtype and no bytes, since nothing is stored. `family.megatron_names` gets their Megatron names.
     """
-    if family.registry is None or family.entry is None or not family.is_supported:
-        return []
-    shapes, num_layers = _Shapes(family.fields, sizes), facts.num_layers(config)
+    num_layers = facts.num_layers(config)
     is_moe = moe_layers(num_layers, family.fields)
-    dtype = config.text("dtype") or config.top("dtype")
-    code, nbytes = _CODES.get(str(dtype.value) if dtype else "", _CODES["bfloat16"])
+    if family.registry is None or not family.is_supported or is_moe is None:
+        return []
+    shapes = _Shapes(family.fields)
+    num_experts = facts.as_size(family.fields.get("num_moe_experts"))
     weights: dict[str, Weight] = {}
 
     def add(mapping: MegatronParamMapping, layer: int | None, part: str) -> bool:
@@ -54,9 +49,9 @@ def expected_weights(config: LeveledConfig, family: FamilyMatch, sizes: Mapping[
         resolved = mapping if layer is None else mapping.resolve([str(layer), "0"])
         name = next(iter(resolved.hf_names.values()))
         if name not in weights:
-            copies = sizes["num_moe_experts"] if _EXPERT.fullmatch(part) else 1
+            copies = num_experts if _EXPERT.fullmatch(part) else 1
             kind = "prediction layers" if mapping.megatron_param.startswith("mtp.") else category(name)
-            weights[name] = Weight(name, shape, copies, code, prod(shape) * nbytes, kind, layer)
+            weights[name] = Weight(name, shape, copies, "", 0, kind, layer)
             family.megatron_names[name] = resolved.megatron_param
         return True
 
@@ -68,36 +63,37 @@ def expected_weights(config: LeveledConfig, family: FamilyMatch, sizes: Mapping[
             continue
         part = pattern.removeprefix(_LAYER)
         for layer in range(num_layers):
-            if is_moe is None or (_DENSE.fullmatch(part) and is_moe[layer]) or (_MOE.match(part) and not is_moe[layer]):
+            if (_DENSE.fullmatch(part) and is_moe[layer]) or (_MOE.match(part) and not is_moe[layer]):
                 continue
             if not add(mapping, layer, part):
                 return []
-    return list(weights.values()) if is_moe is not None else []
+    return list(weights.values())
 
 
-def moe_layers(num_layers: int, fields: Mapping[str, Any]) -> list[bool] | None:
-    """For each layer whether it has experts; `None` for layers of other kinds, or if the fields do not fit.
+def moe_layers(num_layers: int, fields: Mapping[str, object]) -> list[bool] | None:
+    """Whether each layer has experts; `None` if there are layers of other kinds, or if the fields do not fit.
 
     Args:
-        fields: of the provider.
+        fields: the provider's.
     """
     if not fields.get("num_moe_experts"):
         return [False] * num_layers
     freq = fields.get("moe_layer_freq", 1)
     if "hybrid_layer_pattern" in fields or not (freq == 1 or (isinstance(freq, list) and len(freq) == num_layers)):
         return None
-    return [True] * num_layers if freq == 1 else [bool(moe) for moe in freq]
+    return [bool(moe) for moe in freq] if isinstance(freq, list) else [True] * num_layers
 
 
 class _Shapes:
-    """Shapes of Megatron weights below the name of their layer."""
+    """The shapes of Megatron weights, by their names within a layer."""
 
-    def __init__(self, fields: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    def __init__(self, fields: Mapping[str, object]) -> None:
         def size(name: str) -> int:
-            return sizes.get(name) or facts.as_size(fields.get(name))
+            return facts.as_size(fields.get(name))
 
         hidden, vocabulary, width = size("hidden_size"), size("vocab_size"), size("ffn_hidden_size")
-        heads, groups = size("num_attention_heads"), size("num_query_groups")
+        heads = size("num_attention_heads")
+        groups = size("num_query_groups") or heads
         dim, value_dim = size("kv_channels") or hidden // (heads or 1), size("v_head_dim")
         q_rank, kv_rank = size("q_lora_rank"), size("kv_lora_rank")
         nope, rope = size("qk_head_dim"), size("qk_pos_emb_head_dim")
@@ -137,7 +133,7 @@ class _Shapes:
         }
 
     def of(self, part: str) -> Shape | None:
-        """The shape of a weight; `None` for one of another kind, or of a size that the config does not say."""
+        """The shape of a weight; `None` if it is of another kind, or if the config does not state its size."""
         shape = self._shapes.get(part)
         return shape if shape is not None and all(shape) else None
 

@@ -1,17 +1,13 @@
-"""What a config says about a model, by subject, each value with the level of the config that it stands at."""
+"""What a config says about a model, by subject; each value comes with the level of the config that states it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 from megatron.bridge.discovery.config_levels import Fact, LeveledConfig
 
-NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
-NUM_CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token")
-_NUM_PREDICTED = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
-# Fields of the text model by subject, under the names that published configs use.
+# The fields of the text model that are shown, by subject, under the names that published configs use.
 TEXT_FIELDS: dict[str, tuple[str, ...]] = {
     "size": (
         *("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"),
@@ -28,13 +24,14 @@ TEXT_FIELDS: dict[str, tuple[str, ...]] = {
         *("index_topk", "index_n_heads", "index_head_dim", "indexer_types"),
     ),
     "MoE": (
-        *(*NUM_EXPERTS, *NUM_CHOSEN),
+        *("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"),
+        *("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token"),
         *("moe_intermediate_size", "n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
         *("shared_expert_intermediate_size", "first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step"),
         *("mlp_only_layers", "mlp_layer_types", "n_group", "topk_group", "topk_method", "scoring_func"),
         *("norm_topk_prob", "routed_scaling_factor", "router_aux_loss_coef"),
     ),
-    "MTP": (*_NUM_PREDICTED, "mtp_layers_block_type"),
+    "MTP": ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "mtp_layers_block_type"),
     "linear attention": (
         *("full_attention_interval", "linear_conv_kernel_dim", "linear_num_key_heads", "linear_num_value_heads"),
         *("linear_key_head_dim", "linear_value_head_dim", "layers_block_type", "hybrid_override_pattern"),
@@ -54,15 +51,15 @@ VISION_FIELDS = (
 TOP_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id", "mm_tokens_per_image")
 
 _LARGEST = 10**10
-_MOST_LAYERS, _MOST_EXPERTS = 10_000, 100_000
+_MOST_LAYERS = 10_000
 _LINEAR_KINDS = {"linear_attention", "mamba", "conv", "hybrid"}
 
 
 def facts_by_subject(config: LeveledConfig) -> dict[str, list[Fact]]:
-    """The facts that the config states, or that its class has as defaults, by subject; empty subjects are left out.
+    """The fields that the config states or that its class has as defaults, by subject; empty subjects are left out.
 
-    A default counts only beside a stated field of the same subject: a class that may have experts says nothing about
-    a model that has none.
+    Beyond sizes, attention and rope, defaults alone make no subject: a class that allows experts does not mean that the
+    model has any.
     """
     subjects: dict[str, list[Fact]] = {}
     if config.text_level is not None:
@@ -83,147 +80,137 @@ def facts_by_subject(config: LeveledConfig) -> dict[str, list[Fact]]:
 
 
 def is_default(fact: Fact) -> bool:
-    """Whether the config does not state a value, and transformers' class gives it."""
+    """Whether a value is a default of transformers' class, which the config does not state."""
     return fact.level.startswith("default of ")
 
 
 def number(config: LeveledConfig, *names: str) -> int:
-    """The first of several fields of the text model that is a whole number from 0 up to any that exists, or 0."""
-    for name in names:
-        fact = config.text(name)
-        if fact is not None and type(fact.value) is int and 0 <= fact.value <= _LARGEST:
-            return fact.value
-    return 0
+    """The first of several fields of the text model that is a plausible size other than 0; 0 if none is."""
+    return next((size for name in names if (fact := config.text(name)) and (size := as_size(fact.value))), 0)
 
 
-def as_size(value: Any) -> int:
-    """A value that is a whole number from 0 up to any that exists; 0 for any other."""
+def as_size(value: object) -> int:
+    """The value if it is a whole number that a model may have as a size, else 0."""
     return value if type(value) is int and 0 <= value <= _LARGEST else 0
 
 
-def listed(config: LeveledConfig, name: str) -> list[Any] | None:
+def listed(config: LeveledConfig, name: str) -> list[object] | None:
     """A field of the text model that is a list, or `None`."""
     fact = config.text(name)
     return fact.value if fact is not None and isinstance(fact.value, list) else None
 
 
-def num_experts(config: LeveledConfig) -> int:
-    """Routed experts of each layer that has any."""
-    count = number(config, *NUM_EXPERTS)
-    return count if count <= _MOST_EXPERTS else 0
-
-
-def num_chosen_experts(config: LeveledConfig) -> int:
-    """Routed experts that a token visits."""
-    return number(config, *NUM_CHOSEN)
-
-
-def num_predicted(config: LeveledConfig) -> int:
-    """Multi-token prediction layers that the config counts."""
-    return number(config, *_NUM_PREDICTED)
-
-
 def num_layers(config: LeveledConfig) -> int:
-    """Decoder layers."""
+    """The number of decoder layers."""
     count = number(config, "num_hidden_layers", "n_layer") or len(listed(config, "layers_block_type") or ())
     return count if count <= _MOST_LAYERS else 0
 
 
 def head_dim(config: LeveledConfig) -> int:
-    """Dimensions of each head: as stated, or the hidden size over the heads."""
+    """The dimensions of each head: as stated, or the hidden size divided by the number of heads."""
     return number(config, "head_dim") or number(config, "hidden_size") // (number(config, "num_attention_heads") or 1)
 
 
-def summaries(config: LeveledConfig) -> dict[str, str]:
-    """One sentence per subject."""
+def summaries(config: LeveledConfig, fields: Mapping[str, object]) -> dict[str, str]:
+    """One sentence per subject.
+
+    Args:
+        fields: the provider's, as the family reads them from the config.
+    """
     if config.text_level is None:
         return {}
-    found = {
-        "attention": _attention(config),
-        "MoE": _experts(config),
-        "MTP": _prediction(config),
-        "linear attention": _linear(config),
+    sentences = {
+        "attention": _attention(config, fields),
+        "MoE": _experts(config, fields),
+        "MTP": _prediction(fields),
+        "linear attention": _linear(config, fields),
         "rope": _rope(config),
     }
-    return {subject: sentence for subject, sentence in found.items() if sentence}
+    return {subject: sentence for subject, sentence in sentences.items() if sentence}
 
 
-def _attention(config: LeveledConfig) -> str:
+def _attention(config: LeveledConfig, fields: Mapping[str, object]) -> str:
     heads = number(config, "num_attention_heads")
     if not heads:
         return "none" if num_layers(config) else ""
-    if number(config, "kv_lora_rank"):
-        latent = number(config, "q_lora_rank")
-        queries = f"queries from a latent of {latent}" if latent else "queries from one projection"
-        sentence = (
-            f"multi-latent (MLA): {heads} heads, {queries}, keys and values from one of "
-            f"{number(config, 'kv_lora_rank')}"
-        )
-        return sentence + (f"; sparse, {number(config, 'index_topk')} keys" if number(config, "index_topk") else "")
+    if kv_rank := number(config, "kv_lora_rank"):
+        q_rank, topk = number(config, "q_lora_rank"), number(config, "index_topk")
+        queries = f"queries from a latent of size {q_rank}" if q_rank else "queries from one projection"
+        values = f"keys and values from {'one' if q_rank else 'a latent'} of size {kv_rank}"
+        sparse = f"; sparse, {topk} keys per query" if topk else ""
+        return f"multi-latent (MLA): {heads} heads, {queries}, {values}{sparse}"
     groups = number(config, "num_key_value_heads") or heads
     kind = "multi-head" if groups == heads else "multi-query" if groups == 1 else "grouped-query"
-    sentence = f"{kind}: {heads} heads of {head_dim(config)}" + (
-        "" if groups == heads else f", {groups} of keys and values"
-    )
+    sentence = f"{kind}: {heads} heads of size {head_dim(config)}"
+    sentence += "" if groups == heads else f", {groups} for keys and values"
     counts = Counter(map(str, listed(config, "layer_types") or ()))
-    if len(counts) > 1 and not _linear(config):
-        sentence += "; " + ", ".join(f"{count} layers {kind.replace('_', ' ')}" for kind, count in counts.items())
+    if len(counts) > 1 and not _linear(config, fields):
+        sentence += f"; {_layer_kinds(counts)}"
     window = number(config, "sliding_window")
-    uses = config.text("use_sliding_window")
-    if window and (uses is None or uses.value):
+    switch = config.text("use_sliding_window")
+    if window and (switch is None or switch.value):
         sentence += f"; window of {window}"
     return sentence
 
 
-def _experts(config: LeveledConfig) -> str:
-    experts = num_experts(config)
+def _layer_kinds(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} layer{'s' * (n > 1)} of {kind.replace('_', ' ')}" for kind, n in counts.items())
+
+
+def _experts(config: LeveledConfig, fields: Mapping[str, object]) -> str:
+    experts, chosen, width, dense_width = (
+        as_size(fields.get(name))
+        for name in ("num_moe_experts", "moe_router_topk", "moe_ffn_hidden_size", "ffn_hidden_size")
+    )
     if not experts:
         return ""
-    chosen = num_chosen_experts(config)
-    width = number(config, "moe_intermediate_size", "intermediate_size")
     shared = number(config, "n_shared_experts", "num_shared_experts", "moe_num_shared_experts")
-    sentence = f"{experts} experts of width {width}, {chosen or '?'} for each token"
+    sentence = f"{experts} experts of width {width or dense_width}, {chosen or '?'} per token"
     if shared or number(config, "shared_expert_intermediate_size"):
-        sentence += f", and {shared or 1} shared"
+        sentence += f", plus {shared or 1} shared"
     if dense := number(config, "first_k_dense_replace"):
-        sentence += f"; the first {dense} layer{'s' if dense > 1 else ''} without experts"
+        sentence += f"; no experts in the first {f'{dense} layers' if dense > 1 else 'layer'}"
     return sentence
 
 
-def _prediction(config: LeveledConfig) -> str:
-    count = num_predicted(config)
+def _prediction(fields: Mapping[str, object]) -> str:
+    count = as_size(fields.get("mtp_num_layers"))
     return f"{count} multi-token prediction layer{'s' if count > 1 else ''}" if count else ""
 
 
-def _linear(config: LeveledConfig) -> str:
+def _linear(config: LeveledConfig, fields: Mapping[str, object]) -> str:
     kinds = listed(config, "layers_block_type") or listed(config, "layer_types")
     if kinds is not None:
         counts = Counter(map(str, kinds))
         if counts.keys() & _LINEAR_KINDS:
-            return ", ".join(f"{n} layers {kind.replace('_', ' ')}" for kind, n in counts.items())
-    heads = number(config, "mamba_num_heads", "mamba_n_heads", "num_heads")
-    state = number(config, "ssm_state_size", "mamba_d_state", "state_size")
-    return f"Mamba: {heads} heads, state of {state}" if heads and state else ""
+            return _layer_kinds(counts)
+    heads, state = as_size(fields.get("mamba_num_heads")), as_size(fields.get("mamba_state_dim"))
+    return f"Mamba: {heads} heads, state of size {state}" if heads and state else ""
 
 
 def _rope(config: LeveledConfig) -> str:
     fact = config.text("rope_parameters")
-    found = fact.value if fact is not None else None
-    if not isinstance(found, Mapping) or not found:
+    parameters = fact.value if fact is not None else None
+    if not isinstance(parameters, Mapping) or not parameters:
         theta, scaling = config.text("rope_theta"), config.text("rope_scaling")
         if theta is None and scaling is None:
             return ""
         scaled = scaling.value if scaling is not None and isinstance(scaling.value, Mapping) else {}
-        found = {**({"rope_theta": theta.value} if theta else {}), **scaled}
-    elif config.loaded is not None and config.text_config is not None:  # transformers puts older names into it
-        found = getattr(config.text_config, "rope_parameters", None) or found
-    if found and all(isinstance(part, Mapping) for part in found.values()):
-        return "; ".join(f"{kind.replace('_', ' ')}: {_one_rope(part)}" for kind, part in found.items())
-    return _one_rope(found)
+        parameters = {**({"rope_theta": theta.value} if theta else {}), **scaled}
+    elif config.text_config is not None:  # transformers puts older names into it
+        parameters = getattr(config.text_config, "rope_parameters", None) or parameters
+    if parameters and all(isinstance(part, Mapping) for part in parameters.values()):
+        return "; ".join(f"{kind.replace('_', ' ')}: {_one_rope(part)}" for kind, part in parameters.items())
+    return _one_rope(parameters)
 
 
-def _one_rope(parameters: Mapping[str, Any]) -> str:
+def _one_rope(parameters: Mapping[str, object]) -> str:
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    shown = {"rope_theta": "theta", "factor": "factor", "partial_rotary_factor": "part", "mrope_section": "sections"}
-    details = [f"{label} {parameters[name]}" for name, label in shown.items() if parameters.get(name) is not None]
+    labels = {
+        "rope_theta": "theta",
+        "factor": "factor",
+        "partial_rotary_factor": "rotary part",
+        "mrope_section": "sections",
+    }
+    details = [f"{label} {parameters[name]}" for name, label in labels.items() if parameters.get(name) is not None]
     return f"{kind}, {', '.join(details)}" if details else str(kind)

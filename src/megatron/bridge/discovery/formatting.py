@@ -1,22 +1,25 @@
-"""What every page of a report shows: numbers, values, choices, and rows of a label and a text."""
+"""What both pages of a report show: numbers, values, chosen layouts, and rows of a label and a text."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from megatron.bridge.discovery.layouts import EXPERT_FIELDS
 
 if TYPE_CHECKING:
     from megatron.bridge.discovery.layouts import ParallelLayout, ParallelLayouts
-    from megatron.bridge.discovery.report import ModelReport
+    from megatron.bridge.discovery.report import ModelReport, Support
     from megatron.bridge.discovery.weights import Layer
 
 _MAX_VALUE = 90
 _DIGITS = re.compile(r"(?<=\.)\d+(?=\.)")
 _MAX_RANKS = 4096
-_MAX_TP = 8  # beyond one machine, tensor parallelism waits for the network
+_MAX_TP = 8  # the GPUs of one machine, beyond which tensor parallelism waits for the network
 
 
 def count(number: int) -> str:
@@ -35,31 +38,31 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.0f} B"
 
 
-def value(found: Any) -> str:
-    """The value of a config field; long lists by runs of equal entries."""
-    if isinstance(found, list) and len(found) > 3:
-        runs = [(entry, len(list(run))) for entry, run in groupby(found)]
+def value(content: object) -> str:
+    """The value of a config field; of long lists, the runs of equal entries or the number of each entry."""
+    if isinstance(content, list) and len(content) > 3:
+        runs = [(entry, len(list(run))) for entry, run in groupby(content)]
         if len(runs) <= 4:
             return " ".join(f"{number}x {entry}" for entry, number in runs)
-        kinds = list(dict.fromkeys(str(entry) for entry in found))
-        if len(kinds) <= 4:
-            return ", ".join(f"{sum(str(entry) == kind for entry in found)}x {kind}" for kind in kinds)
-    text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
+        counts = Counter(map(str, content))
+        if len(counts) <= 4:
+            return ", ".join(f"{number}x {entry}" for entry, number in counts.items())
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
     return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 1]}…"
 
 
 def by_pattern(names: Mapping[str, int]) -> dict[str, int]:
-    """Names that differ in numbers alone, together, with how many they are."""
+    """Merges names that differ only in numbers into patterns, and adds up their counts."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(_DIGITS.sub("*", name), []).append(name)
     return {
-        pattern if len(found) > 1 else found[0]: sum(names[name] for name in found) for pattern, found in alike.items()
+        pattern if len(group) > 1 else group[0]: sum(names[name] for name in group) for pattern, group in alike.items()
     }
 
 
 def layer_runs(layers: Iterable[Layer]) -> list[tuple[str, str, int, int]]:
-    """Runs of layers of the same kind: their numbers, their kind, how many, and the parameters of one."""
+    """Runs of layers of the same kind: their numbers, their kind, how many they are, and the parameters of one."""
     runs = []
     for (mixer, feed_forward), group in groupby(layers, key=lambda layer: (layer.mixer, layer.feed_forward)):
         run = list(group)
@@ -70,20 +73,18 @@ def layer_runs(layers: Iterable[Layer]) -> list[tuple[str, str, int, int]]:
 
 
 def layers_in_words(layers: Iterable[Layer]) -> str:
-    """The runs in one line; a pattern that repeats is counted instead."""
+    """The runs in one line or, if there are many, the number of layers of each kind."""
     runs = layer_runs(layers)
     if len(runs) <= 6:
         return ", ".join(f"{numbers} {kind}" for numbers, kind, _, _ in runs)
-    kinds: dict[str, int] = {}
-    for _, kind, number, _ in runs:
-        kinds[kind] = kinds.get(kind, 0) + number
-    return ", ".join(f"{number}x {kind}" for kind, number in kinds.items())
+    counts = Counter(kind for _, kind, number, _ in runs for _ in range(number))
+    return ", ".join(f"{number}x {kind}" for kind, number in counts.items())
 
 
 def chosen_layouts(layouts: ParallelLayouts) -> list[ParallelLayout]:
-    """For each power of two of ranks, the layout of that many with the fewest bytes on the fullest rank.
+    """For 1, 2, 4, ... ranks, the layout with the fewest bytes on the fullest rank, as long as more ranks help.
 
-    Tensor parallelism stays within a machine of 8; of layouts that are equal, the one with the least of it.
+    Tensor parallelism stays within a machine of 8 GPUs. Of equally good layouts, the one with the smallest TP counts.
     """
     chosen: list[ParallelLayout] = []
     num_ranks = 1
@@ -97,8 +98,46 @@ def chosen_layouts(layouts: ParallelLayouts) -> list[ParallelLayout]:
     return chosen if layouts.rows and chosen and chosen[0].max_bytes else []
 
 
+def bridge(support: Support) -> Iterator[tuple[str, str]]:
+    """The family that supports the model, or the nearest one; nothing if none is near."""
+    if support.bridge:
+        label = "bridge" if support.is_supported else "nearest bridge"
+        yield label, f"{support.bridge} for {support.architecture} ({support.bridge_file})"
+        yield "provider", support.provider or ""
+        yield "proven on", ", ".join(support.proven_layouts) or "not proven"
+
+
+def tensors(support: Support) -> tuple[str, str]:
+    """How many tensors have a rule."""
+    unmatched, left_out = sum(support.unmatched.values()), sum(support.dropped.values())
+    encoders = f", {support.num_of_encoders} of encoders" if support.num_of_encoders else ""
+    return "tensors", f"{support.num_matched} with a rule, {unmatched} without, {left_out} left out{encoders}"
+
+
+def parallel_sizes(layouts: ParallelLayouts) -> Iterator[tuple[str, str]]:
+    """The sizes that each kind of parallelism may have, and what they must divide."""
+    divided = ", ".join(f"{name} {size}" for name, size in layouts.sizes.items() if name not in EXPERT_FIELDS)
+    experts = layouts.sizes.get("num_moe_experts")
+    tp, pp, uneven, ep = (
+        " ".join(map(str, sizes)) for sizes in (layouts.tp, layouts.pp, layouts.uneven_pp, layouts.ep)
+    )
+    yield "TP", f"{tp}  (divides {divided})" if divided else tp
+    yield "PP", f"{pp}; uneven: {uneven}" if uneven else pp
+    yield "EP", f"{ep}  (divides num_moe_experts {experts})" if experts else ep
+    yield from (("note", note) for note in layouts.notes)
+
+
+def layouts_caption(layouts: ParallelLayouts) -> str:
+    """What the table of chosen layouts shows."""
+    return (
+        "For each number of ranks, the layout with the fewest parameter bytes on the fullest rank: with TP up to "
+        f"{_MAX_TP}, {layouts.bytes_per_parameter} bytes per parameter, without gradients and optimizer. In brackets "
+        "after PP: the layers of the first and last stage, if not all stages are equal."
+    )
+
+
 def stages(layout: ParallelLayout) -> str:
-    """The pipeline stages, with the layers of the first and the last in brackets where they differ from the others."""
+    """The number of pipeline stages; in brackets, the layers of the first and the last if not all are equal."""
     ends = "" if layout.first_stage is None else f" ({layout.first_stage}..{layout.last_stage})"
     return f"{layout.pp}{ends}"
 
@@ -109,7 +148,7 @@ def summary(report: ModelReport) -> Iterator[tuple[str, str]]:
     rows = {
         "kind": f"{report.kind}: {report.kind_reason}",
         "model_type": f"{classes.model_type}, config class {classes.config_class or 'not in transformers'}",
-        "text model": f"its fields stand at: {report.text_level}",
+        "text fields": report.text_level,
         **report.summaries,
         "layers": layers_in_words(report.layers),
         "embeddings": _tying(report),
@@ -126,22 +165,22 @@ def _tying(report: ModelReport) -> str:
         return ""
     words = f"{'tied' if tying.is_tied else 'not tied'} (tie_word_embeddings, {tying.fact.level})"
     if tying.text_level is not None and bool(tying.text_level) != tying.is_tied:
-        words += f"; {report.text_level} says {str(tying.text_level).lower()}, which transformers does not follow"
+        words += f"; {report.text_level} says {str(tying.text_level).lower()}, which transformers ignores"
     if tying.has_output_layer is not None and tying.has_output_layer == tying.is_tied:
-        words += "; an output layer is stored all the same" if tying.is_tied else "; but no output layer is stored"
+        words += "; but an output layer is stored anyway" if tying.is_tied else "; but no output layer is stored"
     return words
 
 
 def quantization(report: ModelReport) -> Iterator[tuple[str, str]]:
-    """How weights are stored; nothing for a model that neither says nor shows that they are quantised."""
-    found = report.quantization
-    if not (found.stated or found.formats or found.problems):
+    """How weights are quantised; nothing if neither the config nor the tensors show that they are."""
+    shown = report.quantization
+    if not (shown.stated or shown.formats or shown.problems):
         return
-    yield "config says", found.stated or "nothing"
-    for name, number in found.formats.items():
-        parts = ", ".join(f"{role}: {ending}" for role, ending in found.companions.get(name, {}).items())
+    yield "config says", shown.stated or "nothing"
+    for name, number in shown.formats.items():
+        parts = ", ".join(f"{role}: {ending}" for role, ending in shown.companions.get(name, {}).items())
         yield "tensors show", f"{number}x {name} ({parts})"
-    if found.agree is not None:
-        yield "agree", "yes" if found.agree else "no"
-    for reason, number in found.dropped.items():
+    if shown.agree is not None:
+        yield "they agree", "yes" if shown.agree else "no"
+    for reason, number in shown.dropped.items():
         yield "left out", f"{number}x {reason}"

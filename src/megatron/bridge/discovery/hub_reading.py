@@ -1,4 +1,4 @@
-"""A model of the hub, read without its weights: two JSON files, and the first bytes of each weight file."""
+"""Reads a model of the hub without its weights: two JSON files, and the first bytes of each weight file."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, 
 if TYPE_CHECKING:
     from megatron.bridge.models.hf_pretrained.safetensors_format import StoredTensor
 
-_NUM_REQUESTS = 16  # at the same time
+_NUM_REQUESTS = 16  # at once
 _LENGTH_NBYTES = 8
 
 
 def read_hub_model(repo_id: str, revision: str | None = None) -> ModelFiles:
-    """Reads a model of the hub: `config.json`, the index, and the headers of the weight files by range requests.
+    """Reads a model of the hub: `config.json`, the index and, by range requests, the headers of the weight files.
 
-    The JSON files go into the Hugging Face cache. A weight file that is in the cache is read there; with HF_HUB_OFFLINE
-    those are the only ones. (huggingface_hub's own `parse_safetensors_file_metadata` asks for the first 100 kB of each
-    file, which of a small file are its weights.)
+    The JSON files go into the Hugging Face cache. Weight files that are in the cache already are read there; with
+    HF_HUB_OFFLINE, no others are. (huggingface_hub's own `parse_safetensors_file_metadata` requests the first 100 kB of
+    each file, which for a small file includes its weights.)
 
     Raises:
-        HubError: no such model, or the hub cannot be reached.
-        CheckpointError: no config, or a malformed file.
+        HubError: there is no such model, or the hub cannot be reached.
+        CheckpointError: there is no config, or a file is malformed.
     """
     folder = hub.download(repo_id, revision, [CONFIG_NAME, INDEX_NAME])
     model = ModelFiles(repo_id, "hub id", read_config_json(folder), folder)
@@ -58,22 +58,26 @@ def _weight_index(repo_id: str, folder: Path) -> WeightIndex:
 
 
 def _header(repo_id: str, folder: Path, filename: str) -> list[StoredTensor]:
-    """The tensors of one file at the commit that `folder` is the snapshot of."""
+    """The tensors of one file, at the commit of which `folder` is the snapshot."""
     if (folder / filename).is_file():
         return file_header(folder / filename)
     from huggingface_hub import hf_hub_url
 
-    what = f"{repo_id}/{filename}"
+    path = f"{repo_id}/{filename}"
     url = hf_hub_url(repo_id, filename, revision=folder.name)
     with hub.hub_errors(repo_id, folder.name):
-        prefix, size = _read_range(url, 0, _LENGTH_NBYTES, what)
-        nbytes = header_size(prefix, size, what)
-        text, _ = _read_range(url, _LENGTH_NBYTES, _LENGTH_NBYTES + nbytes, what)
-    return parse_header(text, what)[0]
+        prefix, size = _read_range(url, 0, _LENGTH_NBYTES, path)
+        nbytes = header_size(prefix, size, path)
+        text, _ = _read_range(url, _LENGTH_NBYTES, _LENGTH_NBYTES + nbytes, path)
+    return parse_header(text, path)[0]
 
 
-def _read_range(url: str, start: int, stop: int, what: str) -> tuple[bytes, int]:
-    """Bytes of a file, and how many it has. A server that would send the whole file instead is not listened to."""
+def _read_range(url: str, start: int, stop: int, path: str) -> tuple[bytes, int]:
+    """A range of a file's bytes, and the size of the file.
+
+    Raises:
+        HubError: the server would send the whole file.
+    """
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
     headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
@@ -82,7 +86,7 @@ def _read_range(url: str, start: int, stop: int, what: str) -> tuple[bytes, int]
         size = re.fullmatch(r"bytes \d+-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if response.status_code != 206 or size is None:
             raise HubError(
-                f"{what}: the server does not answer requests for a part of a file (status {response.status_code}), so "
+                f"{path}: the server does not answer requests for a part of a file (status {response.status_code}), so "
                 "its header cannot be read without its weights. Download the model, and inspect the folder."
             )
         return response.read(), int(size[1])

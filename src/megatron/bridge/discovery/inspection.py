@@ -1,17 +1,17 @@
-"""`inspect_model`: from a name to a report."""
+"""`inspect_model`: from a model's name to a report about it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.discovery import facts, weights
 from megatron.bridge.discovery.config_levels import TOP_LEVEL, LeveledConfig, at_level, load_levels
 from megatron.bridge.discovery.expected import expected_weights
 from megatron.bridge.discovery.families import FamilyMatch, match_family
-from megatron.bridge.discovery.layouts import parallel_layouts, provider_sizes
+from megatron.bridge.discovery.layouts import parallel_layouts
 from megatron.bridge.discovery.model_files import ModelFiles
 from megatron.bridge.discovery.next_step import decide
 from megatron.bridge.discovery.quantized import find_quantization
@@ -20,33 +20,32 @@ from megatron.bridge.discovery.report import Classes, ModelReport, Parameters, S
 
 if TYPE_CHECKING:
     from megatron.bridge.discovery.weights import Weight
+    from megatron.bridge.models.conversion.hooks import BridgeHooks
 
 _SECOND_COPY = "tied to "
 
 
 def inspect_model(path_or_repo_id: str | Path, *, revision: str | None = None) -> ModelReport:
-    """What a model is, without loading it: its config and the headers of its weight files are read, nothing else.
+    """Says what a model is without loading it: only its config and the headers of its weight files are read.
 
     Args:
-        path_or_repo_id: a model's folder, a `config.json` alone, or a hub id, of which no weights are downloaded.
-        revision: branch, tag or commit of a hub id.
+        path_or_repo_id: a model's folder, a lone `config.json`, or a hub id, whose weights are not downloaded.
+        revision: the branch, tag or commit of a hub id.
 
     Raises:
-        CheckpointError: no config, or a malformed file.
-        HubError: neither a path nor a model of the hub, or the hub cannot be reached.
+        CheckpointError: there is no config, or a file is malformed.
+        HubError: there is neither such a path nor such a model on the hub, or the hub cannot be reached.
     """
     model = read_model(str(path_or_repo_id), revision)
     config = load_levels(model)
-    found, quantization = find_quantization(model)
-    tensors = weights.read_weights(model, found, facts.num_layers(config))
+    detection, quantization = find_quantization(model)
+    tensors = weights.read_weights(model, detection, facts.num_layers(config))
     family = match_family(config, [*(weight.name for weight in tensors), *model.unread])
     tensors = [_as_copy(weight, family) for weight in tensors]
     tying = _tying(config, tensors)
-    support = _support(
-        family, {**dict.fromkeys(model.unread, 1), **{w.name: w.copies for w in tensors}, **model.copies}
-    )
+    support = _support(family, {**{weight.name: weight.copies for weight in tensors}, **model.copies})
     if not model.stored:
-        tensors = expected_weights(config, family, provider_sizes(config, family))
+        tensors = expected_weights(config, family)
     report = ModelReport(
         name=model.name,
         source=model.kind,
@@ -56,8 +55,8 @@ def inspect_model(path_or_repo_id: str | Path, *, revision: str | None = None) -
         classes=_classes(model, config),
         tying=tying,
         facts=facts.facts_by_subject(config),
-        summaries=_summaries(config, tensors),
-        parameters=_parameters(model, config, tensors),
+        summaries=_summaries(config, family, tensors),
+        parameters=_parameters(model, family, tensors),
         layers=weights.layer_map(tensors, _layer_kinds(config)),
         quantization=quantization,
         support=support,
@@ -69,19 +68,19 @@ def inspect_model(path_or_repo_id: str | Path, *, revision: str | None = None) -
 
 
 def _as_copy(weight: Weight, family: FamilyMatch) -> Weight:
-    """The weight, in the category of copies if the family's rules leave it out as one."""
+    """The weight, in the category of copies if the family's rules leave it out as a copy."""
     is_copy = family.dropped.get(weight.name, "").startswith(_SECOND_COPY)
     return replace(weight, category="copies") if is_copy else weight
 
 
-def _summaries(config: LeveledConfig, tensors: list[Weight]) -> dict[str, str]:
-    """A sentence per subject, as the config has it, compared with what the checkpoint stores."""
-    found = facts.summaries(config)
+def _summaries(config: LeveledConfig, family: FamilyMatch, tensors: list[Weight]) -> dict[str, str]:
+    """A sentence per subject from the config, with a remark if the checkpoint has nothing of it."""
+    sentences = facts.summaries(config, family.fields)
     present = {weight.category for weight in tensors}
     for subject, category in (("MoE", "experts"), ("MTP", "prediction layers")):
-        if tensors and subject in found and category not in present:
-            found[subject] += "; the checkpoint has none"
-    return found
+        if tensors and subject in sentences and category not in present:
+            sentences[subject] += "; the checkpoint has none"
+    return sentences
 
 
 def _layer_kinds(config: LeveledConfig) -> list[str] | None:
@@ -112,7 +111,7 @@ def _classes(model: ModelFiles, config: LeveledConfig) -> Classes:
 
 
 def _modeling_file(model: ModelFiles, config: LeveledConfig) -> str | None:
-    """The file with the model's HF computation: of transformers, or of the model's own code."""
+    """The file with the model's HF computation, in transformers or among the model's own code."""
     if config.loaded is not None:
         name = type(config.loaded).__module__.replace(".configuration_", ".modeling_")
         return f"{name.replace('.', '/')}.py"
@@ -124,13 +123,16 @@ def _modeling_file(model: ModelFiles, config: LeveledConfig) -> str | None:
     return None
 
 
-def _parameters(model: ModelFiles, config: LeveledConfig, tensors: list[Weight]) -> Parameters:
+def _parameters(model: ModelFiles, family: FamilyMatch, tensors: list[Weight]) -> Parameters:
     by_category = weights.parameters_by_category(tensors)
     is_expected = not model.stored
+    num_experts, num_chosen = (
+        facts.as_size(family.fields.get(name)) for name in ("num_moe_experts", "moe_router_topk")
+    )
     return Parameters(
         is_expected=is_expected,
         total=sum(n for name, n in by_category.items() if name not in ("prediction layers", "copies")),
-        active=weights.num_active(tensors, facts.num_experts(config), facts.num_chosen_experts(config)),
+        active=weights.num_active(tensors, num_experts, num_chosen),
         by_category=by_category,
         bytes_by_dtype={} if is_expected else weights.bytes_by_dtype(tensors),
         stored_bytes=sum(
@@ -142,12 +144,12 @@ def _parameters(model: ModelFiles, config: LeveledConfig, tensors: list[Weight])
 
 
 def _support(family: FamilyMatch, copies: dict[str, int]) -> Support:
-    from megatron.bridge.models.proven import support
+    from megatron.bridge.models import proven
 
     dropped: Counter[str] = Counter()
     for name, reason in family.dropped.items():
         dropped[reason] += copies.get(name, 1)
-    found = Support(
+    support = Support(
         is_supported=family.is_supported,
         reason=family.reason,
         unknown_fields=family.unknown_fields,
@@ -162,14 +164,14 @@ def _support(family: FamilyMatch, copies: dict[str, int]) -> Support:
     )
     if family.entry is not None:
         bridge = family.entry.bridge_class
-        proven = support().get(family.entry.architecture)
-        found.architecture, found.bridge = family.entry.architecture, bridge.__name__
-        found.bridge_file = f"src/{bridge.__module__.replace('.', '/')}.py"
-        found.provider = _provider_name(bridge)
-        found.proven_layouts = list(proven.layouts) if proven else []
-    return found
+        record = proven.support().get(family.entry.architecture)
+        support.architecture, support.bridge = family.entry.architecture, bridge.__name__
+        support.bridge_file = f"src/{bridge.__module__.replace('.', '/')}.py"
+        support.provider = _provider_name(bridge)
+        support.proven_layouts = list(record.layouts) if record else []
+    return support
 
 
-def _provider_name(bridge: Any) -> str:
+def _provider_name(bridge: type[BridgeHooks]) -> str:
     provider = bridge.PROVIDER_CLASS or "GPTModelProvider"
     return provider.rpartition(".")[2] if isinstance(provider, str) else provider.__name__

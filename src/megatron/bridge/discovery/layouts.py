@@ -1,9 +1,9 @@
 """The parallel layouts that a model allows, and the bytes of its parameters on each rank.
 
-Where a weight goes is read here from its Megatron name, because asking megatron-core needs torch and a model:
-`cut_of` states what `sharded_state_dict` of megatron-core 0.19's modules (and of this package's) says, and the tests
-compare the two. A weight without a Megatron name is taken to be whole on every tensor-parallel rank, unless its HF name
-is that of an expert.
+How a weight is split is told from its Megatron name, because asking megatron-core takes torch and a model: `cut_of`
+repeats what `sharded_state_dict` of megatron-core 0.19's modules (and of this package's) says, and the tests compare
+the two. A weight without a Megatron name counts as whole on every tensor-parallel rank, unless its HF name says that it
+is an expert's.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from megatron.bridge.discovery.families import FamilyMatch
     from megatron.bridge.discovery.weights import Weight
 
-_MAX_TP = 64
+_MAX_TP, _MAX_EP = 64, 4096
 _UNEVEN_PP = (2, 4, 8, 16, 32, 64)
-# Provider fields that tensor parallelism must divide. (Experts are cut by expert tensor parallelism.)
+# Provider fields that the tensor-parallel size must divide, and those that the sizes for experts must divide.
 _TP_FIELDS = (
     *("num_attention_heads", "num_query_groups", "ffn_hidden_size", "moe_shared_expert_intermediate_size"),
     *("mamba_num_heads", "mamba_num_groups", "linear_num_key_heads", "linear_num_value_heads"),
 )
-_EXPERT_FIELDS = ("num_moe_experts", "moe_ffn_hidden_size")
-_TRAINING_BYTES = {"float32": 4, "float64": 4}  # of a parameter; other dtypes are trained in bfloat16 or float16
+EXPERT_FIELDS = ("num_moe_experts", "moe_ffn_hidden_size")
+_TRAINING_BYTES = {"float32": 4, "float64": 4}  # per parameter; otherwise training is in bfloat16 or float16
 
-# Megatron weights that are cut over tensor-parallel ranks, below the name of their layer.
+# Megatron weights that are split across tensor-parallel ranks, by their names within a layer.
 _COLUMN = r"self_attention\.(linear_qkv|linear_q_proj|linear_q_up_proj|linear_kv_up_proj)\.(weight|bias)"
 _ROW = r"self_attention\.linear_proj\.weight"
 _MLP = r"mlp\.(shared_experts\.)?(linear_fc1\.(weight|bias)|linear_fc2\.weight)"
 _MIXER = r"\.(in_proj|conv1d)\.(weight|bias)\.\w+|\.(conv1d)\.(weight|bias)|\.(A_log|D|dt_bias)|\.out_proj\.weight"
 _OTHERS = r"core_attention\.softmax_offset|mixer\.norm\.weight|eh_proj\.weight"
 _CUT = re.compile(rf"(.*\.)?({_COLUMN}|{_ROW}|{_MLP})|.*({_MIXER})|(.*\.)?({_OTHERS})")
-# With megatron-core's own layers these are cut as well; Transformer Engine's are whole on each rank.
+# Split too in megatron-core's own layers, but whole on each rank in Transformer Engine's.
 _CUT_WITHOUT_TE = re.compile(r".*self_attention\.linear_(q|kv)_down_proj\.weight")
 _EXPERT = re.compile(r".*\.experts\.(linear_fc1\.(weight|bias)|linear_fc2\.weight)(\d+|\*)?")
 _EXPERT_BIAS = re.compile(r".*\.experts\.linear_fc2\.bias(\d+|\*)?")
@@ -50,7 +50,7 @@ _PROJECTION_NORM = re.compile(r".*self_attention\.[qk]_layernorm\.weight")
 
 @dataclass
 class _Share:
-    """Bytes of a part of the model, by how they are cut."""
+    """The bytes of a part of the model, by how they are split."""
 
     whole: int = 0
     tensor: int = 0
@@ -65,10 +65,10 @@ class _Share:
             self.vocabulary[num_rows] += nbytes
 
     def on_rank(self, tp: int, ep: int, etp: int) -> int:
-        """Bytes on each rank."""
+        """The bytes on each rank."""
         padded = 0
         for num_rows, nbytes in self.vocabulary.items():
-            multiple = min(num_rows & -num_rows, 128) * tp  # as `make_vocab_size_divisible_by` of the families
+            multiple = min(num_rows & -num_rows, 128) * tp  # the families' `make_vocab_size_divisible_by`
             padded += -(-num_rows // multiple) * multiple // tp * nbytes
         return self.whole + self.tensor // tp + self.expert // (ep * etp) + self.expert_whole // ep + padded
 
@@ -77,11 +77,11 @@ class ParallelLayout(NamedTuple):
     """One layout, with the smallest number of ranks that it needs.
 
     Attributes:
-        tp, pp, ep, etp: tensor, pipeline, expert and expert-tensor parallel size.
-        num_ranks: at data-parallel size 1, or what expert parallelism needs.
-        max_bytes, min_bytes: of parameters on a rank of the fullest and of the emptiest pipeline stage.
-        first_stage, last_stage: layers of these stages (`num_layers_in_first_pipeline_stage` and `..._last_...`) where
-            stages are not equal.
+        tp, pp, ep, etp: tensor-, pipeline-, expert- and expert-tensor-parallel size.
+        num_ranks: the ranks at data-parallel size 1, or as many as expert parallelism needs.
+        max_bytes, min_bytes: the parameter bytes on a rank of the fullest and of the emptiest pipeline stage.
+        first_stage, last_stage: the layers of these stages (`num_layers_in_first_pipeline_stage` and
+            `num_layers_in_last_pipeline_stage`) if stages are not equal.
     """
 
     tp: int
@@ -97,14 +97,14 @@ class ParallelLayout(NamedTuple):
 
 @dataclass
 class ParallelLayouts:
-    """What may be chosen.
+    """The layouts to choose from.
 
     Attributes:
-        tp, pp, ep: sizes that are allowed, each on its own; of pipeline stages, those that are equal.
-        uneven_pp: numbers of pipeline stages with a first and a last one of another size.
-        sizes: what must be divided, by provider field, with its value.
-        bytes_per_parameter: in training.
-        rows: every combination of them; of expert-tensor parallelism 1 and tp.
+        tp, pp, ep: the sizes that are allowed, each on its own; `pp` has the numbers of equal pipeline stages.
+        uneven_pp: numbers of pipeline stages of which the first and the last have another size than the others.
+        sizes: the provider fields that must be divided, with their values.
+        bytes_per_parameter: bytes in training.
+        rows: every combination of these sizes, with expert-tensor-parallel sizes 1 and tp.
         notes: rules that a table cannot show.
     """
 
@@ -121,13 +121,13 @@ class ParallelLayouts:
 def cut_of(
     megatron_name: str | None, category: str, *, with_transformer_engine: bool = True, whole_norms: bool = True
 ) -> str:
-    """How a weight is cut: "tensor", "expert", "expert_whole", "vocabulary" or "whole" (on every rank).
+    """How a weight is split: "tensor", "expert", "expert_whole", "vocabulary" or "whole" (on every rank).
 
     Args:
         megatron_name: `None` if no rule gives one.
-        category: of the HF tensor (`weights.CATEGORIES`).
-        with_transformer_engine: whether layers are Transformer Engine's, or megatron-core's own.
-        whole_norms: whether norms of queries and keys are the same for each head, so that no rank has a part.
+        category: that of the HF tensor (`weights.CATEGORIES`).
+        with_transformer_engine: whether layers are Transformer Engine's, not megatron-core's own.
+        whole_norms: whether norms of queries and keys are the same for every head, so that they are not split.
     """
     if megatron_name is None:
         return "expert" if category == "experts" else "whole"
@@ -154,50 +154,49 @@ def parallel_layouts(
 ) -> ParallelLayouts | None:
     """The layouts that megatron-core's divisibility rules allow; `None` for a model without decoder layers.
 
-    The rules: `GPTModelProvider.finalize`, and megatron-core 0.19, `TransformerConfig.__post_init__`,
+    The rules are those of `GPTModelProvider.finalize` and, in megatron-core 0.19, of `TransformerConfig.__post_init__`,
     `MambaMixer.__init__`, `get_num_layers_to_build` and `parallel_state.initialize_model_parallel`.
 
     Args:
-        weights: for the bytes; none, and there are none.
+        weights: the weights whose bytes are counted; may be empty.
         is_tied: whether the output layer is the embedding.
-        with_transformer_engine: as of `cut_of`.
+        with_transformer_engine: see `cut_of`.
     """
     num_layers = facts.num_layers(config)
     if config.text_level is None or not num_layers:
         return None
-    sizes = provider_sizes(config, family)
-    tensor_sizes = [size for name, size in sizes.items() if name in _TP_FIELDS]
+    sizes = provider_sizes(family)
     num_experts = sizes.get("num_moe_experts", 0)
     dtype = config.text("dtype") or config.top("dtype")
     nbytes = _TRAINING_BYTES.get(str(dtype.value), 2) if dtype else 2
-    tp = [size for size in range(1, _MAX_TP + 1) if gcd(*tensor_sizes) % size == 0] if tensor_sizes else [1]
-    pp = _divisors(num_layers)
+    tp = _divisors(gcd(*(size for name, size in sizes.items() if name in _TP_FIELDS)) or 1, _MAX_TP)
+    pp, ep = _divisors(num_layers, num_layers), _divisors(num_experts or 1, _MAX_EP)
     is_hybrid = config.text("layers_block_type") is not None
     uneven = [] if is_hybrid else [size for size in _UNEVEN_PP if size < num_layers and size not in pp]
-    found = ParallelLayouts(tp, pp, uneven, _divisors(num_experts or 1), sizes, nbytes, [], [])
+    layouts = ParallelLayouts(tp, pp, uneven, ep, sizes, nbytes, [], [])
     model = _Model(weights, family, num_layers, is_tied, nbytes, with_transformer_engine)
     expert_width = sizes.get("moe_ffn_hidden_size", 0)
-    cuts_experts = num_experts and "expert_tensor_parallel_size" not in family.fields
+    splits_experts = num_experts and "expert_tensor_parallel_size" not in family.fields
     for num_stages in (*pp, *uneven):
         counts = layers_per_stage(num_layers, num_stages)
         ends = (counts[0], counts[-1]) if num_stages in uneven else (None, None)
         stages = model.stages(counts)
-        for tp_size, ep in product(found.tp, found.ep):
-            for etp in sorted({1, tp_size}) if cuts_experts else (1,):
+        for tp_size, ep_size in product(tp, ep):
+            for etp in sorted({1, tp_size}) if splits_experts else (1,):
                 if num_experts and expert_width % etp:
                     continue
-                nbytes_on = [stage.on_rank(tp_size, ep, etp) for stage in stages]
-                num_ranks = num_stages * (lcm(tp_size, ep * etp) if num_experts else tp_size)
-                sizes_of = (tp_size, num_stages, ep, etp, num_ranks)
-                found.rows.append(ParallelLayout(*sizes_of, max(nbytes_on), min(nbytes_on), *ends))
-    found.notes = _notes(sizes, bool(num_experts))
-    return found
+                nbytes_on = [stage.on_rank(tp_size, ep_size, etp) for stage in stages]
+                num_ranks = num_stages * (lcm(tp_size, ep_size * etp) if num_experts else tp_size)
+                sizes_of = (tp_size, num_stages, ep_size, etp, num_ranks)
+                layouts.rows.append(ParallelLayout(*sizes_of, max(nbytes_on), min(nbytes_on), *ends))
+    layouts.notes = _notes(sizes, bool(num_experts))
+    return layouts
 
 
 def layers_per_stage(num_layers: int, num_stages: int) -> list[int]:
-    """Layers of each pipeline stage: equal ones, or between a first and a last one of another size.
+    """The number of layers of each pipeline stage: all equal, or else all but the first and the last.
 
-    megatron-core 0.19 (`get_num_layers_to_build`) wants the stages between these two to be equal.
+    megatron-core 0.19 (`get_num_layers_to_build`) requires that the stages between these two be equal.
     """
     if num_layers % num_stages == 0:
         return [num_layers // num_stages] * num_stages
@@ -208,21 +207,20 @@ def layers_per_stage(num_layers: int, num_stages: int) -> list[int]:
     return [ends - ends // 2, *[between] * (num_stages - 2), ends // 2]
 
 
-def provider_sizes(config: LeveledConfig, family: FamilyMatch) -> dict[str, int]:
-    """Provider fields that parallel sizes must divide, with their values, as the family reads them from the config."""
-    found = {name: facts.as_size(family.fields.get(name)) for name in (*_TP_FIELDS, *_EXPERT_FIELDS)}
-    sizes = {name: size for name, size in found.items() if size}
+def provider_sizes(family: FamilyMatch) -> dict[str, int]:
+    """The provider fields that parallel sizes must divide, with their values."""
+    names = (*_TP_FIELDS, *EXPERT_FIELDS)
+    sizes = {name: size for name in names if (size := facts.as_size(family.fields.get(name)))}
     if "num_attention_heads" in sizes:
         sizes.setdefault("num_query_groups", sizes["num_attention_heads"])
-        window = family.fields.get("window_attention") or {}
-        sizes["num_query_groups"] = gcd(sizes["num_query_groups"], facts.as_size(window.get("num_query_groups")))
-    if facts.num_experts(config):
-        sizes.setdefault("num_moe_experts", facts.num_experts(config))
+        window = family.fields.get("window_attention")
+        groups = window.get("num_query_groups") if isinstance(window, Mapping) else None
+        sizes["num_query_groups"] = gcd(sizes["num_query_groups"], facts.as_size(groups))
     return sizes
 
 
 class _Model:
-    """The bytes of each decoder layer, and of what comes before and after them."""
+    """The bytes of each decoder layer, and of what comes before and after the layers."""
 
     def __init__(
         self,
@@ -262,7 +260,7 @@ class _Model:
         """What each pipeline stage holds.
 
         Args:
-            counts: layers of each stage.
+            counts: the number of layers of each stage.
         """
         stages, start = [], 0
         for count in counts:
@@ -272,7 +270,7 @@ class _Model:
             start += count
         stages[0].add(self._first)
         stages[-1].add(self._last)
-        if len(stages) > 1:  # the last stage has its own copy of a tied embedding, or of one that MTP layers read
+        if len(stages) > 1:  # the last stage has a copy of an embedding that is tied or that MTP layers read
             stages[-1].add(self._copy)
         return stages
 
@@ -281,11 +279,11 @@ def _notes(sizes: Mapping[str, int], has_experts: bool) -> list[str]:
     notes = []
     groups = sizes.get("num_query_groups", 0)
     if groups and groups < sizes.get("num_attention_heads", 0):
-        notes.append(f"pad_query_groups allows tensor parallelism beyond {groups} query groups, with groups of zeros")
+        notes.append(f"pad_query_groups allows TP beyond {groups} query groups, by adding groups of zeros")
     if has_experts:
-        notes.append("training experts with tensor parallelism needs sequence_parallel")
+        notes.append("training experts with TP needs sequence_parallel")
     return notes
 
 
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+def _divisors(number: int, largest: int) -> list[int]:
+    return [size for size in range(1, min(number, largest) + 1) if number % size == 0]

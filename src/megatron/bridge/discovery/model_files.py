@@ -1,47 +1,44 @@
-"""What the files of a model say: `config.json`, the index, and the headers of the weight files."""
+"""What the files of a model contain: `config.json`, the index, and the headers of the weight files."""
 
 from __future__ import annotations
 
 import gc
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from megatron.bridge.models.hf_pretrained.safetensors_format import (
-    StoredTensor,
-    read_index,
-    stored_tensors,
-)
+from megatron.bridge.models.hf_pretrained.safetensors_format import StoredTensor, read_index, stored_tensors
 
 _EXPERTS = ".experts."
-# What a scale (or the like) has behind the name of the tensor that it belongs to.
+# What the name of a scale (or the like) adds to the name of the tensor that it belongs to.
 _COMPANION_ENDINGS = ("_scale_inv", "_scale", "_scale_2", "_global_scale", "_zero_point")
 _MAX_NAMES = 5
 
 
 @dataclass
 class ModelFiles:
-    """What was read of a model. Experts that are stored alike, each tensor on its own, are kept once.
+    """What was read of a model. Of experts that are stored alike, one tensor each, only the first is kept.
 
     Attributes:
-        name: as it was given.
+        name: the model's name, as it was given.
         kind: "folder", "hub id" or "config.json".
-        config: the JSON.
-        config_folder: a local folder in which it stands as `config.json`.
-        stored: tensors by name; of experts that are alike, the first.
-        copies: how many tensors a name of `stored` or `unread` stands for, where it is more than one.
-        num_files: files of weights.
-        num_tensors: in all of them.
-        unread: names that the index lists, in files that are not here; without the companions of quantised tensors.
-        problems: what is wrong with the files, each named.
+        config: the content of `config.json`.
+        config_folder: a local folder with that file.
+        stored: tensors by name.
+        copies: how many tensors a name in `stored` or `unread` stands for, if it is more than one.
+        num_files: the number of weight files.
+        num_tensors: the number of tensors in all of them.
+        unread: names of tensors that the index lists but whose files are absent; without those that only belong to
+            other tensors (scales and the like).
+        problems: what is wrong with the files, by name.
     """
 
     name: str
     kind: str
-    config: dict[str, Any]
+    config: Mapping[str, object]
     config_folder: Path
     stored: dict[str, StoredTensor] = field(default_factory=dict)
     copies: dict[str, int] = field(default_factory=dict)
@@ -55,8 +52,8 @@ class WeightIndex(NamedTuple):
     """Which weight files a model has.
 
     Attributes:
-        filenames: in order.
-        tensors: file by tensor, if there is an index.
+        filenames: the files in order.
+        tensors: the file of each tensor, if there is an index.
     """
 
     filenames: list[str]
@@ -64,20 +61,20 @@ class WeightIndex(NamedTuple):
 
 
 def weight_index(path: Path) -> WeightIndex:
-    """The index of several weight files.
+    """Reads the index of several weight files.
 
     Raises:
-        CheckpointError: malformed, or it names files outside the folder.
+        CheckpointError: it is malformed, or names files outside the folder.
     """
     weight_map, _ = read_index(path)
     return WeightIndex(sorted(set(weight_map.values())), weight_map)
 
 
 def file_header(path: Path) -> list[StoredTensor]:
-    """The tensors of a weight file here, in the order of their data.
+    """The tensors of a local weight file, in the order of their data.
 
     Raises:
-        CheckpointError: not a safetensors file, or cut short.
+        CheckpointError: it is not a safetensors file, or it is truncated.
     """
     return stored_tensors(path)[0]
 
@@ -85,32 +82,32 @@ def file_header(path: Path) -> list[StoredTensor]:
 def add_weights(
     model: ModelFiles, index: WeightIndex, present: list[str], headers: Iterable[list[StoredTensor]]
 ) -> None:
-    """Puts what the headers of the files in `present` say into `model`, and compares it with the index."""
-    found: dict[str, StoredTensor] = {}
+    """Adds the tensors in the headers of the files `present` to `model`, and compares them with the index."""
+    stored: dict[str, StoredTensor] = {}
     with without_garbage_collection():
         for filename, tensors in zip(present, headers, strict=True):
             named = {tensor.name: tensor for tensor in tensors}
-            model.problems += [f"{name}: in two files, one of them {filename}" for name in named.keys() & found.keys()]
-            found |= named
-        model.num_files, model.num_tensors = len(present), len(found)
+            model.problems += [f"{name}: in two files, one of them {filename}" for name in named.keys() & stored.keys()]
+            stored |= named
+        model.num_files, model.num_tensors = len(present), len(stored)
         absent = sorted(set(index.filenames) - set(present))
         if absent:
             model.problems.append(f"{len(absent)} of {len(index.filenames)} weight files are absent: {_some(absent)}")
-        if index.tensors is not None and index.tensors.keys() != found.keys():
+        if index.tensors is not None and index.tensors.keys() != stored.keys():
             gone = set(absent)
-            missing = index.tensors.keys() - found.keys()
+            missing = index.tensors.keys() - stored.keys()
             model.unread = _unread((name for name in missing if index.tensors[name] in gone), model.copies)
             lost = sorted(name for name in missing if index.tensors[name] not in gone)
             if lost:
                 model.problems.append(f"{len(lost)} tensors of the index are in no file: {_some(lost)}")
-            if extra := found.keys() - index.tensors.keys():
+            if extra := stored.keys() - index.tensors.keys():
                 model.problems.append(f"{len(extra)} tensors are not in the index: {_some(sorted(extra))}")
-        model.stored = _keep_once(found, model.copies)
+        model.stored = _keep_once(stored, model.copies)
 
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Hundreds of thousands of small objects without cycles: looking for cycles would take a third of the time."""
+    """Spares the search for reference cycles, a third of the time for hundreds of thousands of objects without any."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -120,17 +117,17 @@ def without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _keep_once(found: dict[str, StoredTensor], copies: dict[str, int]) -> dict[str, StoredTensor]:
-    """Of each list of experts that have the same tensors, of the same shapes and dtypes, keeps the first.
+def _keep_once(stored: dict[str, StoredTensor], copies: dict[str, int]) -> dict[str, StoredTensor]:
+    """Keeps only the first expert of each list of experts whose tensors are alike in name, shape and dtype.
 
-    A list in which one expert differs from another (a scale is missing, say) is kept whole.
+    If any expert in a list differs from the others (because a scale is missing, say), the whole list is kept.
 
     Args:
-        copies: gets for each name that stands for several tensors, how many these are.
+        copies: for each name that stands for several tensors, their number is added here.
     """
     lists: dict[str, dict[tuple[str, tuple[int, ...], str], dict[str, StoredTensor]]] = defaultdict(dict)
     kept: dict[str, StoredTensor] = {}
-    for name, tensor in found.items():
+    for name, tensor in stored.items():
         head, _, tail = name.partition(_EXPERTS)
         number, _, rest = tail.partition(".")
         if rest and number.isdecimal():
@@ -152,7 +149,7 @@ def _keep_once(found: dict[str, StoredTensor], copies: dict[str, int]) -> dict[s
 
 
 def _unread(names: Iterable[str], copies: dict[str, int]) -> list[str]:
-    """Names whose tensors cannot be read, experts once, without what belongs to other tensors (scales and the like)."""
+    """The names as `ModelFiles.unread` has them: experts once, and nothing that only belongs to other tensors."""
     named = {name: StoredTensor(name, (), "", 0, 0) for name in names}
     kept = _keep_once(named, copies)
     return [

@@ -1,4 +1,4 @@
-"""The decision tree of model support, and the next step at its end."""
+"""The decision tree of model support, and the next step to which it leads."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from megatron.bridge.discovery.report import Decision
 if TYPE_CHECKING:
     from megatron.bridge.discovery.report import ModelReport
 
-# A vision encoder of more parameters than this is worth cutting over ranks, which only Megatron's modules can be.
+# A vision encoder with more parameters than this is worth splitting across ranks, which takes Megatron's modules.
 _LARGE_ENCODER = 2_000_000_000
 _MODELS = "src/megatron/bridge/models"
 
 
 def decide(report: ModelReport) -> tuple[list[Decision], str]:
-    """The questions with their answers, in order, and what to do next."""
+    """The questions and their answers, in order, and what to do next."""
     decisions = list(_decisions(report))
     return decisions, _next_step(report)
 
@@ -39,8 +39,8 @@ def _decisions(report: ModelReport) -> Iterator[Decision]:
         names = ", ".join(unknown.name for unknown in support.unknown_fields)
         yield Decision("Is every config field known?", f"no: {names}")
     elif support.foreign_fields or support.refused:
-        names = ", ".join(_not_this_familys(report))
-        yield Decision("Is every config field known?", f"to other families, not (with this value) to this one: {names}")
+        names = ", ".join(_foreign_names(report))
+        yield Decision("Is every config field known?", f"not to this family, or not with this value: {names}")
     else:
         yield Decision("Is every config field known?", "yes")
     if report.parameters.num_tensors:
@@ -53,12 +53,12 @@ def _decisions(report: ModelReport) -> Iterator[Decision]:
 def _encoder(report: ModelReport) -> str:
     if report.classes.config_class is None:
         return (
-            "transformers does not have the encoder: bring its code as modeling_<model>.py, or build it of Megatron's "
+            "transformers does not have the encoder: add its code as modeling_<model>.py, or build it from Megatron's "
             "modules"
         )
     size = report.parameters.by_category.get("vision", 0)
     if size > _LARGE_ENCODER:
-        return f"Megatron: {formatting.count(size)} parameters are worth cutting over ranks"
+        return f"Megatron: {formatting.count(size)} parameters are worth splitting across ranks"
     count = f" ({formatting.count(size)} parameters)" if size else ""
     return f"HF: transformers has it, and every rank can hold it whole{count}"
 
@@ -66,25 +66,25 @@ def _encoder(report: ModelReport) -> str:
 def _mappings(report: ModelReport) -> str:
     support = report.support
     if not support.bridge:
-        return "not known: no family is near"
+        return "unknown: no family is near"
     if not support.unmatched:
-        of = "every tensor of the text model" if report.kind == "VLM" else "every tensor"
-        return f"stock: {of} has a rule of {support.bridge}"
-    return f"local: {_count(report)} without a rule of {support.bridge}"
+        tensors = "every tensor of the text model" if report.kind == "VLM" else "every tensor"
+        return f"stock: {support.bridge} has a rule for {tensors}"
+    return f"local: {support.bridge} has no rule for {_count(report)}"
 
 
 def _quantized(report: ModelReport) -> str:
-    found = report.quantization
-    if found.problems:
-        return f"{len(found.problems)} problems: {found.problems[0]}"
-    if found.agree is False:
-        return f"config and tensors disagree: {found.disagreements[0]}"
-    formats = ", ".join(found.formats) or found.stated
-    return f"{formats}; config and tensors agree" if found.agree else str(formats)
+    quantization = report.quantization
+    if problems := quantization.problems:
+        return f"{len(problems)} problem{'s' if len(problems) > 1 else ''}: {problems[0]}"
+    if quantization.agree is False:
+        return f"config and tensors disagree: {quantization.disagreements[0]}"
+    formats = ", ".join(quantization.formats) or quantization.stated
+    return f"{formats}; config and tensors agree" if quantization.agree else str(formats)
 
 
-def _not_this_familys(report: ModelReport) -> list[str]:
-    """Fields that the family does not know, or not with this value."""
+def _foreign_names(report: ModelReport) -> list[str]:
+    """The fields that the family does not know, or not with this value."""
     fields = [field.name for field in report.support.foreign_fields]
     return fields + [item.name for item in report.support.refused]
 
@@ -102,27 +102,25 @@ def _next_step(report: ModelReport) -> str:
     if report.quantization.problems:
         return f"These numbers cannot be read as weights: {report.quantization.problems[0]} Fetch the checkpoint again."
     if report.kind == "other":
-        return (
-            f"This is neither an LLM nor a VLM ({report.kind_reason}): read {modeling}, and bring a bridge of its own."
-        )
+        return f"This is neither an LLM nor a VLM ({report.kind_reason}): read {modeling}, and write a bridge for it."
     if support.is_supported:
         if support.unknown_fields:
             names = ", ".join(unknown.name for unknown in support.unknown_fields)
             return (
-                f"No family knows {names}: likely a new block. Look for it in {modeling}; then teach "
-                f"{support.bridge_file}, in CONFIG_MAPPING if it changes the computation, or in CONFIG_IRRELEVANT with "
-                "the reason why not."
+                f"No family knows {names}: probably a new block. Look it up in {modeling}. Then add it to CONFIG in "
+                f"{support.bridge_file}: as a part that reads it if it changes the computation, or else as irrelevant, "
+                "with the reason."
             )
         if support.foreign_fields or support.refused:
             return (
-                f"{support.bridge} does not know {', '.join(_not_this_familys(report))}, or not this value: read "
-                f"{modeling}; then teach {support.bridge_file}."
+                f"{support.bridge} does not know {', '.join(_foreign_names(report))}, or not with this value: read "
+                f"{modeling}, then extend {support.bridge_file}."
             )
         if support.unmatched:
             first = next(iter(support.unmatched))
             return f"Add a mapping for {_count(report)} without a rule ({first}, ...) to {support.bridge_file}."
         if report.source == "config.json":
-            return "The config is supported. Inspect the folder or the hub id, for its weights; then import it."
+            return "The config is supported. Inspect the folder or the hub id to check its weights too, then import it."
         return f"megatron-bridge import {name} OUT"
     if report.kind == "VLM":
         return _new_vlm(report, modeling)
@@ -131,9 +129,9 @@ def _next_step(report: ModelReport) -> str:
 
 def _new_vlm(report: ModelReport, modeling: str) -> str:
     support = report.support
-    local = "with local mappings for the tensors without a rule" if support.unmatched else "with its stock mappings"
+    local = "plus local mappings for the tensors without a rule" if support.unmatched else "as they are"
     text = (
-        f" Its text model is nearest to {support.architecture}: take {support.bridge}'s rules {local}."
+        f" Its text model is nearest to {support.architecture}: use the rules of {support.bridge}, {local}."
         if support.bridge
         else ""
     )
@@ -145,19 +143,18 @@ def _new_vlm(report: ModelReport, modeling: str) -> str:
 
 def _new_blocks(report: ModelReport) -> str:
     names = ", ".join(field.name for field in report.support.unknown_fields)
-    return f" No family knows {names}: likely a new block." if names else ""
+    return f" No family knows {names}: probably a new block." if names else ""
 
 
 def _new_family(report: ModelReport, modeling: str) -> str:
     support = report.support
     if support.reason and "cannot be converted" in support.reason:
         return f"{support.reason}. It needs layers of its own in megatron-core first."
-    what = ", ".join(report.classes.architectures) or "this architecture"
+    architecture = ", ".join(report.classes.architectures) or "this architecture"
     if support.bridge is None:
-        return f"Add {_MODELS}/<family>/<model>_bridge.py for {what}: read {modeling}."
-    blocks = _new_blocks(report)
-    rules = f" Without a rule: {_count(report)}." if support.unmatched else ""
+        return f"Add {_MODELS}/<family>/<model>_bridge.py for {architecture}: read {modeling}."
+    rules = f" It has no rule for {_count(report)}." if support.unmatched else ""
     return (
-        f"Add a bridge for {what}, beginning as a subclass of {support.bridge} ({support.bridge_file}).{blocks}{rules} "
-        f"Read {modeling}."
+        f"Add a bridge for {architecture}, starting as a subclass of {support.bridge} ({support.bridge_file}).{rules}"
+        f"{_new_blocks(report)} Read {modeling}."
     )

@@ -1,4 +1,4 @@
-"""Finding a model: a folder, a lone `config.json`, or a model of the hub."""
+"""Finds and reads a model: a folder, a lone `config.json`, or a model of the hub."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from megatron.bridge.discovery.hub_reading import read_hub_model
 from megatron.bridge.discovery.model_files import ModelFiles, WeightIndex, add_weights, file_header, weight_index
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, read_config_json
-from megatron.bridge.models.hf_pretrained.safetensors_format import (
-    INDEX_NAME,
-    SINGLE_NAME,
-)
+from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, SINGLE_NAME
 
 
 def read_model(name: str, revision: str | None = None) -> ModelFiles:
     """Reads a folder, a lone `config.json`, or a model of the hub.
 
     Raises:
-        CheckpointError: no config, or a file that is malformed.
-        HubError: neither a path here nor a model of the hub.
+        CheckpointError: there is no config, or a file is malformed.
+        HubError: the name is neither a local path nor a model of the hub.
     """
     path = Path(name).expanduser()
     if name and path.is_dir():

@@ -1,14 +1,11 @@
-"""`ModelReport`: everything that an inspection finds, as plain data."""
+"""`ModelReport`: everything that an inspection finds out, as plain data."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
-from megatron.bridge.discovery.config_levels import Fact
+from megatron.bridge.discovery.config_levels import Fact, Json, as_json
 from megatron.bridge.discovery.families import RefusedValue, UnknownField
 from megatron.bridge.discovery.layouts import ParallelLayouts
 from megatron.bridge.discovery.quantized import Quantization
@@ -24,18 +21,18 @@ class Decision(NamedTuple):
 
 @dataclass
 class Classes:
-    """Which classes are concerned.
+    """The classes that a model's config names, and those of transformers.
 
     Attributes:
         architectures, model_type, auto_map: as the config states them.
-        config_class: of transformers; `None` if it does not know the model.
+        config_class: transformers' class; `None` if it does not know the model.
         refusal: why transformers refuses the config.
-        modeling_file: where the HF computation is written.
+        modeling_file: the file with the HF computation.
     """
 
     architectures: list[str]
     model_type: str | None
-    auto_map: dict[str, Any]
+    auto_map: dict[str, object]
     config_class: str | None
     refusal: str | None
     modeling_file: str | None
@@ -46,13 +43,13 @@ class Tying:
     """Whether the output layer is the embedding.
 
     Attributes:
-        fact: what the config says, at its top level.
-        text_level: a statement of the text model's own config, which transformers does not follow; or `None`.
+        fact: what the config says at its top level.
+        text_level: what the text model's own config says, which transformers ignores; `None` if nothing.
         has_output_layer: whether the checkpoint stores an output layer; `None` without weights.
     """
 
     fact: Fact | None
-    text_level: Any
+    text_level: object
     has_output_layer: bool | None
 
     @property
@@ -63,15 +60,15 @@ class Tying:
 
 @dataclass
 class Parameters:
-    """Counts of the numbers that are meant, quantised or not, and the bytes that store them.
+    """How many parameters there are, and how many bytes store them. Quantised weights count as weights.
 
     Attributes:
-        is_expected: whether they are counted from the config alone, because there are no weights.
-        total: of the model itself, without prediction layers and second copies.
-        active: that a token meets.
-        by_category: with prediction layers and copies.
-        bytes_by_dtype: stored bytes of each category by the dtype of the numbers.
-        stored_bytes, num_tensors, num_files: of the checkpoint.
+        is_expected: whether the parameters are counted from the config alone, because there are no weights.
+        total: the parameters of the model itself, without prediction layers and second copies.
+        active: those that a token uses.
+        by_category: those of each category, prediction layers and copies included.
+        bytes_by_dtype: the stored bytes of each category by dtype.
+        stored_bytes, num_tensors, num_files: the size of the checkpoint.
     """
 
     is_expected: bool = False
@@ -86,22 +83,22 @@ class Parameters:
 
 @dataclass
 class Support:
-    """The family that supports the model, or the nearest.
+    """The family that supports the model, or the nearest one.
 
     Attributes:
-        architecture, bridge, bridge_file, provider: of the family; `None` if no family is near.
-        is_supported: whether the model is of that architecture.
-        reason: why it is not.
-        proven_layouts: on which the family's logits and round trip were compared with transformers.
-        unknown_fields: no family knows them.
-        foreign_fields: other families know them, this one does not.
-        encoder_fields: a VLM's own, which transformers' class reads for its encoder and what joins it.
+        architecture, bridge, bridge_file, provider: those of the family; `None` if no family is near.
+        is_supported: whether the model has that architecture.
+        reason: why it does not, or why it cannot be supported.
+        proven_layouts: the layouts on which the family's logits and round trip were compared with transformers.
+        unknown_fields: fields that no family knows.
+        foreign_fields: fields that other families know, but this one does not.
+        encoder_fields: fields of a VLM's top level that transformers' class reads for the encoder and the projector.
         refused: values that the family cannot represent.
-        unmatched: tensors without a rule, with how many each stands for.
-        num_matched: tensors with a rule.
-        num_of_encoders: tensors of encoders and of what joins them to the text model.
-        dropped: tensors that are left out on purpose, by reason.
-        absent: patterns of tensors that the nearest family has and this model does not.
+        unmatched: names of tensors without a rule, and for how many tensors each stands.
+        num_matched: the number of tensors with a rule.
+        num_of_encoders: the number of tensors of encoders and projectors.
+        dropped: the number of tensors that are left out on purpose, by reason.
+        absent: patterns of tensors that the nearest family has but this model does not.
     """
 
     architecture: str | None = None
@@ -127,15 +124,15 @@ class ModelReport:
     """What a model is, from its config and the headers of its weight files.
 
     Attributes:
-        name: as it was given.
+        name: the model's name, as it was given.
         source: "folder", "hub id" or "config.json".
-        kind: "LLM", "VLM" or "other", with `kind_reason`.
-        text_level: where the text model's fields stand.
+        kind: "LLM", "VLM" or "other", for `kind_reason`.
+        text_level: the level of the text model's fields.
         facts: fields by subject, each with the level that it was read from.
         summaries: a sentence per subject.
         layouts: `None` for a model without decoder layers.
         problems: what is wrong with the files.
-        decisions, next_step: the way through the decision tree, and where it ends.
+        decisions, next_step: the path through the decision tree, and its end.
     """
 
     name: str
@@ -156,20 +153,6 @@ class ModelReport:
     decisions: list[Decision] = field(default_factory=list)
     next_step: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON has it."""
-        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: _plain(part) for name, part in value._asdict().items()}
-    if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+    def to_dict(self) -> dict[str, Json]:
+        """The report as JSON would have it."""
+        return {item.name: as_json(getattr(self, item.name)) for item in fields(self)}

@@ -1,4 +1,4 @@
-"""The weights of a model from the headers alone: what each is for, how many numbers it has, and how they are stored."""
+"""The weights of a model from headers alone: what each is for, how many parameters it has, and how it is stored."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ if TYPE_CHECKING:
     from megatron.bridge.discovery.model_files import ModelFiles
     from megatron.bridge.models.hf_pretrained.quantization.detection import Detection
 
-# What tensors are for, by their HF names: the first pattern that is found in a name decides.
+# What tensors are for, by their HF names: the first pattern that occurs in a name decides.
 _CATEGORIES = (
-    (
-        "audio",
-        r"(^|\.)(audio_tower|audio_model|audio_encoder|speech_encoder|talker|token2wav|code2wav|code_predictor)\.",
-    ),
+    ("audio", r"(^|\.)(audio_(tower|model|encoder)|speech_encoder|talker|token2wav|code2wav|code_predictor)\."),
     ("projector", r"(^|\.)(multi_modal_projector|mm_projector|mlp1|connector|aligner|embed_vision|embed_audio)\."),
     ("projector", r"\b(vision_tower|vision_model|visual)\.(merger|deepstack_merger_list)\."),
     ("vision", r"(^|\.)(vision_tower|vision_model|vision_encoder|visual|vit|vision)\."),
@@ -27,10 +24,7 @@ _CATEGORIES = (
     ("router", r"e_score_correction_bias|expert_bias|moe_statics|\.router\."),
     ("shared experts", r"shared_expert|shared_mlp"),
     ("experts", r"\.experts\.|\.input_linear\.|\.output_linear\."),
-    (
-        "linear attention",
-        r"\.(linear_attn|mamba|conv|ssm)\.|\.(A_log|dt_bias|conv1d\.\w+|in_proj\.\w+|out_proj\.\w+|D)$",
-    ),
+    ("linear attention", r"\.(linear_attn|mamba|conv|ssm)\.|\.(A_log|dt_bias|D|(conv1d|in_proj|out_proj)\.\w+)$"),
     ("attention", r"\.(self_attn|self_attention|attention|attn)\.|\.mixer\.[qkvo]_proj\."),
     ("MLP", r"\.(mlp|feed_forward|ffn)\.|\.mixer\.(up|down|fc1_latent|fc2_latent)_proj\."),
     ("norms", r"\.layer_scalar$"),
@@ -50,16 +44,16 @@ _PREDICTION = re.compile(r"^(?:model\.)?(?:mtp|mtp_layers|mtp_block|nextn)\.")
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the model, as it is meant.
+    """A tensor of the model. A quantised one is described as the weight that it stands for.
 
     Attributes:
-        name: HF name; of experts that are stored alike, that of the first.
-        shape: of the numbers that are meant, quantised or not.
+        name: the HF name; for experts that are stored alike, that of the first.
+        shape: the shape of the weight, however it is stored.
         copies: how many such tensors there are.
-        code: safetensors dtype in which the numbers are stored.
-        stored_bytes: of one of them, with scales and whatever else belongs to it.
+        code: the safetensors dtype of the stored numbers.
+        stored_bytes: the bytes of one such tensor, with its scales and whatever else belongs to it.
         category: what it is for (`CATEGORIES`).
-        layer: number of its decoder layer, if it belongs to one.
+        layer: the number of the decoder layer that it belongs to, if any.
     """
 
     name: str
@@ -72,32 +66,32 @@ class Weight:
 
     @property
     def num_parameters(self) -> int:
-        """Numbers of all copies together."""
+        """The parameters of all copies together."""
         return prod(self.shape) * self.copies
 
     @property
     def num_bytes(self) -> int:
-        """Stored bytes of all copies together."""
+        """The stored bytes of all copies together."""
         return self.stored_bytes * self.copies
 
 
-def read_weights(model: ModelFiles, found: Detection, num_layers: int) -> list[Weight]:
-    """The tensors that the stored ones stand for.
+def read_weights(model: ModelFiles, detection: Detection, num_layers: int) -> list[Weight]:
+    """The weights that the stored tensors stand for.
 
     Args:
-        found: what is quantised among them.
-        num_layers: decoder layers; those behind are prediction layers.
+        detection: which tensors are quantised.
+        num_layers: the number of decoder layers; any further ones are prediction layers.
     """
-    meant = {tensor.parts["weight"]: tensor for tensor in found.tensors.values()}
-    hidden = {part for tensor in found.tensors.values() for part in tensor.parts.values()} | found.dropped.keys()
+    quantized = {tensor.parts["weight"]: tensor for tensor in detection.tensors.values()}
+    parts = {part for tensor in detection.tensors.values() for part in tensor.parts.values()} | detection.dropped.keys()
     weights = []
     for name, stored in model.stored.items():
         shape, nbytes = stored.shape, stored.end - stored.start
-        tensor = meant.get(name)
+        tensor = quantized.get(name)
         if tensor is not None:
             name, shape = tensor.name, tensor.shape
             nbytes = sum(model.stored[part].end - model.stored[part].start for part in tensor.parts.values())
-        elif name in hidden:
+        elif name in parts:
             continue
         kind, layer = category(name), layer_of(name)
         if kind in OTHER_MODALITIES:
@@ -109,18 +103,18 @@ def read_weights(model: ModelFiles, found: Detection, num_layers: int) -> list[W
 
 
 def category(name: str) -> str:
-    """What a tensor of this HF name is for."""
+    """What a tensor with this HF name is for."""
     return next((category for category, pattern in _PATTERNS if pattern.search(name)), "other")
 
 
 def layer_of(name: str) -> int | None:
-    """The number of the layer that a tensor of this HF name belongs to."""
+    """The number of the layer that a tensor with this HF name belongs to."""
     match = _LAYER.search(name)
     return int(match[1]) if match else None
 
 
 def parameters_by_category(weights: Iterable[Weight]) -> dict[str, int]:
-    """Numbers of parameters, in the order of `CATEGORIES`."""
+    """The number of parameters of each category, in the order of `CATEGORIES`."""
     counts: dict[str, int] = defaultdict(int)
     for weight in weights:
         counts[weight.category] += weight.num_parameters
@@ -128,7 +122,7 @@ def parameters_by_category(weights: Iterable[Weight]) -> dict[str, int]:
 
 
 def bytes_by_dtype(weights: Iterable[Weight]) -> dict[str, dict[str, int]]:
-    """Stored bytes by category, then by the dtype that the numbers are stored in; scales count with their tensor."""
+    """Stored bytes by category and dtype; a scale counts under its tensor's dtype."""
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for weight in weights:
         counts[weight.category][weight.code] += weight.num_bytes
@@ -136,22 +130,22 @@ def bytes_by_dtype(weights: Iterable[Weight]) -> dict[str, dict[str, int]]:
 
 
 def num_active(weights: Iterable[Weight], num_experts: int, num_chosen: int) -> int:
-    """Parameters that a token meets: all but the experts that it does not visit, prediction layers and copies.
+    """The parameters that a token uses: all except those of other experts, of prediction layers and of copies.
 
-    The embedding counts in full, as in the numbers that models are published with.
+    The whole embedding is counted, as is usual in published numbers.
     """
     total = 0
     for weight in weights:
         if weight.category in ("prediction layers", "copies"):
             continue
-        part = num_chosen / num_experts if weight.category == "experts" and num_experts and num_chosen else 1
-        total += round(weight.num_parameters * part)
+        share = num_chosen / num_experts if weight.category == "experts" and num_experts and num_chosen else 1
+        total += round(weight.num_parameters * share)
     return total
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer, as its tensors show it.
+    """One decoder layer, judged by its tensors.
 
     Attributes:
         mixer: "attention", "sliding attention", "linear attention", ... or "none".
@@ -168,7 +162,7 @@ def layer_map(weights: Iterable[Weight], kinds: list[str] | None) -> list[Layer]
     """The decoder layers in order.
 
     Args:
-        kinds: the config's `layer_types` (or its like), with which layers of the same tensors are told apart.
+        kinds: the config's `layer_types` (or the like), which tell layers with the same tensors apart.
     """
     by_layer: dict[int, list[Weight]] = defaultdict(list)
     for weight in weights:

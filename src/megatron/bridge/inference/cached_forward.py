@@ -5,16 +5,20 @@ S is the number of tokens in one piece, H the hidden size, V the vocabulary's si
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.inference.utils import InferenceMode
+from megatron.core.transformer import MegatronModule, TransformerConfig
 
 from megatron.bridge.errors import BridgeError, ParallelLayoutError
-from megatron.bridge.models.model_building import unwrap_model
+from megatron.bridge.models.model_building import config_of, unwrap_model
 from megatron.bridge.models.transformer.rotary import ScaledRotaryEmbedding
 from megatron.bridge.transport import pipeline
+
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
 
 # Attributes of modules and their values while generating. A single new token cannot be split over the tensor-parallel
 # ranks, so sequence parallelism is off (`sp_size` is a gated delta net's); the results are the same.
@@ -24,7 +28,7 @@ _SWITCHED_OFF = {"training": False, "sequence_parallel": False, "reduce_scatter_
 class CachedForward:
     """One sequence's forward passes. Every rank of the model takes part, with the same tokens.
 
-    The logits are those of a forward pass over the whole sequence. So where a rope scaling changes its frequencies with
+    The logits are those of a forward pass over the whole sequence. Where a rope scaling changes its frequencies with
     the length (longrope once, dynamic at each step past the original length), the whole sequence is computed again.
     transformers does that with `use_cache=False`; with its cache it mixes keys of different frequencies. Models with
     linear or sparse attention, or Mamba layers, whose state is not kept, compute the whole sequence for each token.
@@ -41,16 +45,18 @@ class CachedForward:
         BridgeError: `vocab_size` is not given and the model's config does not have it.
     """
 
-    def __init__(self, model: Any, capacity: int, vocab_size: int | None = None) -> None:
+    def __init__(
+        self, model: MegatronModule | Sequence[MegatronModule], capacity: int, vocab_size: int | None = None
+    ) -> None:
         self.chunk = single_chunk(model)
-        self.config = self.chunk.config
+        self.config = config_of(self.chunk)
         if self.config.context_parallel_size > 1:
             raise ParallelLayoutError(
                 f"generation: context_parallel_size is {self.config.context_parallel_size}, but the KV cache of one "
                 "sequence is not split over ranks; build the model with context_parallel_size=1"
             )
         self.vocab_size = vocab_size or vocab_size_of(self.config)
-        self.group = self.chunk.pg_collection.pp
+        self.group = cast("ProcessGroupCollection", self.chunk.pg_collection).pp
         self.device = next(self.chunk.parameters()).device
         self.context = StaticInferenceContext(max_batch_size=1, max_sequence_length=capacity)
         self._rotary = getattr(self.chunk, "rotary_pos_emb", None)
@@ -97,16 +103,20 @@ class CachedForward:
             # Some models hand over more than hidden states.
             shape = (ids.shape[1], 1, getattr(self.chunk, "stage_input_size", self.config.hidden_size))
             dtype = self.config.pipeline_dtype
-            self.chunk.set_input_tensor(pipeline.receive_from_previous(shape, dtype, self.device, self.group))
+            cast(Any, self.chunk).set_input_tensor(
+                pipeline.receive_from_previous(shape, dtype, self.device, self.group)
+            )
         context = self.context if self._has_cache else None
-        output = self.chunk(ids, positions, attention_mask=None, inference_context=context, runtime_gather_output=True)
+        output: torch.Tensor = self.chunk(
+            ids, positions, attention_mask=None, inference_context=context, runtime_gather_output=True
+        )
         if pipeline.is_last(self.group):
             return output
         pipeline.send_to_next(output.to(self.config.pipeline_dtype), self.group)
         return None
 
 
-def single_chunk(model: Any) -> Any:
+def single_chunk(model: MegatronModule | Sequence[MegatronModule]) -> MegatronModule:
     """The bare chunk of a model that has one chunk per rank.
 
     Raises:
@@ -121,7 +131,7 @@ def single_chunk(model: Any) -> Any:
     return chunks[0]
 
 
-def vocab_size_of(config: Any) -> int:
+def vocab_size_of(config: TransformerConfig) -> int:
     """The number of real tokens, without the rows that pad the embedding.
 
     Raises:
@@ -136,8 +146,8 @@ def vocab_size_of(config: Any) -> int:
     return int(vocab_size)
 
 
-def _flags_to_switch_off(chunk: torch.nn.Module) -> list[tuple[Any, str, Any]]:
-    """Owner, name and present value of what has another value while generating."""
+def _flags_to_switch_off(chunk: torch.nn.Module) -> list[tuple[object, str, object]]:
+    """Owner, name and present value of the attributes that have another value while generating."""
     modules = list(chunk.modules())
     configs = {id(module.config): module.config for module in modules if hasattr(module, "config")}
     return [
@@ -149,7 +159,7 @@ def _flags_to_switch_off(chunk: torch.nn.Module) -> list[tuple[Any, str, Any]]:
 
 
 @contextmanager
-def _switched_off(flags: list[tuple[Any, str, Any]]) -> Iterator[None]:
+def _switched_off(flags: list[tuple[object, str, object]]) -> Iterator[None]:
     for owner, name, _ in flags:
         setattr(owner, name, _SWITCHED_OFF[name])
     try:

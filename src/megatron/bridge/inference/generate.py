@@ -1,21 +1,26 @@
 """Generation with a Megatron model: tokens and text, one piece at a time."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import BridgeError, CheckpointError
 from megatron.bridge.inference.sampling import SamplingParams, sample
 from megatron.bridge.inference.text_stream import TextStream
 
 if TYPE_CHECKING:
+    from megatron.core.transformer import MegatronModule
     from transformers import PreTrainedTokenizerBase
+
+    from megatron.bridge.inference.cached_forward import CachedForward
+    from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 # Scalings whose HF `max_position_embeddings` may be the length before scaling.
 _LENGTH_BEFORE_SCALING = ("linear", "dynamic", "yarn")
 
 
 def generate_tokens(
-    model: Any,
+    model: "MegatronModule | Sequence[MegatronModule]",
     prompt_ids: Sequence[int],
     params: SamplingParams,
     eos_token_ids: Sequence[int] = (),
@@ -50,7 +55,9 @@ def generate_tokens(
     return _generate(forward, prompt_ids, params, frozenset(eos_token_ids))
 
 
-def _generate(forward: Any, prompt_ids: list[int], params: SamplingParams, eos: frozenset[int]) -> Iterator[int]:
+def _generate(
+    forward: "CachedForward", prompt_ids: list[int], params: SamplingParams, eos: frozenset[int]
+) -> Iterator[int]:
     import torch
 
     from megatron.bridge.transport.pipeline import broadcast_from_last
@@ -80,7 +87,7 @@ def _check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:
         )
 
 
-def context_length(config: Any) -> int:
+def context_length(config: "DecoderConfig") -> int:
     """The number of positions that a model is made for.
 
     That is `seq_length` (HF `max_position_embeddings`). Where a rope scaling extends a length that may be stated
@@ -96,7 +103,7 @@ def context_length(config: Any) -> int:
 
 
 def generate_text(
-    model: Any,
+    model: "MegatronModule | Sequence[MegatronModule]",
     tokenizer: "PreTrainedTokenizerBase",
     prompt: str,
     params: SamplingParams,
@@ -162,12 +169,8 @@ def _chat_ids(tokenizer: "PreTrainedTokenizerBase", prompt: str, system: str | N
     return list(tokenizer(text, add_special_tokens=False).input_ids)  # the template writes the special tokens
 
 
-def eos_token_ids(hf_pretrained: Any) -> tuple[int, ...]:
-    """The ids that end a model's output: of its generation config, else its config, else its tokenizer.
-
-    Args:
-        hf_pretrained: a `PreTrainedCausalLM` (`AutoBridge.hf_pretrained`).
-    """
+def eos_token_ids(hf_pretrained: "PreTrainedCausalLM") -> tuple[int, ...]:
+    """The ids that end a model's output: those of its generation config, else its config, else its tokenizer."""
     generation_config = getattr(hf_pretrained, "generation_config", None)
     ids = getattr(generation_config, "eos_token_id", None)
     if ids is None:
@@ -179,8 +182,9 @@ def eos_token_ids(hf_pretrained: Any) -> tuple[int, ...]:
     return (int(ids),) if isinstance(ids, int) else tuple(int(token) for token in ids)
 
 
-def _tokenizer_eos(hf_pretrained: Any) -> int | None:
+def _tokenizer_eos(hf_pretrained: "PreTrainedCausalLM") -> int | None:
     try:
-        return getattr(getattr(hf_pretrained, "tokenizer", None), "eos_token_id", None)
+        eos_token_id: int | None = getattr(getattr(hf_pretrained, "tokenizer", None), "eos_token_id", None)
     except CheckpointError:  # a folder without a tokenizer
         return None
+    return eos_token_id

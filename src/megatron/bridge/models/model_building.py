@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -23,10 +23,15 @@ def unwrap_model(model: nn.Module | Sequence[nn.Module]) -> list[MegatronModule]
     """The bare chunks of a model, or of a list of chunks, whatever wraps them (DDP, Float16Module)."""
     chunks = []
     for chunk in model if isinstance(model, Sequence) else (model,):
-        while not isinstance(chunk, MegatronModule) or isinstance(chunk, DistributedDataParallel | Float16Module):
+        while not hasattr(chunk, "sharded_state_dict") or isinstance(chunk, DistributedDataParallel | Float16Module):
             chunk = chunk.get_submodule("module")
-        chunks.append(chunk)
+        chunks.append(cast(MegatronModule, chunk))
     return chunks
+
+
+def config_of(chunk: MegatronModule) -> DecoderConfig:
+    """The config of a chunk that a provider built: the provider itself."""
+    return cast(DecoderConfig, chunk.config)
 
 
 def check_parallel_sizes(provider: DecoderConfig) -> None:

@@ -1,7 +1,8 @@
 """What was proven of each architecture: the record that the parity suite writes and the table of models shows.
 
-`proven.json` is data of the package: a list of objects, one a line, in the order of their keys. It is written by
-`make record-proof` alone, and holds nothing that did not pass.
+Each family has its part of the record in its own folder, `models/<family>/proven.json`. It is data of the package: a
+list of objects, one a line, in the order of their keys. It is written by `make record-proof` alone, and holds nothing
+that did not pass.
 """
 
 import json
@@ -9,7 +10,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-PROVEN = Path(__file__).with_name("proven.json")
+from megatron.bridge import models
+
+FAMILIES = Path(next(iter(models.__path__)))
+RECORD = "proven.json"
 
 # Those that cut experts, which only variants with experts have.
 EXPERT_LAYOUTS = ("ep2", "tp2-ep2-sp", "tp2-etp2-sp")
@@ -23,7 +27,7 @@ class Proof:
 
     Attributes:
         architecture: HF architecture, as in `config.architectures`.
-        variant: of the tiny model that was compared (`tests/tiny_models.py`).
+        variant: of the tiny model that was compared (`tiny_models.py` among the family's tests).
         layout: sizes of tensor (`tp`), pipeline (`pp`), expert (`ep`) and expert-tensor (`etp`) parallelism, with `sp`
             for sequence parallelism.
         max_diff: largest absolute difference of float32 logits from transformers', with two digits.
@@ -61,13 +65,22 @@ class Support:
     reference: str | None = None
 
 
-def read_proofs(path: Path = PROVEN) -> list[Proof]:
-    """The recorded proofs, in order; none if there is no record."""
+def read_proofs(families: Path = FAMILIES) -> list[Proof]:
+    """The recorded proofs of all families, in order.
+
+    Args:
+        families: the folder that holds the families' folders.
+    """
+    return sorted(proof for path in families.glob(f"*/{RECORD}") for proof in read_record(path))
+
+
+def read_record(path: Path) -> list[Proof]:
+    """The proofs in the record of one family, in order; none if there is no record."""
     return [Proof(**row) for row in json.loads(path.read_text())] if path.is_file() else []
 
 
-def write_proofs(proofs: Iterable[Proof], path: Path = PROVEN) -> None:
-    """Writes the record, the same bytes for the same proofs in any order."""
+def write_record(proofs: Iterable[Proof], path: Path) -> None:
+    """Writes the record of one family, the same bytes for the same proofs in any order."""
     fields = ({k: v for k, v in asdict(proof).items() if v is not None} for proof in sorted(proofs))
     rows = ",\n".join(map(json.dumps, fields))
     path.write_text(f"[\n{rows}\n]\n" if rows else "[]\n")

@@ -1,120 +1,12 @@
-"""Megatron checkpoints of a live model: saved and loaded by megatron-core, with the provider beside the weights."""
+"""The import path that clients use for checkpoints of live models, and process groups for scripts of one rank."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-from megatron.bridge.errors import CheckpointError
-from megatron.bridge.training.run_config import read_provider, write_run_config
-from megatron.bridge.transport.checkpoint_folder import TRACKER_NAME, iteration_folder
-
-
-def state_dict_keys(num_chunks: int) -> list[str]:
-    """The names of the model chunks in a checkpoint's state dict, as Megatron-LM gives them."""
-    return ["model"] if num_chunks == 1 else [f"model{index}" for index in range(num_chunks)]
-
-
-def save_megatron_model(model: list[Any], path: str | Path, hf_model_id: str | None = None, iteration: int = 0) -> Path:
-    """Saves a live model's weights as a torch_dist checkpoint (collective); returns the iteration's folder.
-
-    Args:
-        model: the list of chunks, bare or wrapped.
-        path: the checkpoint folder.
-        hf_model_id: hub id or folder that the model came from.
-    """
-    from megatron.core import dist_checkpointing
-
-    from megatron.bridge.models.model_building import unwrap_model
-    from megatron.bridge.transport import process_groups
-
-    chunks = unwrap_model(model)
-    folder = Path(path) / f"iter_{iteration:07d}"
-    if process_groups.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-    process_groups.barrier()
-    state = {key: chunk.sharded_state_dict() for key, chunk in zip(state_dict_keys(len(chunks)), chunks, strict=True)}
-    dist_checkpointing.save(state, str(folder))
-    if process_groups.rank() == 0:
-        write_run_config(folder, chunks[0].config, hf_model_id)
-        (Path(path) / TRACKER_NAME).write_text(str(iteration))
-    process_groups.barrier()
-    return folder
-
-
-def load_megatron_weights(model: list[Any], path: str | Path) -> None:
-    """Loads a torch_dist checkpoint into a live model with megatron-core's own loader (collective).
-
-    Raises:
-        CheckpointError: the checkpoint lacks a weight of the model.
-    """
-    from megatron.core import dist_checkpointing
-
-    from megatron.bridge.models.model_building import unwrap_model
-    from megatron.bridge.models.placement import read_entries
-    from megatron.bridge.transport.torch_dist import TorchDistReader
-
-    chunks = unwrap_model(model)
-    folder = iteration_folder(path)
-    reader = TorchDistReader(folder)
-    request = {}
-    lost: list[str] = []
-    for key, chunk in zip(state_dict_keys(len(chunks)), chunks, strict=True):
-        state = chunk.sharded_state_dict()
-        objects = [name for name, entry in state.items() if _is_object(entry)]
-        # Extra states are Transformer Engine's: a checkpoint made without it has none, and the model's own are right.
-        for name in objects:
-            if state[name].unique_key not in reader.objects:
-                del state[name]
-        # One parameter may be several entries of a checkpoint: the projection of a gated delta net is.
-        wanted_keys = {shard.key for parameter in read_entries(state) for shard in parameter.shards}
-        lost += wanted_keys - reader.tensors.keys()
-        request[key] = state
-    if lost:
-        raise CheckpointError(f"{folder}: lacks weights of the model: {', '.join(sorted(set(lost)))}")
-    # megatron-core's loader runs whatever the entries that are no tensors name.
-    wanted = {entry.unique_key for state in request.values() for entry in state.values() if _is_object(entry)}
-    reader.check_objects(key for key in reader.objects if key in wanted or key.startswith("common_state"))
-    loaded = dist_checkpointing.load(request, str(folder))
-    for key, chunk in zip(request, chunks, strict=True):
-        chunk.load_state_dict(loaded[key], strict=False)
-
-
-def _is_object(entry: Any) -> bool:
-    from megatron.core.dist_checkpointing.mapping import ShardedObject
-
-    return isinstance(entry, ShardedObject)
-
-
-def load_model_config(path: str | Path) -> tuple[Any, None]:
-    """The provider of a checkpoint, and `None` in the place of Megatron-LM's arguments."""
-    return read_provider(iteration_folder(path)), None
-
-
-def load_megatron_model(
-    path: str | Path, mp_overrides: Mapping[str, Any] | None = None, provider: Any = None
-) -> list[Any]:
-    """Builds the model of a checkpoint over this run's ranks and loads its weights.
-
-    Args:
-        path: the checkpoint folder.
-        mp_overrides: parallel sizes (or other provider fields) to use instead of the defaults (1).
-        provider: use this one instead of the checkpoint's.
-    """
-    from megatron.bridge import runtime
-
-    runtime.enter()
-    from megatron.bridge.models.model_provider import UNSHARDED
-
-    provider = load_model_config(path)[0] if provider is None else provider
-    for name, value in {**UNSHARDED, **(mp_overrides or {})}.items():
-        if not hasattr(provider, name):
-            raise AttributeError(f"{type(provider).__name__} has no field {name!r}")
-        setattr(provider, name, value)
-    provider.perform_initialization = False
-    chunks = provider.provide_distributed_model(wrap_with_ddp=False)
-    load_megatron_weights(chunks, path)
-    return chunks
+from megatron.bridge.models.live_checkpoint import load_megatron_model as load_megatron_model
+from megatron.bridge.models.live_checkpoint import load_megatron_weights as load_megatron_weights
+from megatron.bridge.models.live_checkpoint import load_model_config as load_model_config
+from megatron.bridge.models.live_checkpoint import save_megatron_model as save_megatron_model
 
 
 @contextmanager

@@ -7,7 +7,7 @@ Sizes are numbers of ranks: `tp` tensor, `pp` pipeline, `vpp` virtual pipeline (
 import os
 import random
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy
 import torch
@@ -59,13 +59,12 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast_object[T](obj: T, src: int = 0) -> T:
+def broadcast_object[T](obj: T | None, src: int = 0) -> T:
     """The picklable `obj` of rank `src`, on every rank; what other ranks pass is ignored."""
-    if not is_initialized():
-        return obj
     box = [obj]
-    dist.broadcast_object_list(box, src=src, device=_object_device())
-    return box[0]
+    if is_initialized():
+        dist.broadcast_object_list(box, src=src, device=_object_device())
+    return cast(T, box[0])
 
 
 def all_gather_object[T](obj: T) -> list[T]:

@@ -19,8 +19,9 @@ from transformers import (
 from megatron.bridge.models.hf_pretrained.quantization.detection import detect
 from megatron.bridge.models.hf_pretrained.quantization.source import DequantizedSource
 from megatron.bridge.models.hf_pretrained.source import SafetensorsSource
+from megatron.bridge.verification.bits import same_bits
 from tests.unit_tests.hf_pretrained.quantization.formats import compressed
-from tests.unit_tests.hf_pretrained.samples import same_bytes, tiny_llama
+from tests.unit_tests.hf_pretrained.samples import tiny_llama
 
 
 def _read(folder: Path) -> DequantizedSource:
@@ -32,7 +33,7 @@ def _read(folder: Path) -> DequantizedSource:
 def _same(source: DequantizedSource, model: Any) -> None:
     expected = model.state_dict()
     assert source.keys() == expected.keys() and len(source.found.tensors) == 14
-    assert [name for name in source if not same_bytes(source[name], expected[name])] == []
+    assert [name for name in source if not same_bits(source[name], expected[name])] == []
 
 
 @pytest.mark.parametrize(

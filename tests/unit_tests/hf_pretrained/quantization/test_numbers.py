@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron.bridge.models.hf_pretrained.quantization import decode
+from megatron.bridge.verification.bits import same_bits
 from tests.unit_tests.hf_pretrained.quantization import words  # noqa: F401 (adds its samples)
 from tests.unit_tests.hf_pretrained.quantization.formats import SAMPLES, opened, sample
-from tests.unit_tests.hf_pretrained.samples import same_bytes
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -19,7 +19,7 @@ def test_the_numbers_are_the_reference_s(name: str, tmp_path: Path) -> None:
     source = opened(made, tmp_path, made.expected.dtype)
     assert list(source) == [made.name] and not source.found.problems
     assert source.infos[made.name].shape == made.expected.shape
-    assert same_bytes(source[made.name], made.expected)
+    assert same_bits(source[made.name], made.expected)
     assert made.expected.abs().max() > 0 and made.expected.unique().numel() > 8
 
 
@@ -29,7 +29,7 @@ def test_other_dtypes_are_rounded_once(name: str, dtype: torch.dtype, tmp_path: 
     made = sample(name)
     source = opened(made, tmp_path, torch.float32)
     exact = source[made.name]
-    assert same_bytes(opened(made, tmp_path, dtype)[made.name], exact.to(dtype))
+    assert same_bits(opened(made, tmp_path, dtype)[made.name], exact.to(dtype))
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -50,7 +50,7 @@ def test_a_slice_is_what_slicing_the_whole_gives(name: str, tmp_path: Path, data
 def test_blocks_of_bounded_size_give_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = sample(name)
     monkeypatch.setattr(decode, "CHUNK", 100)
-    assert same_bytes(opened(made, tmp_path, made.expected.dtype)[made.name], made.expected)
+    assert same_bits(opened(made, tmp_path, made.expected.dtype)[made.name], made.expected)
 
 
 def test_finding_needs_no_torch() -> None:
@@ -71,4 +71,4 @@ def test_every_code_of_a_byte(dtype: torch.dtype, leaves_out: tuple[int, ...] | 
     expected = codes.view(dtype).float()
     assert torch.equal(out[0].isnan(), expected.isnan())
     numbers = ~expected.isnan()
-    assert same_bytes(out[0][numbers], expected[numbers])
+    assert same_bits(out[0][numbers], expected[numbers])

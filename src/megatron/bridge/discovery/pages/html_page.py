@@ -1,21 +1,22 @@
-"""The report as one HTML file: no script, nothing that it loads, and every text of the model escaped."""
+"""The report as a single HTML file: without scripts, loading nothing, and with all text from the model escaped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.discovery import formatting
 from megatron.bridge.discovery.pages import pictures
 
 if TYPE_CHECKING:
+    from megatron.bridge.discovery.families import UnknownField
     from megatron.bridge.discovery.report import ModelReport
 
 
 def html_page(report: ModelReport) -> str:
-    """A page with pictures, complete in itself."""
+    """A self-contained page with pictures."""
     style = files("megatron.bridge.discovery.pages").joinpath("page.css").read_text(encoding="utf-8")
     title = escape(report.name)
     return (
@@ -31,9 +32,9 @@ def html_page(report: ModelReport) -> str:
 def _sections(report: ModelReport) -> Iterator[str]:
     yield _header(report)
     yield _section("Layer map", pictures.layer_map(report.layers))
-    counted = "Counted from the config." if report.parameters.is_expected else ""
+    counted = "Counted from the config alone." if report.parameters.is_expected else ""
     yield _section("Where the parameters are", pictures.share_bars(report.parameters.by_category), counted)
-    note = "Stored bytes by the dtype of the numbers; the scales of quantised tensors count with them."
+    note = "Stored bytes by dtype; the scales of a quantised tensor count under that tensor's dtype."
     yield _section("Dtype map", pictures.dtype_map(report.parameters.bytes_by_dtype), note)
     yield _section("What it is", _pairs(formatting.summary(report)))
     yield _section("Quantisation", _quantization(report))
@@ -76,23 +77,15 @@ def _header(report: ModelReport) -> str:
 
 
 def _quantization(report: ModelReport) -> str:
-    found = report.quantization
-    return _pairs(formatting.quantization(report)) + _warnings((*found.disagreements, *found.problems))
+    texts = (*report.quantization.disagreements, *report.quantization.problems)
+    return _pairs(formatting.quantization(report)) + _warnings(texts)
 
 
 def _support(report: ModelReport) -> str:
     support = report.support
-    rows: list[tuple[str, str]] = []
-    if support.bridge:
-        label = "bridge" if support.is_supported else "nearest bridge"
-        rows.append((label, f"{support.bridge} for {support.architecture} ({support.bridge_file})"))
-        rows += [("provider", support.provider or ""), ("proven on", ", ".join(support.proven_layouts) or "not proven")]
-    if report.parameters.num_tensors:
-        unmatched = sum(support.unmatched.values())
-        encoders = f", {support.num_of_encoders} of encoders" if support.num_of_encoders else ""
-        rows.append(("tensors", f"{support.num_matched} with a rule, {unmatched} without{encoders}"))
+    rows = [*formatting.bridge(support), *([formatting.tensors(support)] if report.parameters.num_tensors else ())]
     rows += [("left out", f"{number}x {reason}") for reason, number in support.dropped.items()]
-    fields = [(*_field(item), "no family: likely a new block") for item in support.unknown_fields]
+    fields = [(*_field(item), "no family: probably a new block") for item in support.unknown_fields]
     fields += [(*_field(item), ", ".join(item.known_to[:3])) for item in support.foreign_fields]
     fields += [(item.name, repr(item.found), "", f"must be {item.expected!r}") for item in support.refused]
     fields += [(*_field(item), "transformers' class, for the encoder") for item in support.encoder_fields]
@@ -101,12 +94,12 @@ def _support(report: ModelReport) -> str:
         _warnings([support.reason] if support.reason else [])
         + _pairs(rows)
         + _table(("config field", "value", "level", "known to"), fields)
-        + _table(("tensor without a rule", "how many"), tensors)
-        + _table((f"tensors that {support.bridge} has, and this model does not",), [(name,) for name in support.absent])
+        + _table(("tensor without a rule", "number"), tensors)
+        + _table((f"tensors that {support.bridge} has, but this model does not",), [(name,) for name in support.absent])
     )
 
 
-def _field(item: Any) -> tuple[str, str, str]:
+def _field(item: UnknownField) -> tuple[str, str, str]:
     return item.name, formatting.value(item.value), item.level
 
 
@@ -114,14 +107,6 @@ def _layouts(report: ModelReport) -> str:
     layouts = report.layouts
     if layouts is None:
         return ""
-    uneven = f"; uneven: {' '.join(map(str, layouts.uneven_pp))}" if layouts.uneven_pp else ""
-    rows = [
-        ("TP", " ".join(map(str, layouts.tp))),
-        ("PP", " ".join(map(str, layouts.pp)) + uneven),
-        ("EP", " ".join(map(str, layouts.ep))),
-        ("must be divided", ", ".join(f"{name} {size}" for name, size in layouts.sizes.items())),
-        *(("note", note) for note in layouts.notes),
-    ]
     table = [
         (
             *map(str, (row.num_ranks, row.tp, formatting.stages(row), row.ep, row.etp)),
@@ -130,12 +115,9 @@ def _layouts(report: ModelReport) -> str:
         for row in formatting.chosen_layouts(layouts)
     ]
     names = ("ranks", "TP", "PP (first..last stage)", "EP", "ETP", "bytes, emptiest rank", "bytes, fullest rank")
-    note = (
-        f"The fewest parameter bytes on the fullest rank, with TP up to 8; {layouts.bytes_per_parameter} bytes a "
-        "parameter, without gradients and optimizer."
-    )
+    note = formatting.layouts_caption(layouts)
     shown = f'{_table(names, table)}<p class="note">{escape(note)}</p>' if table else ""
-    return _pairs(rows) + shown
+    return _pairs(formatting.parallel_sizes(layouts)) + shown
 
 
 def _facts(report: ModelReport) -> str:

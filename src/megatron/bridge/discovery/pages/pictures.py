@@ -1,7 +1,7 @@
 """The pictures of the HTML page, as SVG: the layers, where the parameters are, and how they are stored.
 
-Colours are CSS variables of the page (`--c0`, `--c1`, ...), so that pictures follow its light or dark scheme. Every
-shape has a `<title>`, which browsers show and screen readers say.
+Colours are CSS variables of the page (`--c0`, `--c1`, ...), so that the pictures follow its light or dark scheme. Every
+shape has a `<title>`, which browsers show and screen readers read out.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ NUM_COLOURS = 10
 _WIDTH = 960
 _ROW = 26
 _LABEL = 150
-_MIN_SHARE = 0.004  # of what is drawn: less cannot be seen
-
+_MIN_SHARE = 0.004  # of the bar's width: less is invisible
 
 # The same part of a model has the same colour in every picture.
 _FIXED = {
@@ -31,7 +30,7 @@ _FIXED = {
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour of the page for each name: its own, or the next one that none of the others has."""
+    """A colour of the page for each name: its fixed one, or the next one that is free."""
     names = list(dict.fromkeys(names))
     taken = {_FIXED[name] for name in names if name in _FIXED}
     free = [index for index in range(NUM_COLOURS) if index not in taken] or list(range(NUM_COLOURS))
@@ -41,7 +40,7 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 
 def layer_map(layers: Sequence[Layer]) -> str:
-    """A column per decoder layer: above its mixer (attention and the like), below its feed-forward part."""
+    """A column per decoder layer: at the top its mixer (attention or the like), below it its feed-forward part."""
     if not layers:
         return ""
     mixers = [layer.mixer for layer in layers]
@@ -73,7 +72,7 @@ def _ticks(num_layers: int, step: float) -> list[str]:
 
 
 def share_bars(counts: Mapping[str, int]) -> str:
-    """One bar of the whole, and below it a bar for each category."""
+    """A bar for the whole model, and below it one for each category."""
     whole = sum(counts.values())
     if not whole:
         return ""
@@ -100,7 +99,7 @@ def share_bars(counts: Mapping[str, int]) -> str:
 
 
 def dtype_map(stored: Mapping[str, Mapping[str, int]]) -> str:
-    """A bar for each category, all of the same length, cut by the dtypes in which its numbers are stored."""
+    """A bar for each category, all of the same length, divided by the dtypes of its stored numbers."""
     if not stored:
         return ""
     totals: dict[str, int] = {}

@@ -1,9 +1,9 @@
-"""The report as a page of text, for terminals from 80 columns up."""
+"""The report as a page of text, for terminals with at least 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 
 _BAR = 16
 _MAX_LISTED = 12
-_EXPERT_SIZES = ("num_moe_experts", "moe_ffn_hidden_size")
 
 
 def text_page(report: ModelReport) -> RenderableType:
-    """Everything of a report, for `rich`'s console."""
+    """The whole report, for `rich`'s console."""
     return Group(*_blocks(report))
 
 
@@ -106,8 +105,8 @@ def _parameters(report: ModelReport) -> Table:
 
 
 def _quantization(report: ModelReport) -> Table:
-    found, grid = report.quantization, _pairs(formatting.quantization(report))
-    for text in (*found.disagreements, *found.problems[:_MAX_LISTED]):
+    grid = _pairs(formatting.quantization(report))
+    for text in (*report.quantization.disagreements, *report.quantization.problems[:_MAX_LISTED]):
         grid.add_row("", Text(text, style="yellow"))
     return grid
 
@@ -118,68 +117,51 @@ def _support(report: ModelReport) -> Table:
     def row(label: str, text: str, style: str = "") -> None:
         grid.add_row(Text(label, style="dim"), Text(text, style=style))
 
-    label = "bridge" if support.is_supported else "nearest bridge"
     if support.reason:
         row("", support.reason, "yellow")
-    if support.bridge:
-        row(label, f"{support.bridge} for {support.architecture} ({support.bridge_file})")
-        row("provider", support.provider or "")
-        row("proven on", ", ".join(support.proven_layouts) or "not proven")
+    for label, text in formatting.bridge(support):
+        row(label, text)
     for field in support.unknown_fields:
-        where = "transformers' class has it" if field.in_transformers else "transformers does not have it"
-        shown = formatting.value(field.value)
-        row("unknown field", f"{field.name} = {shown}  [{field.level}] no family knows it; {where}", "yellow")
+        words = "no family knows it, " + ("but transformers does" if field.in_transformers else "nor does transformers")
+        row("unknown field", f"{field.name} = {formatting.value(field.value)}  [{field.level}] {words}", "yellow")
     if support.unknown_fields:
-        row("", f"likely a new block: look at {report.classes.modeling_file or 'the modeling file'}", "yellow")
+        row("", f"probably a new block: see {report.classes.modeling_file or 'the modeling file'}", "yellow")
     for field in support.foreign_fields[:_MAX_LISTED]:
         known = ", ".join(field.known_to[:3])
-        row("other families'", f"{field.name} = {formatting.value(field.value)}  [{field.level}] known to {known}")
+        row("foreign field", f"{field.name} = {formatting.value(field.value)}  [{field.level}] only known to {known}")
     if support.encoder_fields:
         names = ", ".join(field.name for field in support.encoder_fields)
-        row("of the encoder", f"{names}  [top level] transformers' class reads them")
+        row("encoder fields", f"{names}  [top level] read by transformers' class")
     for item in support.refused:
         row("refused value", f"{item.name} = {item.found!r}: must be {item.expected!r}", "yellow")
     _tensor_rows(report, row)
     return grid
 
 
-def _tensor_rows(report: ModelReport, row: Any) -> None:
+def _tensor_rows(report: ModelReport, row: Callable[..., None]) -> None:
     support = report.support
     if not report.parameters.num_tensors:
-        row("tensors", "no weights were read; names are those of the index" if support.num_matched else "none")
+        row("tensors", "no weights were read; the names come from the index" if support.num_matched else "none")
     if not (support.num_matched or support.unmatched):
         return
-    unmatched = sum(support.unmatched.values())
-    encoders = f", {support.num_of_encoders} of encoders" if support.num_of_encoders else ""
-    left_out = sum(support.dropped.values())
-    row("tensors", f"{support.num_matched} with a rule, {unmatched} without, {left_out} left out{encoders}")
+    row(*formatting.tensors(support))
     patterns = formatting.by_pattern(support.unmatched)
     for name, number in list(patterns.items())[:_MAX_LISTED]:
         row("without a rule", f"{name}{f' ({number} tensors)' if number > 1 else ''}", "yellow")
     if len(patterns) > _MAX_LISTED:
-        row("", f"... and {len(patterns) - _MAX_LISTED} more (--json lists all)")
+        row("", f"... and {len(patterns) - _MAX_LISTED} more (--json lists them all)")
     for reason, number in support.dropped.items():
         row("left out", f"{number}x {reason}")
     if not support.is_supported and support.absent:
         more = len(support.absent) - _MAX_LISTED
         listed = ", ".join(support.absent[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
-        row("not here", f"tensors that {support.bridge} has: {listed}")
+        row("absent", f"tensors that {support.bridge} has: {listed}")
 
 
 def _layouts(report: ModelReport) -> RenderableType:
     layouts = report.layouts
     assert layouts is not None
-    grid = _grid(16, None)
-    for label, sizes, what in (
-        ("TP", layouts.tp, [name for name in layouts.sizes if name not in _EXPERT_SIZES]),
-        ("PP", layouts.pp, []),
-        ("EP", layouts.ep, [name for name in layouts.sizes if name == "num_moe_experts"]),
-    ):
-        why = ", ".join(f"{name} {layouts.sizes[name]}" for name in what)
-        more = f"; uneven: {' '.join(map(str, layouts.uneven_pp))}" if label == "PP" and layouts.uneven_pp else ""
-        grid.add_row(Text(label, style="dim"), " ".join(map(str, sizes)) + more + (f"  (of {why})" if why else ""))
-    for note in layouts.notes:
-        grid.add_row("", Text(note, style="dim"))
+    grid = _pairs(formatting.parallel_sizes(layouts))
     chosen = formatting.chosen_layouts(layouts)
     if not chosen:
         return grid
@@ -191,11 +173,7 @@ def _layouts(report: ModelReport) -> RenderableType:
         if row.min_bytes < row.max_bytes * 0.99:
             span = f"{formatting.size(row.min_bytes)} to {span}"
         table.add_row(*map(str, (row.num_ranks, row.tp, formatting.stages(row), row.ep, row.etp)), span)
-    caption = (
-        f"The fewest bytes on the fullest rank, with TP up to 8; {layouts.bytes_per_parameter} bytes a parameter, no "
-        "optimizer. In brackets the layers of a first and last stage that differ."
-    )
-    return Group(grid, Text(caption, style="dim"), table)
+    return Group(grid, Text(formatting.layouts_caption(layouts), style="dim"), table)
 
 
 def _decisions(report: ModelReport) -> Table:

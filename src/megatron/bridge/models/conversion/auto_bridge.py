@@ -161,7 +161,8 @@ class AutoBridge:
         Args:
             kwargs: of `provide_distributed_model`.
         """
-        return self.to_megatron_provider(load_weights, hf_path).provide_distributed_model(**kwargs)
+        model: list[Any] = self.to_megatron_provider(load_weights, hf_path).provide_distributed_model(**kwargs)
+        return model
 
     def load_hf_weights(
         self,
@@ -424,7 +425,7 @@ class AutoBridge:
 
         runtime.enter()
         from megatron.bridge.models.conversion import offline
-        from megatron.bridge.training.model_load_save import load_model_config
+        from megatron.bridge.models.live_checkpoint import load_model_config
         from megatron.bridge.transport import process_groups
         from megatron.bridge.transport.checkpoint_folder import iteration_folder
 
@@ -459,11 +460,11 @@ class AutoBridge:
             low_memory_save: accepted for clients that pass it.
             hf_tokenizer_kwargs: settings of the tokenizer (of `AutoTokenizer.from_pretrained`) to save it with.
         """
-        from megatron.bridge.training import model_load_save
+        from megatron.bridge.models import live_checkpoint
         from megatron.bridge.transport import process_groups
         from megatron.bridge.transport.checkpoint_folder import TOKENIZER_FOLDER
 
-        folder = model_load_save.save_megatron_model(model, path, self.hf_pretrained.model_name_or_path)
+        folder = live_checkpoint.save_megatron_model(model, path, self.hf_pretrained.model_name_or_path)
         if process_groups.rank() == 0:
             source = self._source(hf_tokenizer_path)
             source.save_artifacts(folder / TOKENIZER_FOLDER)
@@ -480,14 +481,14 @@ class AutoBridge:
             mp_overrides: parallel sizes or other provider fields; sizes are 1 by default.
             kwargs: accepted for clients that pass more.
         """
-        from megatron.bridge.training.model_load_save import load_megatron_model
+        from megatron.bridge.models.live_checkpoint import load_megatron_model
 
         return load_megatron_model(path, mp_overrides)
 
     @staticmethod
     def get_hf_model_id_from_checkpoint(path: str | Path) -> str | None:
         """The hub id or folder that a Megatron checkpoint came from, or `None` if it does not say."""
-        from megatron.bridge.training.run_config import read_run_config
+        from megatron.bridge.models.run_config import read_run_config
         from megatron.bridge.transport.checkpoint_folder import iteration_folder
 
         return (read_run_config(iteration_folder(path)).get("checkpoint") or {}).get("hf_model_id")

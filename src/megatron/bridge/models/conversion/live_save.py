@@ -19,6 +19,7 @@ from megatron.bridge.models.hf_pretrained.range_writer import RangeWriter
 from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
 from megatron.bridge.models.hf_pretrained.writer import SafetensorsWriter
 from megatron.bridge.transport import process_groups
+from megatron.bridge.transport.boxes import shifted, slices
 
 if TYPE_CHECKING:
     import torch
@@ -117,12 +118,12 @@ def _write_owned_boxes(task: WeightConversionTask, writer: RangeWriter, copies: 
         if task.owners[shard.box] != process_groups.rank():
             continue
         assert task.param_weight is not None
-        part = task.param_weight.detach()[layouts.slices(shard.local_box)]
+        part = task.param_weight.detach()[slices(shard.local_box)]
         for piece in task.layout.pieces:
             common = layouts.clip(piece, shard.box)
             if common is None or common.role is None:
                 continue
-            box = layouts.plus(part[layouts.slices(layouts.shifted(common.megatron_box, shard.box))], -common.offset)
+            box = layouts.plus(part[slices(shifted(common.megatron_box, shard.box))], -common.offset)
             if common.permute:
                 box = box.permute([common.permute.index(axis) for axis in range(box.dim())])
             name = names[common.role]

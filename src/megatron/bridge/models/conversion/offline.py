@@ -39,9 +39,9 @@ from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.conversion.weight_stream import check_tied, read_hf_tensors
 from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
 from megatron.bridge.models.placement import Shard
-from megatron.bridge.training.run_config import provider_as_data, write_run_config
+from megatron.bridge.models.run_config import provider_as_data, write_run_config
 from megatron.bridge.transport import torch_dist
-from megatron.bridge.transport.boxes import Box
+from megatron.bridge.transport.boxes import Box, common_box
 from megatron.bridge.transport.checkpoint_folder import TOKENIZER_FOLDER, TRACKER_NAME
 from megatron.bridge.transport.progress import Progress
 from megatron.bridge.transport.staging import OutputFile, StagingFolder
@@ -146,7 +146,7 @@ def _entries(
 
 def _blocks(layout: Layout, box: Box, itemsize: int, block_bytes: int, is_stored: bool) -> Iterator[Box]:
     """A shard's box, cut into blocks of rows if its data has to be put together and is larger than a block."""
-    pieces = [piece for piece in layout.pieces if layouts.common_box(piece.megatron_box, box)]
+    pieces = [piece for piece in layout.pieces if common_box(piece.megatron_box, box)]
     is_view = is_stored and len(pieces) == 1 and pieces[0].role is not None and not pieces[0].permute
     if not box:
         yield box
@@ -338,7 +338,7 @@ class CheckpointWeights:
 
     def _read(self, shard: Shard, box: Box) -> list[tuple[Box, "Tensor"]]:
         """The stored parts of a shard inside a box of the whole weight, without the stacked axes."""
-        common = layouts.common_box(shard.box, box)
+        common = common_box(shard.box, box)
         if common is None:
             return []
         num_stacked = len(shard.global_shape) - len(common)

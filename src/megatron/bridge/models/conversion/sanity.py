@@ -108,7 +108,8 @@ def _part(view: Any) -> "Tensor":
     """The first rows of a tensor, of about `_ELEMENTS`."""
     shape = view.shape
     if not shape:
-        return view[()]
+        scalar: Tensor = view[()]
+        return scalar
     index: list[slice] = []
     num_rows = _ELEMENTS
     for size in reversed(shape):

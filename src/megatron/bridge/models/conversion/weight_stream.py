@@ -20,7 +20,7 @@ from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.model_building import unwrap_model
 from megatron.bridge.models.placement import Parameter, read_placement
 from megatron.bridge.transport import collectives
-from megatron.bridge.transport.boxes import Box, Shape
+from megatron.bridge.transport.boxes import Box, Shape, shifted, slices
 from megatron.bridge.transport.progress import Progress
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def load(
             hf_tensors = read_hf_tensors(bridge, task, state)
             assert task.param_weight is not None
             for shard in task.shards:
-                part = task.param_weight.detach()[layouts.slices(shard.local_box)]
+                part = task.param_weight.detach()[slices(shard.local_box)]
                 layouts.assemble(task.layout, hf_tensors, part, shard.box)
                 num_read += _bytes_read(task.layout, hf_tensors, shard.box)
             num_written += task.param_weight.nbytes
@@ -180,7 +180,7 @@ def build_global_tasks(
     for rank, (rank_pp, rank_records) in enumerate(collectives.all_gather_object((pp_rank, records))):
         for name, _, shape, dtype, vp_stage, boxes in rank_records:
             if name not in merged:
-                placeholder = Parameter(name, name, shape, dtype, None, vp_stage)  # type: ignore[arg-type]
+                placeholder = Parameter(name, name, shape, dtype, None, vp_stage)
                 merged[name] = local.get(name, placeholder)
                 pp_ranks[name] = rank_pp
             for box in boxes:
@@ -326,7 +326,7 @@ def _views(task: WeightConversionTask, parts: Sequence[tuple[Box, "Tensor"]]) ->
         ):
             return None
         box, part = holders[0]
-        view = part[layouts.slices(layouts.shifted(piece.megatron_box, box))]
+        view = part[slices(shifted(piece.megatron_box, box))]
         found[task.mapping.hf_names[piece.role]] = view.view(task.layout.hf_shapes[piece.role])
     return found
 

@@ -5,6 +5,7 @@ from typing import Any
 from megatron.bridge.models.conversion import blocks
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.param_mapping import Dropped, LayerQKVMapping, MegatronParamMapping
+from megatron.bridge.transport.boxes import Shape
 
 
 def experts() -> blocks.Mappings:
@@ -63,5 +64,5 @@ def inputs_per_layer() -> blocks.Mappings:
 class PerLayerTableMapping(MegatronParamMapping):
     """A table with a row for each token, and zeros behind them."""
 
-    def layout(self, shape: layouts.Shape, config: Any) -> layouts.Layout:
+    def layout(self, shape: Shape, config: Any) -> layouts.Layout:
         return layouts.padded(shape, 0, config.vocab_size_per_layer_input)

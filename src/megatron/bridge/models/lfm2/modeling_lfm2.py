@@ -20,7 +20,7 @@ from megatron.bridge.models.transformer.short_conv import ShortConv, ShortConvCo
 
 
 def short_conv_layer_spec(config: "Lfm2Provider", vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """The usual specs of this rank's decoder layers, with short convolutions wherever `linear_attention_freq` says so."""
+    """The usual specs of this rank's decoder layers, with short convolutions where `linear_attention_freq` says so."""
     block = default_layer_spec(config, vp_stage=vp_stage)
     has_conv = get_linear_attention_pattern(config)
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
