@@ -1,9 +1,9 @@
-"""Layout: which element of which Hugging Face tensor stands where in one Megatron weight.
+"""Layout: which element of which Hugging Face tensor goes where in one Megatron weight.
 
-A layout is data: a tuple of `Piece`s, each of which says that a box of the (whole, unsharded) Megatron weight is a
-box of one HF tensor, perhaps with permuted axes. Pieces never overlap and together cover the weight, so one
-description serves every direction and every cut: building the weight, taking it apart, reading only the slice that
-a rank holds, counting bytes, and proving that nothing is lost. Nothing here knows process groups, files or configs.
+A layout is data: a tuple of `Piece`s, each of which says that a box of the whole (unsharded) Megatron weight equals a
+box of one HF tensor, perhaps with its axes permuted. Pieces never overlap, and together they cover the weight, so one
+description serves both directions and every cut: building the weight, taking it apart, reading only the slice that a
+rank holds, counting bytes, and proving that nothing is lost. Nothing here knows of process groups, files or configs.
 
 Letters in shapes: H hidden, D head dimension, A attention heads, G query groups, F feed-forward, V vocabulary.
 """
@@ -23,13 +23,13 @@ class Piece:
     """`megatron[megatron_box] == hf[hf_index].permute(permute) + offset`.
 
     Attributes:
-        role: which HF tensor of the mapping ("weight", "q", "gate", ...); `None` marks padding, which is zero on the
-            Megatron side and absent on the HF side.
-        hf_index: per HF axis a slice with explicit start, stop and step, or an int for an axis that the Megatron
-            weight does not have (the expert axis of a fused expert tensor).
-        megatron_box: the box of the whole Megatron weight.
+        role: which HF tensor of the mapping ("weight", "q", "gate", ...); `None` marks padding, which is zero in
+            Megatron and absent from HF.
+        hf_index: for each HF axis, a slice with explicit start, stop and step, or an int for an axis that the Megatron
+            weight lacks (the expert axis of a fused expert tensor).
+        megatron_box: the box in the whole Megatron weight.
         permute: Megatron axis `i` is axis `permute[i]` of the indexed HF tensor; `None` keeps the order.
-        offset: added to every element.
+        offset: the number added to every element.
     """
 
     role: str | None
@@ -40,20 +40,20 @@ class Piece:
 
     @property
     def num_elements(self) -> int:
-        """Elements of the box."""
+        """The number of elements in the box."""
         return num_elements(self.megatron_box)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The pieces of one Megatron weight, and the shape that each HF tensor must have for them."""
+    """The pieces of one Megatron weight, and the shape that each HF tensor must therefore have, by role."""
 
     pieces: tuple[Piece, ...]
     hf_shapes: Mapping[str, Shape]
 
 
 def clip(piece: Piece, box: Box) -> Piece | None:
-    """The part of `piece` inside `box` (both in coordinates of the whole weight), or `None` if they do not meet."""
+    """The part of `piece` inside `box`, both in coordinates of the whole weight; `None` if they do not overlap."""
     common = common_box(piece.megatron_box, box)
     if common is None:
         return None
@@ -73,7 +73,7 @@ def clip(piece: Piece, box: Box) -> Piece | None:
 
 
 def clip_hf_rows(piece: Piece, start: int, stop: int) -> Piece | None:
-    """The part of `piece` that lies in rows `start` to `stop` of its HF tensor, or `None`. Padding has no rows."""
+    """The part of `piece` in rows `start` to `stop` of its HF tensor, or `None`. Padding lies in no row."""
     if piece.role is None:
         return None
     if not piece.hf_index:  # a scalar is its own row
@@ -93,7 +93,7 @@ def clip_hf_rows(piece: Piece, start: int, stop: int) -> Piece | None:
 
 
 def shift_hf_rows(piece: Piece, origin: int) -> Piece:
-    """The same piece of an HF tensor that begins at row `origin` of the whole one."""
+    """The same piece, in a tensor that holds the rows of the HF tensor from `origin` on."""
     if not piece.hf_index:
         return piece
     rows = piece.hf_index[0]
@@ -102,23 +102,23 @@ def shift_hf_rows(piece: Piece, origin: int) -> Piece:
 
 
 def take(tensor: "Tensor", piece: Piece) -> "Tensor":
-    """The view of an HF tensor that `piece` describes, in Megatron's axis order. Never copies."""
+    """The view of an HF tensor that `piece` describes, with Megatron's order of axes. Never copies."""
     view = tensor[piece.hf_index]
     return view.permute(piece.permute) if piece.permute else view
 
 
 def plus(tensor: "Tensor", offset: float) -> "Tensor":
-    """The sum, to be rounded once, where it is copied to; without an offset the tensor itself."""
+    """The sum in float64, so that it is rounded only where it is copied to; the tensor itself if the offset is 0."""
     return tensor.double() + offset if offset else tensor
 
 
 def assemble(layout: Layout, hf_tensors: Mapping[str, "Tensor"], out: "Tensor", box: Box | None = None) -> None:
-    """Writes the Megatron weight, or the part of it in `box`, into `out` (converting to its dtype).
+    """Writes the Megatron weight, or the part of it in `box`, into `out`, in the dtype of `out`.
 
     Args:
-        layout: of the whole weight.
-        hf_tensors: by role, each of its whole HF shape.
-        out: of the shape of `box`.
+        layout: the layout of the whole weight.
+        hf_tensors: the whole HF tensors, by role.
+        out: a tensor of the shape of `box`.
         box: default: the whole weight.
     """
     box = whole(tuple(out.shape)) if box is None else box
@@ -134,7 +134,7 @@ def assemble(layout: Layout, hf_tensors: Mapping[str, "Tensor"], out: "Tensor", 
 
 
 def disassemble(layout: Layout, part: "Tensor", box: Box, hf_tensors: Mapping[str, "Tensor"]) -> dict[str, int]:
-    """The inverse of `assemble`: writes what `part` (the `box` of the weight) holds into the HF tensors.
+    """The inverse of `assemble`: writes `part`, which is the `box` of the weight, into the HF tensors.
 
     Returns:
         The number of elements written, by role.
@@ -151,7 +151,15 @@ def disassemble(layout: Layout, part: "Tensor", box: Box, hf_tensors: Mapping[st
 
 
 def fuse(layout: Layout, hf_tensors: Mapping[str, "Tensor"]) -> "Tensor":
-    """The whole Megatron weight of `layout`, in the dtype of the first HF tensor."""
+    """The whole Megatron weight, in the dtype of the first HF tensor.
+
+    Example:
+        >>> fuse(concatenated_rows((4, 2), {"gate": 2, "up": 2}), {"gate": torch.zeros(2, 2), "up": torch.ones(2, 2)})
+        tensor([[0., 0.],
+                [0., 0.],
+                [1., 1.],
+                [1., 1.]])
+    """
     ends = (piece.megatron_box for piece in layout.pieces)
     shape = tuple(max(stops) for stops in zip(*([stop for _, stop in box] for box in ends), strict=True))
     out = next(iter(hf_tensors.values())).new_empty(shape)
@@ -160,7 +168,7 @@ def fuse(layout: Layout, hf_tensors: Mapping[str, "Tensor"]) -> "Tensor":
 
 
 def split(layout: Layout, weight: "Tensor") -> dict[str, "Tensor"]:
-    """The HF tensors, by role, of a whole Megatron weight."""
+    """The inverse of `fuse`: the HF tensors, by role, that make a whole Megatron weight."""
     hf_tensors = {role: weight.new_empty(shape) for role, shape in layout.hf_shapes.items()}
     disassemble(layout, weight, whole(tuple(weight.shape)), hf_tensors)
     return hf_tensors
@@ -178,7 +186,7 @@ def _rows(shape: Shape, start: int, stop: int) -> Box:
 
 
 def identity(shape: Shape, permute: tuple[int, ...] | None = None, offset: float = 0.0) -> Layout:
-    """One HF tensor is the Megatron weight, with its axes in another order if `permute` is given, plus `offset`."""
+    """The Megatron weight is one HF tensor plus `offset`, with its axes in another order if `permute` is given."""
     hf_shape = shape
     if permute:
         hf_shape = tuple(shape[permute.index(axis)] for axis in range(len(shape)))
@@ -186,9 +194,10 @@ def identity(shape: Shape, permute: tuple[int, ...] | None = None, offset: float
 
 
 def padded(shape: Shape, axis: int, size: int) -> Layout:
-    """The HF tensor is the first `size` of the weight along `axis`; the rest is zero.
+    """The Megatron weight is the HF tensor, followed along `axis` by zeros from index `size` on.
 
-    Rows of an embedding beyond the vocabulary, or columns of an output projection for heads that HF does not have.
+    The zeros are rows of an embedding beyond the vocabulary, or columns of an output projection for heads that HF does
+    not have.
     """
     hf_shape = (*shape[:axis], size, *shape[axis + 1 :])
     pieces = [Piece("weight", _index(hf_shape), whole(hf_shape))]
@@ -200,7 +209,7 @@ def padded(shape: Shape, axis: int, size: int) -> Layout:
 
 
 def concatenated_rows(shape: Shape, roles: Mapping[str, int]) -> Layout:
-    """HF tensors of `roles[role]` rows each, one after the other: `[sum(rows), ...]` (gate and up: `[2F, H]`)."""
+    """HF tensors of `roles[role]` rows each, one after another: `[sum(rows), ...]`; for gate and up `[2F, H]`."""
     pieces, hf_shapes, start = [], {}, 0
     for role, num_rows in roles.items():
         hf_shapes[role] = (num_rows, *shape[1:])
@@ -210,22 +219,22 @@ def concatenated_rows(shape: Shape, roles: Mapping[str, int]) -> Layout:
 
 
 def swapped_columns(shape: Shape) -> Layout:
-    """The two halves of a matrix's columns, exchanged."""
+    """A matrix with the two halves of its columns exchanged."""
     half = shape[1] // 2
     rows = slice(0, shape[0], 1)
     parts = ((0, half), (half, shape[1]))
     pieces = tuple(
-        Piece("weight", (rows, slice(*theirs, 1)), ((0, shape[0]), ours))
-        for theirs, ours in zip(parts, reversed(parts), strict=True)
+        Piece("weight", (rows, slice(*hf_columns, 1)), ((0, shape[0]), columns))
+        for hf_columns, columns in zip(parts, reversed(parts), strict=True)
     )
     return Layout(pieces, {"weight": shape})
 
 
 def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Layout:
-    """Row blocks interleaved by group: group `g` is rows `g` of each role in turn.
+    """HF tensors interleaved by group: group `g` is the `g`-th block of `roles[role]` rows of each role in turn.
 
-    Rows of further groups, which HF does not have, are zero. With `roles = {"q": A // G * D, "k": D, "v": D}` this is
-    Megatron's fused QKV, `[G * (A // G + 2) * D, ...]` (megatron-core 0.19, `SelfAttention`).
+    Rows of any further groups, which HF does not have, are zero. With `roles = {"q": A // G * D, "k": D, "v": D}` this
+    is Megatron's fused QKV, `[G * (A // G + 2) * D, ...]` (megatron-core 0.19, `SelfAttention`).
     """
     pieces, hf_shapes, start = [], {}, 0
     for role, num_rows in roles.items():
@@ -241,12 +250,12 @@ def grouped_rows(shape: Shape, num_groups: int, roles: Mapping[str, int]) -> Lay
 
 
 def section_rows(shape: Shape, num_groups: int, sections: Sequence[int], section: int) -> Layout:
-    """One of several sections of each group of rows of an HF tensor: `[G * sections[section], ...]`.
+    """The same section of each group of rows of an HF tensor: `[G * sections[section], ...]`.
 
     Args:
-        num_groups: G; the HF tensor has the sections of group 0, then of group 1, and so on.
-        sections: rows of each section in one group.
-        section: the index of the one that makes the weight.
+        num_groups: G; the HF tensor has all sections of group 0, then those of group 1, and so on.
+        sections: the number of rows of each section in a group.
+        section: the index of the section that the weight takes.
     """
     num_rows, before = sections[section], sum(sections[:section])
     hf_shape = (num_groups * sum(sections), *shape[1:])
@@ -262,10 +271,10 @@ def section_rows(shape: Shape, num_groups: int, sections: Sequence[int], section
 
 
 def gated_grouped_rows(shape: Shape, num_groups: int, heads: int, head_dim: int) -> Layout:
-    """Fused QKV with an output gate: per group the queries of its heads, their gates, one key and one value.
+    """Fused QKV with an output gate: for each group, the queries of its heads, their gates, one key and one value.
 
-    In HF's q tensor each head has its query, then its gate. Megatron's is `[G * (2 * heads + 2) * D, ...]`
-    (megatron-core 0.19, `SelfAttention` with `attention_output_gate`).
+    HF's q tensor has, for each head, its query and then its gate. Megatron's weight is
+    `[G * (2 * heads + 2) * D, ...]` (megatron-core 0.19, `SelfAttention` with `attention_output_gate`).
 
     Args:
         heads: query heads per group.
@@ -274,8 +283,8 @@ def gated_grouped_rows(shape: Shape, num_groups: int, heads: int, head_dim: int)
     hf_shapes |= dict.fromkeys(("k", "v"), (num_groups * head_dim, *shape[1:]))
     pieces, start = [], 0
     for group in range(num_groups):
-        blocks = [("q", (2 * (group * heads + head) + part) * head_dim) for part in (0, 1) for head in range(heads)]
-        for role, first in (*blocks, ("k", group * head_dim), ("v", group * head_dim)):
+        queries = [("q", (2 * (group * heads + head) + part) * head_dim) for part in (0, 1) for head in range(heads)]
+        for role, first in (*queries, ("k", group * head_dim), ("v", group * head_dim)):
             pieces.append(Piece(role, _index(hf_shapes[role], first, head_dim), _rows(shape, start, start + head_dim)))
             start += head_dim
     return Layout(tuple(pieces), hf_shapes)
@@ -293,10 +302,10 @@ def stacked_expert(
     """One expert of an HF tensor that holds all experts: `[E, *shape]`, or `[E, H, F]` for a weight `[F, H]`.
 
     Args:
-        num_parts: row blocks of the Megatron weight (gate and up: 2).
-        interleaved: in the HF tensor, row `i` of every part comes before row `i + 1` of any; otherwise the parts follow
-            each other, as in the Megatron weight.
-        transposed: the HF tensor has rows and columns exchanged.
+        num_parts: the number of row blocks in the Megatron weight (2 for gate and up).
+        interleaved: whether the rows of the parts alternate in the HF tensor; otherwise the parts follow each other, as
+            in the Megatron weight.
+        transposed: whether the HF tensor has rows and columns exchanged.
     """
     num_rows = shape[0] // num_parts
     pieces = []
@@ -325,25 +334,25 @@ def regrouped_rows(
     num_chunks: int = 1,
     transposed: bool = False,
 ) -> Layout:
-    """Like `grouped_rows`, where one HF tensor holds all parts.
+    """Like `grouped_rows`, but with all parts in one HF tensor.
 
     Args:
-        rows: per part, its rows in each group.
-        order: which part follows which in the HF tensor; default: the order of `rows`.
-        num_chunks: how many such tensors follow each other in the HF tensor, each with its share of the groups.
-        transposed: the HF tensor has rows and columns exchanged.
+        rows: for each part, its number of rows in a group.
+        order: the order of the parts in the HF tensor; default: that of `rows`.
+        num_chunks: the HF tensor consists of this many chunks, each with all parts of an equal share of the groups.
+        transposed: whether the HF tensor has rows and columns exchanged.
     """
     pieces, start = [], 0
-    per_chunk = num_groups // num_chunks
-    first_rows, before = {}, 0
+    groups_per_chunk = num_groups // num_chunks
+    first_rows, chunk_rows = {}, 0
     for part in order or rows:
-        first_rows[part] = before
-        before += per_chunk * rows[part]
+        first_rows[part] = chunk_rows
+        chunk_rows += groups_per_chunk * rows[part]
     hf_shape = (num_groups * sum(rows.values()), *shape[1:])
     for group in range(num_groups):
-        chunk, place = divmod(group, per_chunk)
+        chunk, place = divmod(group, groups_per_chunk)
         for part, num_rows in rows.items():
-            index = _index(hf_shape, chunk * before + first_rows[part] + place * num_rows, num_rows)
+            index = _index(hf_shape, chunk * chunk_rows + first_rows[part] + place * num_rows, num_rows)
             pieces.append(Piece("weight", index, _rows(shape, start, start + num_rows)))
             start += num_rows
     if shape[0] > start:
@@ -353,7 +362,7 @@ def regrouped_rows(
 
 
 def flipped(layout: Layout) -> Layout:
-    """The same layout of HF tensors whose rows and columns are exchanged; vectors stay as they are."""
+    """The same layout for HF tensors with rows and columns exchanged; vectors do not change."""
 
     def flip(piece: Piece) -> Piece:
         if piece.role is None or len(piece.hf_index) < 2:

@@ -1,4 +1,4 @@
-"""The registry of a model's mappings, with lookup by name in both directions."""
+"""The registry of a model's mappings, with lookup by Megatron name and by HF name."""
 
 import re
 from collections import defaultdict
@@ -8,9 +8,9 @@ from megatron.bridge.models.conversion.param_mapping import Dropped, MegatronPar
 
 _DIGITS = re.compile(r"\d+|\*+")
 
-# A norm in front of a linear layer is a parameter of its own in the local spec and a part of the linear layer in the
-# Transformer Engine spec; one behind it is a part of the residual addition, and in checkpoints of the linear layer. A
-# rule may use either name.
+# A norm in front of a linear layer is a separate parameter in the local spec and part of the linear layer in the
+# Transformer Engine spec. A norm behind it is part of the residual addition, and in checkpoints part of the linear
+# layer. Mappings may use either name.
 _NORM_ALIASES = (
     ("input_layernorm.", "self_attention.linear_qkv.layer_norm_"),
     ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"),
@@ -28,9 +28,14 @@ class MegatronMappingRegistry:
         *mappings: parameter mappings, and `Dropped` marks for HF tensors that are left out on purpose.
 
     Attributes:
-        entries: all of them, for a family that extends another's.
+        entries: all arguments, for families that extend another's.
         mappings: the parameter mappings.
         dropped: the marks.
+
+    Example:
+        >>> registry = MegatronMappingRegistry(AutoMapping("decoder.layers.*.norm", "model.layers.*.ln"))
+        >>> registry.megatron_to_hf_lookup("decoder.layers.3.norm").hf_param
+        'model.layers.3.ln'
     """
 
     def __init__(self, *mappings: MegatronParamMapping | Dropped):
@@ -54,40 +59,40 @@ class MegatronMappingRegistry:
         return len(self.mappings)
 
     def get_all_mappings(self) -> list[MegatronParamMapping]:
-        """All mappings, unresolved."""
+        """All mappings, with their wildcards."""
         return list(self.mappings)
 
     def get_mappings_by_pattern(self, pattern: str) -> list[MegatronParamMapping]:
-        """The mappings whose Megatron pattern matches `pattern` (`*` digits, `**` anything)."""
+        """The mappings whose Megatron name matches `pattern`; `*` matches digits, `**` anything."""
         regex = re.compile(_glob(pattern))
         return [mapping for mapping in self.mappings if regex.fullmatch(mapping.megatron_param)]
 
     def megatron_to_hf_lookup(self, megatron_param: str) -> MegatronParamMapping | None:
-        """The resolved mapping of a Megatron parameter, or `None`. Norms are found under either of their names."""
-        # The module of a GPTModel's prediction layer has another name than its key in checkpoints.
+        """The mapping of a Megatron parameter, without wildcards, or `None`. Norms are found by both their names."""
+        # A GPTModel's prediction layer has one name as a module and another in checkpoints.
         key = megatron_param.replace(".mtp_model_layer.", ".transformer_layer.")
         for name in (megatron_param, key, *_aliases(megatron_param), *_aliases(key)):
-            found = self._by_megatron.find(name)
-            if found is not None:
-                mapping, captures = found
+            match = self._by_megatron.find(name)
+            if match is not None:
+                mapping, captures = match
                 return mapping.resolve(captures)
         return None
 
     def hf_to_megatron_lookup(self, hf_param: str) -> MegatronParamMapping | None:
-        """The resolved mapping that reads an HF tensor, or `None`."""
-        found = self._by_hf.find(hf_param)
-        if found is None:
+        """The mapping that reads an HF tensor, without wildcards, or `None`."""
+        match = self._by_hf.find(hf_param)
+        if match is None:
             return None
-        mapping, captures = found
+        mapping, captures = match
         return mapping.resolve(captures)
 
     def drop_reason(self, hf_param: str) -> str | None:
-        """Why an HF tensor is left out on purpose, or `None` if it is not."""
-        found = self._drop_index.find(hf_param)
-        return found[0].reason if found else None
+        """Why an HF tensor is left out on purpose; `None` if it is not."""
+        match = self._drop_index.find(hf_param)
+        return match[0].reason if match else None
 
     def tied(self) -> dict[str, str]:
-        """HF names of second copies, each with the name of the tensor it must equal, which is not itself a copy."""
+        """HF names of second copies, each with the name of the original that it must equal."""
         marks = {mark.hf_param: mark.same_as for mark in self.dropped if isinstance(mark, Tied)}
 
         def original(name: str) -> str:
@@ -97,31 +102,32 @@ class MegatronMappingRegistry:
 
 
 def copies_by_original(tied: Mapping[str, str]) -> dict[str, list[str]]:
-    """The inverse of `MegatronMappingRegistry.tied`: for each tensor that has copies, the names of all of them."""
+    """The inverse of `MegatronMappingRegistry.tied`: the names of each original's copies."""
     copies: dict[str, list[str]] = defaultdict(list)
     for name, same_as in tied.items():
         copies[same_as].append(name)
     return dict(copies)
 
 
-class _PatternIndex[Value]:
+class _PatternIndex[ValueT]:
     """Finds the first pattern that matches a name, trying only those with the name's shape.
 
-    The shape of a name is the name with every number replaced, so that 50,000 expert weights meet a handful of
-    patterns each instead of all of them.
+    The shape of a name is the name with every number replaced, so that each of 50,000 expert weights is compared with a
+    handful of patterns instead of all of them.
     """
 
     def __init__(self) -> None:
-        self._patterns: dict[str, list[tuple[int, re.Pattern[str], Value]]] = defaultdict(list)
-        self._anything: list[tuple[int, re.Pattern[str], Value]] = []
+        self._patterns: dict[str, list[tuple[int, re.Pattern[str], ValueT]]] = defaultdict(list)
+        self._anything: list[tuple[int, re.Pattern[str], ValueT]] = []
         self._size = 0
 
-    def add(self, pattern: str, value: Value) -> None:
+    def add(self, pattern: str, value: ValueT) -> None:
         entry = (self._size, pattern_to_regex(pattern), value)
         self._size += 1
         (self._anything if "**" in pattern else self._patterns[_DIGITS.sub("*", pattern)]).append(entry)
 
-    def find(self, name: str) -> tuple[Value, tuple[str, ...]] | None:
+    def find(self, name: str) -> tuple[ValueT, tuple[str, ...]] | None:
+        """The value of the first pattern that matches, and what its wildcards captured."""
         candidates = [*self._patterns.get(_DIGITS.sub("*", name), ()), *self._anything]
         for _, regex, value in sorted(candidates, key=lambda entry: entry[0]):
             match = regex.fullmatch(name)

@@ -1,4 +1,4 @@
-"""`MegatronModelBridge`: what a model family declares, and the hooks through which it says what is unusual."""
+"""`MegatronModelBridge`: the base class of every bridge, with the declarations and hooks of a model family."""
 
 import importlib
 from abc import ABC, abstractmethod
@@ -11,6 +11,7 @@ from megatron.bridge.models.conversion.fields.activations import activation_func
 from megatron.bridge.models.conversion.fields.common import DECODER, FIXED_FIELDS, IRRELEVANT_FIELDS
 from megatron.bridge.models.conversion.fields.part import (
     FieldMapping,
+    HFConfig,
     Parts,
     check_fields,
     combined,
@@ -26,56 +27,85 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
 
+    from megatron.bridge.models.conversion.hooks import Model
     from megatron.bridge.models.conversion.plan import WeightConversionTask
     from megatron.bridge.models.conversion.weight_stream import HFWeightTuple
-    from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
+    from megatron.bridge.models.hf_pretrained.hf_model import HFModel
+    from megatron.bridge.models.model_provider import Provider
 
 
 class MegatronModelBridge(ABC):
-    """A model family: how its HF config and HF weights correspond to Megatron's.
+    """How the config and the weights of one HF architecture correspond to Megatron's.
 
-    A family registers with `register_bridge`, lists its mappings in `mapping_registry`, and overrides a hook for
-    whatever is unusual. An instance serves one config.
+    A bridge answers two questions. `CONFIG` says what each field of the HF config means in the provider (the Megatron
+    config); `mapping_registry()` says which HF tensors each Megatron weight is made of. Both are put together from
+    shared pieces, the parts in `fields` and the blocks in `blocks`:
+
+        @MegatronModelBridge.register_bridge(source="NewForCausalLM", target="GPTModel", model_type="new")
+        class NewBridge(MegatronModelBridge):
+            CONFIG = (
+                *fields.DECODER,  # sizes, heads, norms, activation function, rope
+                fields.same("mlp_bias", use_qkv_bias="add_qkv_bias"),  # copied, here under another name
+                fields.fixed(use_alibi=False),  # no other value can be represented
+                fields.irrelevant("training", "z_loss_weight"),  # changes no logits
+                fields.defaults(qk_layernorm=True),  # true of every model, though no HF field says so
+            )
+
+            def mapping_registry(self) -> MegatronMappingRegistry:
+                config = self.hf_config
+                return MegatronMappingRegistry(
+                    *blocks.embeddings(tied=config.tie_word_embeddings),
+                    *blocks.pre_norms(),
+                    *blocks.attention(qkv_bias=config.use_qkv_bias, qk_norm=True),
+                    *blocks.gated_mlp(bias=config.mlp_bias),
+                )
+
+    From `CONFIG` follow five tables, listed below, and two hooks: `hf_config_to_provider_kwargs` reads an HF config
+    into provider fields, `megatron_to_hf_config` writes a provider's fields as an HF config. An HF field that no part
+    mentions is an error, so none is overlooked. What parts and blocks cannot express goes into an overridden hook.
+
+    An instance serves one config.
 
     Attributes:
-        hf_config: the HF config, set before `mapping_registry()` is called.
-        CONFIG: the parts of the config, from which the five tables below are made. A subclass may state a table of its
-            own instead, as bridges of other projects do.
-        CONFIG_MAPPING: HF field -> provider field (or fields), for fields with the same value on both sides.
-        CONFIG_CHECKED: HF fields that parts or hooks read in another way.
-        CONFIG_IRRELEVANT: HF fields that do not change the computation, with the reason.
-        CONFIG_FIXED: HF fields that must have the given value, or none.
-        CONFIG_DEFAULTS: provider fields that are the same for every model of the family.
-        PROVIDER_CLASS: a class, or its dotted name, with which megatron-core is not imported to list the families;
-            default `GPTModelProvider`.
+        hf_config: the HF config; set before `mapping_registry()` is called.
+        CONFIG: the parts; a later one replaces what earlier ones say about the same HF field. A subclass may also
+            define a table itself, as bridges written for other projects do.
+        CONFIG_MAPPING: HF field -> the provider field (or fields) with the same value.
+        CONFIG_CHECKED: HF fields that functions of parts, or overridden hooks, read.
+        CONFIG_IRRELEVANT: HF field -> why it does not change the computation.
+        CONFIG_FIXED: HF field -> the only value that it may have, apart from `None`.
+        CONFIG_DEFAULTS: provider field -> its value in every model of the family.
+        PROVIDER_CLASS: the provider's class, or its dotted name, which lets families be listed without importing
+            megatron-core; default `GPTModelProvider`.
     """
 
     CONFIG: ClassVar[Parts] = DECODER
     CONFIG_MAPPING: ClassVar[FieldMapping | Sequence[tuple[str, str]]]
     CONFIG_CHECKED: ClassVar[tuple[str, ...]]
     CONFIG_IRRELEVANT: ClassVar[Mapping[str, str]]
-    CONFIG_FIXED: ClassVar[Mapping[str, Any]]
-    CONFIG_DEFAULTS: ClassVar[Mapping[str, Any]]
-    PROVIDER_CLASS: ClassVar[Any] = None
+    CONFIG_FIXED: ClassVar[Mapping[str, object]]
+    CONFIG_DEFAULTS: ClassVar[Mapping[str, object]]
+    PROVIDER_CLASS: ClassVar["type[Provider] | str | None"] = None
 
     hf_config: "PretrainedConfig"
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
         if "CONFIG" in vars(cls):
             cls._make_tables()
 
     @classmethod
     def _make_tables(cls) -> None:
+        """Makes the tables that the class does not define itself."""
         tables = combined(cls.CONFIG)
-        made = {
+        by_name = {
             "CONFIG_MAPPING": tables.same,
             "CONFIG_CHECKED": tables.reads,
             "CONFIG_IRRELEVANT": tables.irrelevant,
             "CONFIG_FIXED": tables.fixed,
             "CONFIG_DEFAULTS": tables.defaults,
         }
-        for name, table in made.items():
+        for name, table in by_name.items():
             if name not in vars(cls):
                 setattr(cls, name, table)
 
@@ -84,22 +114,27 @@ class MegatronModelBridge(ABC):
     @staticmethod
     def register_bridge(
         *,
-        source: Any,
-        target: Any,
-        provider: Any = None,
+        source: type | str,
+        target: type | str,
+        provider: "type[Provider] | str | None" = None,
         model_type: str | None = None,
         same_config: Mapping[str, str] | None = None,
     ) -> Callable[[type["MegatronModelBridge"]], type["MegatronModelBridge"]]:
-        """Class decorator: this bridge serves the HF architecture `source`. The last registration wins.
+        """Class decorator: the bridge serves the HF architecture `source`. The last registration wins.
 
         Args:
-            source: HF model class, or its name as in `config.architectures`.
-            target: Megatron model class, or its name.
-            provider: provider class; default: the bridge's `PROVIDER_CLASS`.
-            model_type: HF `model_type`, with which a config can be exported that never came from HF.
-            same_config: values of `model_type` that transformers does not know, each with the known one whose fields
-                models of this architecture have: their `config.json` is read with its config class, without the
-                model's own code.
+            source: the HF model class, or its name as it stands in `config.architectures`.
+            target: the Megatron model class, or its name.
+            provider: the provider class; default: the bridge's `PROVIDER_CLASS`.
+            model_type: the HF `model_type`, written into exported configs.
+            same_config: for each `model_type` that transformers does not know, a known one with the same fields. Its
+                config class then reads the `config.json` of models of this architecture, without their own code.
+
+        Example:
+            >>> @MegatronModelBridge.register_bridge(
+            ...     source="MiMoForCausalLM", target="GPTModel", model_type="mimo", same_config={"mimo": "qwen2"}
+            ... )
+            ... class MiMoBridge(Qwen2Bridge): ...
         """
         architecture = source if isinstance(source, str) else source.__name__
 
@@ -112,16 +147,16 @@ class MegatronModelBridge(ABC):
 
         return decorate
 
-    # What a family declares
+    # What a family defines
 
     @abstractmethod
     def mapping_registry(self) -> MegatronMappingRegistry:
-        """The mappings of every weight, for the config in `self.hf_config`."""
+        """The mappings of all weights, for the config in `self.hf_config`."""
 
     def hf_config_to_provider_kwargs(self, hf_config: "PretrainedConfig") -> dict[str, Any]:
-        """The provider's fields for an HF config: the inverse of `megatron_to_hf_config`.
+        """The provider fields for an HF config; the inverse of `megatron_to_hf_config`.
 
-        Both hooks are made of `CONFIG`. An override extends the result of `super()`.
+        Both follow from `CONFIG`: an override adds to, or changes, what `super()` returns.
 
         Raises:
             UnsupportedConfigError: a field that the family does not know, or a value that it cannot represent.
@@ -137,19 +172,19 @@ class MegatronModelBridge(ABC):
         fields["make_vocab_size_divisible_by"] = self.make_vocab_size_divisible_by(hf_config.vocab_size)
         return fields
 
-    def config_fields(self, hf_config: Any) -> dict[str, Any]:
-        """The provider's fields as the parts give them: without torch, and with the activation function's name.
+    def config_fields(self, hf_config: HFConfig) -> dict[str, Any]:
+        """The provider fields as the parts give them: without torch, the activation function as its name.
 
         Raises:
             UnsupportedConfigError: a value that cannot be represented. Unknown fields are not looked for.
         """
         return {**self.CONFIG_DEFAULTS, **provider_fields(hf_config, self.CONFIG, dict(self.CONFIG_MAPPING))}
 
-    def provider_bridge(self, hf_pretrained: "PreTrainedCausalLM") -> Any:
-        """The provider for a model.
+    def provider_bridge(self, hf_pretrained: "HFModel") -> "Provider":
+        """The provider for a model: its config in Megatron's terms, ready to be changed.
 
         Args:
-            hf_pretrained: anything with a `config`.
+            hf_pretrained: anything with a `config`; if it has weights, prediction layers are counted there.
         """
         from megatron.bridge.models.gpt_provider import GPTModelProvider, set_dtype
 
@@ -163,10 +198,10 @@ class MegatronModelBridge(ABC):
         set_dtype(provider, self.dtype_from_hf(hf_config))
         return provider
 
-    def megatron_to_hf_config(self, provider: Any) -> dict[str, Any]:
-        """The HF config fields that describe `provider`: the inverse of `hf_config_to_provider_kwargs`.
+    def megatron_to_hf_config(self, provider: "Provider") -> dict[str, Any]:
+        """The HF fields that describe `provider`; the inverse of `hf_config_to_provider_kwargs`.
 
-        Fields that say nothing about the model (token ids and the like) are left to the source config.
+        Fields that say nothing about the model, such as token ids, come from the source config.
         """
         values = hf_fields(provider, self.CONFIG, dict(self.CONFIG_MAPPING))
         entry = registered_for(type(self))
@@ -178,13 +213,13 @@ class MegatronModelBridge(ABC):
     def maybe_modify_loaded_hf_weight(
         self, hf_param: str | dict[str, str], hf_state_dict: "Mapping[str, Tensor]"
     ) -> "Tensor | dict[str, Tensor]":
-        """Reads the HF tensors of one mapping; overridden by families whose stored tensors need a change first.
+        """Reads the HF tensors of one mapping; overridden where stored tensors must be changed first.
 
-        An override makes every rank read whole tensors instead of its own slices.
+        With an override, each rank reads whole tensors instead of its own slices.
 
         Args:
             hf_param: the mapping's HF name, or names by role.
-            hf_state_dict: reads tensors by name.
+            hf_state_dict: the stored tensors, read when looked up.
 
         Returns:
             The tensor, or the tensors by role.
@@ -196,11 +231,11 @@ class MegatronModelBridge(ABC):
     def maybe_modify_converted_hf_weight(
         self, task: "WeightConversionTask", weights: "dict[str, Tensor]", hf_state_dict: "Mapping[str, Tensor] | None"
     ) -> "dict[str, Tensor]":
-        """Changes what an export gives for one task; the inverse of `maybe_modify_loaded_hf_weight`.
+        """Changes the HF tensors that one task exports; the inverse of `maybe_modify_loaded_hf_weight`.
 
         Args:
             task: the task that completed the tensors.
-            weights: whole HF tensors by name.
+            weights: the whole HF tensors, by name.
             hf_state_dict: the source checkpoint, or `None`.
         """
         return weights
@@ -220,7 +255,7 @@ class MegatronModelBridge(ABC):
 
     @staticmethod
     def dtype_from_hf(hf_config: "PretrainedConfig", default: "torch.dtype | None" = None) -> "torch.dtype":
-        """The dtype that the HF config states; `default` (float32 if not given) where it states none."""
+        """The dtype that the HF config states; if it states none, `default`, or else float32."""
         import torch
 
         dtype = getattr(hf_config, "dtype", None) or default or torch.float32
@@ -228,25 +263,26 @@ class MegatronModelBridge(ABC):
 
     @staticmethod
     def make_vocab_size_divisible_by(vocab_size: int) -> int:
-        """The largest power of two up to 128 that divides the vocabulary: no padding at tensor-parallel size 1."""
+        """The largest power of two up to 128 that divides the vocabulary size, so that TP 1 needs no padding."""
         return min(vocab_size & -vocab_size, 128)
 
-    def registry(self, hf_pretrained: Any = None) -> MegatronMappingRegistry:
-        """The mappings; raises if `hf_config` was not set, which they depend on.
+    def registry(self, hf_pretrained: "HFModel | None" = None) -> MegatronMappingRegistry:
+        """The mappings, with experts mapped as `hf_pretrained` stores them, if it has weights.
 
-        Args:
-            hf_pretrained: if it has weights, experts are mapped as it stores them.
+        Raises:
+            UnsupportedConfigError: `hf_config`, on which mappings depend, has not been set.
         """
         if getattr(self, "hf_config", None) is None:
             raise UnsupportedConfigError(f"{type(self).__name__}: hf_config must be set before mapping_registry()")
         registry = self.mapping_registry()
-        has_weights = getattr(hf_pretrained, "has_weights", False)
-        return stacked_experts.as_stored(registry, hf_pretrained.tensor_names) if has_weights else registry
+        if hf_pretrained is None or not getattr(hf_pretrained, "has_weights", False):
+            return registry
+        return stacked_experts.as_stored(registry, hf_pretrained.tensor_names)
 
-    def _num_mtp_layers(self, hf_pretrained: Any, stated: int | None) -> int | None:
-        """How many multi-token prediction layers a model has: by its checkpoint, or if there is none, its config.
+    def _num_mtp_layers(self, hf_pretrained: "HFModel", stated: int | None) -> int | None:
+        """The number of multi-token prediction layers in the checkpoint; without one, that of the config.
 
-        transformers ignores these layers and does not save them, and not every config counts them.
+        transformers neither computes nor saves these layers, and not every config counts them.
         """
         if not getattr(hf_pretrained, "has_weights", False):
             return stated
@@ -258,24 +294,24 @@ class MegatronModelBridge(ABC):
         name = getattr(hf_config, "name_or_path", "") or ""
         return f"{type(hf_config).__name__}{f' of {name}' if name else ''}"
 
-    # Execution: the same functions that AutoBridge calls
+    # Conversion, by the functions that AutoBridge calls too
 
     def build_conversion_tasks(
-        self, hf_pretrained: Any, models: Any, weight_dtype: "torch.dtype | None" = None
+        self, hf_pretrained: "HFModel", models: "Model", weight_dtype: "torch.dtype | None" = None
     ) -> "list[WeightConversionTask]":
         """The tasks of the whole model, the same list on every rank (collective).
 
         Args:
-            weight_dtype: of what an export of these tasks gives; default: that of the Megatron weights.
+            weight_dtype: the dtype in which these tasks are exported; default: that of the Megatron weights.
         """
         from megatron.bridge.models.conversion import weight_stream
 
         self.hf_config = hf_pretrained.config
         return weight_stream.build_global_tasks(self, hf_pretrained, models, weight_dtype)
 
-    def load_weights_hf_to_megatron(
-        self, hf_pretrained: Any, model: Any, allowed_mismatched_params: Sequence[str] | None = None
-    ) -> Any:
+    def load_weights_hf_to_megatron[ModelT: "Model"](
+        self, hf_pretrained: "HFModel", model: ModelT, allowed_mismatched_params: Sequence[str] | None = None
+    ) -> ModelT:
         """Loads this rank's part of the weights, without communication; returns the model."""
         from megatron.bridge.models.conversion import weight_stream
 
@@ -284,9 +320,13 @@ class MegatronModelBridge(ABC):
         return model
 
     def stream_weights_megatron_to_hf(
-        self, model: Any, hf_pretrained: Any, cpu: bool = True, **kwargs: Any
+        self, model: "Model", hf_pretrained: "HFModel", cpu: bool = True, **kwargs: Any
     ) -> "Iterator[HFWeightTuple]":
-        """Yields the HF tensors of the whole model on every rank (collective, lazy)."""
+        """Yields the HF tensors of the whole model on every rank (collective, lazy).
+
+        Args:
+            kwargs: of `weight_stream.export`.
+        """
         from megatron.bridge.models.conversion import weight_stream
 
         self.hf_config = hf_pretrained.config

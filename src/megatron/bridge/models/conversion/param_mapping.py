@@ -1,35 +1,38 @@
 """Mappings: a Megatron parameter, the HF tensors it is made of, and the layout between them.
 
-A mapping names parameters; its layout is a pure function of shapes and head counts. Which part of the weight a rank
-holds is read from the model (see `placement`), so no mapping asks about tensor parallelism: the classes that name a
-parallelism exist because the field's bridges use them, and all describe the same identity layout.
+A mapping names parameters; its layout is a pure function of shapes and numbers of heads. Which part of the weight a
+rank holds is read from the model (see `placement`), so no mapping asks about tensor parallelism. The classes that name
+a kind of parallelism exist because bridges elsewhere use them, and all stand for the same layout, the identity.
 """
 
 import re
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.layout import Layout
 from megatron.bridge.transport.boxes import Shape
 
+if TYPE_CHECKING:
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+
 HFParam = str | dict[str, str]
 
 _WILDCARD = re.compile(r"\*\*|\*")
 _LAYER_INDEX = re.compile(r"\.(\d+)\.")
 _EXPERT_INDEX = re.compile(r"\d+$")
-# The rows of these weights are vocabulary entries, which Megatron pads.
+# The rows of these weights are the entries of the vocabulary, which Megatron pads.
 VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 
 
 class MegatronParamMapping:
-    """Base: one Megatron parameter (pattern) and the HF tensor or tensors (patterns) it is made of.
+    """Base class: a Megatron parameter and the HF tensor or tensors that it is made of. Names may be patterns.
 
     Args:
-        megatron_param: name in the Megatron model; `*` stands for digits, `**` for anything.
-        hf_param: HF name, or names by role; each wildcard takes what the Megatron pattern's wildcard of the same
-            position captured.
+        megatron_param: the name in the Megatron model; `*` stands for digits, `**` for anything.
+        hf_param: the HF name, or names by role. Its first wildcard stands for what the first wildcard of the Megatron
+            name captured, and so on.
     """
 
     def __init__(self, megatron_param: str, hf_param: HFParam):
@@ -45,17 +48,17 @@ class MegatronParamMapping:
 
     @property
     def hf_names(self) -> dict[str, str]:
-        """HF names by role; the role of a single tensor is "weight"."""
+        """The HF names by role; a single tensor has the role "weight"."""
         return {"weight": self.hf_param} if isinstance(self.hf_param, str) else self.hf_param
 
     @property
     def group_key(self) -> str:
-        """Tasks with the same key share an HF tensor and must be exported together."""
+        """A key that is the same for tasks that share an HF tensor and must be exported together."""
         return self.hf_param if isinstance(self.hf_param, str) else self.megatron_param
 
     @property
     def is_grouped_export(self) -> bool:
-        """Whether several Megatron parameters make one HF tensor."""
+        """Whether one HF tensor is made of several Megatron parameters."""
         return False
 
     @property
@@ -64,7 +67,12 @@ class MegatronParamMapping:
         return ".experts." in self.megatron_param
 
     def resolve(self, captures: Sequence[str]) -> Self:
-        """The same mapping with its wildcards replaced, in order, by `captures`."""
+        """The same mapping with its wildcards replaced, in order, by `captures`.
+
+        Example:
+            >>> AutoMapping("decoder.layers.*.norm", "model.layers.*.ln").resolve(["3"])
+            AutoMapping('decoder.layers.3.norm', 'model.layers.3.ln')
+        """
         resolved = object.__new__(type(self))
         resolved.__dict__.update(self.__dict__)
         resolved.megatron_param = _substitute(self.megatron_param, captures)
@@ -75,7 +83,12 @@ class MegatronParamMapping:
         return resolved
 
     def renamed(self, *, megatron: tuple[str, str], hf: tuple[str, str] = ("", "")) -> Self:
-        """The same mapping with the first of each pair, where a name has it, replaced by the second."""
+        """The same mapping with the first text of each pair replaced by the second, once in each name that has it.
+
+        Example:
+            >>> AutoMapping("decoder.a", "model.a").renamed(megatron=("decoder.", "mtp."), hf=("model.", "next."))
+            AutoMapping('mtp.a', 'next.a')
+        """
         renamed = self.resolve(())
         renamed.megatron_param = self.megatron_param.replace(*megatron, 1)
         names = {role: name.replace(*hf, 1) for role, name in self.hf_names.items()}
@@ -83,23 +96,23 @@ class MegatronParamMapping:
         return renamed
 
     def below(self, *, megatron: str, hf: tuple[str, str]) -> Self:
-        """The same mapping of a model that is a part of another (see `blocks.below`)."""
+        """The same mapping for a model that is part of another (see `blocks.below`)."""
         part = self.renamed(megatron=("", megatron))
         names = {role: _begun_otherwise(name, hf) for role, name in self.hf_names.items()}
         part.hf_param = names["weight"] if isinstance(self.hf_param, str) else names
         return part
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
-        """How the whole Megatron weight of `shape` is made of the HF tensors.
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
+        """How the whole Megatron weight is made of the HF tensors.
 
         Args:
-            shape: of the unsharded weight.
-            config: the provider (a TransformerConfig with `vocab_size`).
+            shape: the shape of the whole weight.
+            config: the provider.
         """
         if self.megatron_param in VOCABULARY_WEIGHTS:
             return layouts.padded(shape, 0, min(config.vocab_size, shape[0]))
         if self.megatron_param.endswith("self_attention.linear_proj.weight") and config.unpadded_query_groups:
-            # Columns of added query groups.
+            # The other columns belong to query groups added for tensor parallelism.
             return layouts.padded(shape, 1, shape[1] // config.num_query_groups * config.unpadded_query_groups)
         return layouts.identity(shape)
 
@@ -109,22 +122,22 @@ class DirectMapping(MegatronParamMapping):
 
 
 class ColumnParallelMapping(MegatronParamMapping):
-    """One HF tensor is the Megatron weight, which is cut along its rows."""
+    """One HF tensor is the Megatron weight, cut along its rows."""
 
 
 class RowParallelMapping(MegatronParamMapping):
-    """One HF tensor is the Megatron weight, which is cut along its columns."""
+    """One HF tensor is the Megatron weight, cut along its columns."""
 
 
 class ReplicatedMapping(MegatronParamMapping):
-    """One HF tensor is the Megatron weight, which every tensor-parallel rank holds whole."""
+    """One HF tensor is the Megatron weight, held whole by every tensor-parallel rank."""
 
 
 class AutoMapping(MegatronParamMapping):
     """One HF tensor is the Megatron weight, however the model cuts it.
 
     Args:
-        permute_dims: axis order of the Megatron weight in terms of the HF tensor's axes.
+        permute_dims: the axes of the HF tensor in the order in which the Megatron weight has them.
     """
 
     def __init__(self, megatron_param: str, hf_param: str, permute_dims: tuple[int, ...] | None = None):
@@ -133,68 +146,69 @@ class AutoMapping(MegatronParamMapping):
 
     @classmethod
     def register_module_type(cls, module_name: str, parallelism_type: str) -> None:
-        """Accepts a module class and its parallelism ("column", "row" or "replicated").
+        """Accepts a module class and its kind of parallelism: "column", "row" or "replicated".
 
-        Placement is read from the model's `sharded_state_dict()`, so there is nothing to remember; the arguments are
-        checked so that a typing error is still found.
+        There is nothing to remember, because placement is read from the model's `sharded_state_dict()`. The kind is
+        checked all the same, so that a typo is found.
         """
         if parallelism_type not in ("column", "row", "replicated"):
             raise ValueError(f"{module_name}: parallelism must be column, row or replicated, found {parallelism_type}")
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         if self.permute_dims:
             return layouts.identity(shape, tuple(self.permute_dims))
         return super().layout(shape, config)
 
 
 class TransposedMapping(MegatronParamMapping):
-    """One HF tensor `[in, out]` is the Megatron weight `[out, in]`, as GPT-2 stores its linear layers."""
+    """One HF tensor `[in, out]` is the Megatron weight `[out, in]` (GPT-2's linear layers)."""
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         return layouts.flipped(super().layout(shape, config))
 
 
 class RMSNorm2ZeroCenteredRMSNormMapping(MegatronParamMapping):
     """The weight w of an HF norm is w - 1 in Megatron, whose norm multiplies by 1 + weight.
 
-    Nothing is lost where w is at least 0.5 (and below 256 in bfloat16); a smaller weight is rounded.
+    Nothing is lost if w is at least 0.5 (and in bfloat16 below 256); smaller weights are rounded.
 
     Args:
-        if_field: name of a provider field that says whether Megatron's norm is so; default: it is.
+        if_field: the provider field that says whether Megatron's norm does so; default: it always does.
     """
 
     def __init__(self, megatron_param: str, hf_param: str, *, if_field: str | None = None):
         super().__init__(megatron_param, hf_param)
         self.if_field = if_field
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         is_centered = self.if_field is None or getattr(config, self.if_field)
         return layouts.identity(shape, offset=-1.0 if is_centered else 0.0)
 
 
 class QKVMapping(MegatronParamMapping):
-    """Separate q, k and v tensors make the fused `linear_qkv`, interleaved by query group (weights and biases)."""
+    """Separate q, k and v tensors make the fused `linear_qkv`, interleaved by query group; weights and biases alike."""
 
     def __init__(self, megatron_param: str, q: str, k: str, v: str):
         super().__init__(megatron_param, {"q": q, "k": k, "v": v})
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         return layouts.grouped_rows(shape, config.num_hf_query_groups, _qkv_rows(self.megatron_param, shape, config))
 
 
 class LayerQKVMapping(MegatronParamMapping):
-    """Like `QKVMapping`, where heads differ between layers (`window_attention`), or values have a size of their own.
+    """Like `QKVMapping`, where heads differ between layers (`window_attention`) or values have another size than keys.
 
     Args:
-        hf_names: of q, of k unless the layer has the keys and values of another, and of v unless it is k.
+        hf_names: the names of q, k and v; without v if values are the keys, and with q alone if the layer uses the keys
+            and values of another.
     """
 
     def __init__(self, megatron_param: str, **hf_names: str):
         super().__init__(megatron_param, hf_names)
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         match = _LAYER_INDEX.search(self.megatron_param)
-        assert match, "a layout is asked for once the layer is known"
+        assert match, "a layout needs a mapping without wildcards"
         config = config.layer_config(int(match.group(1)) + 1)
         num_groups, head_dim = config.num_query_groups, config.kv_channels
         rows = {"q": config.num_attention_heads // num_groups * head_dim, "k": head_dim}
@@ -203,13 +217,13 @@ class LayerQKVMapping(MegatronParamMapping):
 
 
 class FusedQKVMapping(MegatronParamMapping):
-    """One HF tensor that holds q, k and v makes the fused `linear_qkv` (weights and biases).
+    """One HF tensor that holds q, k and v makes the fused `linear_qkv`; weights and biases alike.
 
     Args:
-        order: which part follows which in each chunk of the HF tensor.
-        num_chunks: 1 if the HF tensor has all rows of q, then of k, then of v; more if it is made of so many such
-            tensors, each with its share of the query groups; `None` for one chunk per query group.
-        transposed: the HF weight is `[in, out]`.
+        order: the order of the parts in each chunk of the HF tensor.
+        num_chunks: the number of chunks, each with the q, k and v rows of an equal share of the query groups: 1 if all
+            rows of q come first, then those of k, then those of v; `None` for one chunk per query group.
+        transposed: whether the HF weight is `[in, out]`.
     """
 
     def __init__(
@@ -224,7 +238,7 @@ class FusedQKVMapping(MegatronParamMapping):
         super().__init__(megatron_param, hf_param)
         self.order, self.num_chunks, self.transposed = tuple(order), num_chunks, transposed
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         rows, num_groups = _qkv_rows(self.megatron_param, shape, config), config.num_hf_query_groups
         num_chunks = num_groups if self.num_chunks is None else self.num_chunks
         if num_groups % num_chunks:
@@ -238,9 +252,9 @@ class FusedQKVMapping(MegatronParamMapping):
 
 
 class GatedQKVMapping(QKVMapping):
-    """Like `QKVMapping`, where the q tensor has each head's output gate behind its query."""
+    """Like `QKVMapping`, but in the q tensor the output gate of each head follows its query."""
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         num_groups = config.num_query_groups
         return layouts.gated_grouped_rows(
             shape, num_groups, config.num_attention_heads // num_groups, config.kv_channels
@@ -248,39 +262,43 @@ class GatedQKVMapping(QKVMapping):
 
 
 class SectionMapping(MegatronParamMapping):
-    """One section of each group of rows of an HF tensor makes a weight; other mappings take the others.
+    """One section of each group of rows of an HF tensor makes a weight; other mappings take the other sections.
 
     Args:
-        sections: rows of each section in one group.
-        section: the index of this one.
-        num_groups: how often the sections follow each other in the HF tensor.
+        sections: the number of rows of each section in a group.
+        section: the index of this mapping's section.
+        num_groups: the number of groups in the HF tensor.
+
+    Example:
+        >>> [SectionMapping(f"mixer.in_proj.{part}", "mixer.in_proj", (64, 64), i) for i, part in enumerate("xz")]
+        [SectionMapping('mixer.in_proj.x', 'mixer.in_proj'), SectionMapping('mixer.in_proj.z', 'mixer.in_proj')]
     """
 
     def __init__(self, megatron_param: str, hf_param: str, sections: Sequence[int], section: int, num_groups: int = 1):
         super().__init__(megatron_param, hf_param)
         self.sections, self.section, self.num_groups = tuple(sections), section, num_groups
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         return layouts.section_rows(shape, self.num_groups, self.sections, self.section)
 
 
 class GatedMLPMapping(MegatronParamMapping):
-    """Separate gate and up tensors make `linear_fc1`: `[gate; up]` of shape `[2F, H]` (weights and biases)."""
+    """Separate gate and up tensors make `linear_fc1`, `[gate; up]` of shape `[2F, H]`; weights and biases alike."""
 
     def __init__(self, megatron_param: str, gate: str, up: str):
         super().__init__(megatron_param, {"gate": gate, "up": up})
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         half = shape[0] // 2
         return layouts.concatenated_rows(shape, {"gate": half, "up": half})
 
 
 class FusedGatedMLPMapping(MegatronParamMapping):
-    """One HF tensor that holds gate and up makes `linear_fc1`: `[gate; up]` of shape `[2F, H]` (weights and biases).
+    """One HF tensor that holds gate and up makes `linear_fc1`, `[gate; up]` of shape `[2F, H]`; or its bias.
 
     Args:
-        order: which follows which in the HF tensor.
-        transposed: the HF weight is `[in, out]`.
+        order: the order of gate and up in the HF tensor.
+        transposed: whether the HF weight is `[in, out]`.
     """
 
     def __init__(
@@ -289,7 +307,7 @@ class FusedGatedMLPMapping(MegatronParamMapping):
         super().__init__(megatron_param, hf_param)
         self.order, self.transposed = tuple(order), transposed
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         half = shape[0] // 2
         return layouts.regrouped_rows(
             shape, 1, {"gate": half, "up": half}, order=self.order, transposed=self.transposed
@@ -297,12 +315,12 @@ class FusedGatedMLPMapping(MegatronParamMapping):
 
 
 class FusedExpertMapping(MegatronParamMapping):
-    """One expert's weight or bias, of an HF tensor that holds those of all experts of a layer.
+    """One expert's weight or bias, taken from an HF tensor that holds those of all experts of a layer.
 
     Args:
-        megatron_param: ends in the wildcard of the expert.
-        hf_param: without a wildcard for the expert.
-        transposed: the HF tensor has rows and columns exchanged: `[E, F, H]` for weights `[H, F]`.
+        megatron_param: ends in a wildcard for the expert.
+        hf_param: has no wildcard for the expert.
+        transposed: whether the HF tensor has rows and columns exchanged: `[E, F, H]` for weights `[H, F]`.
     """
 
     num_parts = 1
@@ -315,9 +333,9 @@ class FusedExpertMapping(MegatronParamMapping):
     def is_grouped_export(self) -> bool:
         return True
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         match = _EXPERT_INDEX.search(self.megatron_param)
-        assert match, "a layout is asked for once the expert is known"
+        assert match and config.num_moe_experts is not None, "a layout needs a mapping without wildcards"
         return layouts.stacked_expert(
             shape,
             config.num_moe_experts,
@@ -329,37 +347,38 @@ class FusedExpertMapping(MegatronParamMapping):
 
 
 class FusedGatedExpertMapping(FusedExpertMapping):
-    """One expert's `linear_fc1`, of an HF tensor that holds gate and up projections of all experts of a layer.
+    """One expert's `linear_fc1`, taken from an HF tensor that holds the gates and ups of all experts of a layer.
 
     Args:
-        interleaved: rows (columns, if transposed) of gate and up alternate in the HF tensor; else gate comes first.
+        interleaved: whether rows (or columns, if transposed) of gate and up alternate in the HF tensor; otherwise gate
+            comes first.
     """
 
     num_parts = 2
 
 
 class ConcatenatedMapping(MegatronParamMapping):
-    """Several HF tensors of the same shape, one after the other, make one Megatron weight."""
+    """Several HF tensors of the same shape, one after another, make one Megatron weight."""
 
     def __init__(self, megatron_param: str, hf_params: Sequence[str]):
         super().__init__(megatron_param, {str(index): name for index, name in enumerate(hf_params)})
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         return layouts.concatenated_rows(shape, dict.fromkeys(self.hf_names, shape[0] // len(self.hf_names)))
 
 
 class SwappedColumnsMapping(MegatronParamMapping):
-    """One HF tensor, of which the Megatron weight has the halves of the columns in the other order."""
+    """One HF tensor is the Megatron weight once the two halves of its columns are exchanged."""
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         return layouts.swapped_columns(shape)
 
 
 class Dropped:
-    """HF tensors that have no place in the Megatron model, with the reason why losing them is right.
+    """HF tensors that have no place in the Megatron model, and why it is right to lose them.
 
     Args:
-        hf_param: HF name or pattern.
+        hf_param: the HF name, or a pattern.
         reason: one clause, shown in plans.
     """
 
@@ -370,16 +389,16 @@ class Dropped:
         return f"Dropped({self.hf_param!r}, {self.reason!r})"
 
     def below(self, *, megatron: str, hf: tuple[str, str]) -> "Dropped":
-        """The same of a model that is a part of another (see `blocks.below`)."""
+        """The same mark for a model that is part of another (see `blocks.below`)."""
         return Dropped(_begun_otherwise(self.hf_param, hf), self.reason)
 
 
 class Tied(Dropped):
-    """An HF tensor that is a second copy of another: checked to be equal on import, written again on export.
+    """An HF tensor that is a second copy of another: import checks that they are equal, export writes both.
 
     Args:
-        hf_param: HF name of the copy.
-        same_as: HF name of the tensor that is kept.
+        hf_param: the HF name of the copy.
+        same_as: the HF name of the tensor that is kept.
     """
 
     def __init__(self, hf_param: str, same_as: str):
@@ -391,13 +410,13 @@ class Tied(Dropped):
 
 
 def _begun_otherwise(name: str, beginnings: tuple[str, str]) -> str:
-    """A name that begins with the first of two beginnings, with the second in its place; any other as it is."""
+    """The name, with the first of the two beginnings, if it has it, replaced by the second."""
     first, second = beginnings
     return second + name.removeprefix(first) if name.startswith(first) else name
 
 
-def _qkv_rows(megatron_param: str, shape: Shape, config: Any) -> dict[str, int]:
-    """Rows of q, k and v in each query group of `linear_qkv`."""
+def _qkv_rows(megatron_param: str, shape: Shape, config: "DecoderConfig") -> dict[str, int]:
+    """The numbers of rows of q, k and v in each query group of `linear_qkv`."""
     num_groups, head_dim = config.num_query_groups, config.kv_channels
     if config.num_attention_heads % num_groups:
         raise UnsupportedConfigError(
@@ -414,7 +433,12 @@ def _qkv_rows(megatron_param: str, shape: Shape, config: Any) -> dict[str, int]:
 
 
 def pattern_to_regex(pattern: str) -> re.Pattern[str]:
-    """The regular expression of a name pattern: `*` captures digits, `**` captures anything."""
+    """The regular expression for a name pattern, in which `*` captures digits and `**` captures anything.
+
+    Example:
+        >>> pattern_to_regex("layers.*.weight").fullmatch("layers.12.weight").groups()
+        ('12',)
+    """
     parts, last = [], 0
     for match in _WILDCARD.finditer(pattern):
         parts += [re.escape(pattern[last : match.start()]), r"(.*)" if match.group() == "**" else r"(\d+)"]
@@ -424,5 +448,5 @@ def pattern_to_regex(pattern: str) -> re.Pattern[str]:
 
 def _substitute(pattern: str, captures: Sequence[str]) -> str:
     values = iter(captures)
-    # An HF tensor that holds all experts captures no expert: that wildcard stays.
+    # The name of an HF tensor that holds all experts captures no expert's number: that wildcard stays.
     return _WILDCARD.sub(lambda wildcard: str(next(values, wildcard.group())), pattern)

@@ -1,7 +1,7 @@
-"""The table of supported architectures, which families fill as they are imported."""
+"""The table of supported architectures, filled by the families as they are imported."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import UnsupportedModelError
 from megatron.bridge.models.hf_pretrained.config_aliases import import_families
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from megatron.bridge.models.conversion.hooks import BridgeHooks
 
-# Architectures that megatron-core cannot compute, with the reason.
+# Architectures that megatron-core cannot compute, and why.
 NOT_REPRESENTABLE = {
     "DeepseekV4ForCausalLM": (
         "its hyper-connections keep several residual streams per layer (hc_mult), and megatron-core's layers and the "
@@ -24,21 +24,21 @@ _BRIDGES: "dict[str, RegisteredBridge]" = {}
 
 @dataclass(frozen=True)
 class RegisteredBridge:
-    """An entry of the table of supported architectures."""
+    """An entry of the table: an HF architecture, its bridge, and the arguments of `register_bridge`."""
 
     architecture: str
     bridge_class: "type[BridgeHooks]"
-    target: Any
+    target: type | str
     model_type: str | None
 
 
 def register(entry: RegisteredBridge) -> None:
-    """Puts a bridge into the table, in place of an earlier one for the same architecture."""
+    """Enters a bridge in the table, replacing an earlier one for the same architecture."""
     _BRIDGES[entry.architecture] = entry
 
 
 def registered_bridges() -> dict[str, RegisteredBridge]:
-    """All bridges by HF architecture, the families of this package included."""
+    """All bridges by HF architecture, including those of this package's families."""
     import_families()
     return dict(_BRIDGES)
 
@@ -52,17 +52,21 @@ def registered_for(bridge_class: "type[BridgeHooks]") -> RegisteredBridge:
 
 
 def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
-    """The bridge of the first architecture that a config names.
+    """The bridge for the first architecture named in a config that has one.
 
     Raises:
-        UnsupportedModelError: the config names no architecture, or one without a bridge.
+        UnsupportedModelError: no architecture is named, or none that is named has a bridge.
+
+    Example:
+        >>> find_bridge(AutoConfig.from_pretrained("Qwen/Qwen3-0.6B")).architecture
+        'Qwen3ForCausalLM'
     """
     bridges = registered_bridges()
     architectures = getattr(hf_config, "architectures", None) or []
     for architecture in architectures:
         if architecture in bridges:
             return bridges[architecture]
-    found = ", ".join(architectures) if architectures else "none"
+    named = ", ".join(architectures) if architectures else "none"
     name = getattr(hf_config, "name_or_path", "")
     for architecture in architectures:
         if architecture in NOT_REPRESENTABLE:
@@ -71,7 +75,7 @@ def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
                 f"{NOT_REPRESENTABLE[architecture]}. It needs layers of its own in megatron-core first."
             )
     raise UnsupportedModelError(
-        f"{type(hf_config).__name__}{f' of {name}' if name else ''}: no bridge for architecture {found}. "
+        f"{type(hf_config).__name__}{f' of {name}' if name else ''}: no bridge for architecture {named}. "
         f"Supported: {', '.join(sorted(bridges))}. "
         "`megatron-bridge models` lists them; a new one is a subclass of MegatronModelBridge."
     )

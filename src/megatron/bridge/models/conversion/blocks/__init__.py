@@ -1,6 +1,6 @@
-"""Shared blocks: the mappings of a usual layer's parts. The only place where their weight names are typed.
+"""Shared blocks: the mappings of the usual pieces of a model. Nowhere else are the names of their weights spelled out.
 
-A block is a function of a few choices (read from the HF config by the family) that returns mappings. `hf` is the
+A block is a function that returns mappings, given a few choices that the family reads from the HF config. `hf` is the
 HF name of the module, with `*` for the layer number; Megatron names are those of the Transformer Engine spec.
 """
 

@@ -15,12 +15,17 @@ def embeddings(
     lm_head_bias: bool = False,
     megatron_norm: str = "final_layernorm",
 ) -> Mappings:
-    """Word embedding, final norm and output layer; with tied weights the output layer has none of its own.
+    """Word embedding, final norm and output layer.
 
     Args:
+        tied: whether the output layer uses the weight of the word embedding.
         embedding, norm: HF names of the word embedding and the final norm, below `hf`.
         norm_bias, lm_head_bias: whether these layers have biases.
-        megatron_norm: Megatron's name of the final norm; "final_norm" in a HybridModel.
+        megatron_norm: Megatron's name for the final norm; "final_norm" in a HybridModel.
+
+    Example:
+        >>> embeddings(tied=True)[-1]
+        Dropped('lm_head.weight', 'tied to model.embed_tokens.weight')
     """
     mappings: Mappings = [AutoMapping("embedding.word_embeddings.weight", f"{hf}.{embedding}.weight")]
     for kind in kinds(norm_bias):
@@ -35,5 +40,5 @@ def embeddings(
 
 
 def backbone_embeddings(*, tied: bool) -> Mappings:
-    """`embeddings` of a HybridModel, as models name them whose every layer is one mixer (Mamba-2, Nemotron-H)."""
+    """`embeddings` of a HybridModel with the names of Mamba-2 and Nemotron-H, where each layer is one mixer."""
     return embeddings(tied=tied, hf="backbone", embedding="embeddings", norm="norm_f", megatron_norm="final_norm")

@@ -19,15 +19,19 @@ def moe(
     shared: str | None = None,
     shared_gate: str | None = None,
 ) -> Mappings:
-    """Mixture of experts, each expert's tensors stored on their own.
+    """Mixture of experts, stored as separate tensors for each expert.
 
     Args:
         router: HF name of the router, below `hf`.
-        router_bias: HF name of the bias that is added to scores for the choice of experts.
+        router_bias: HF name of the bias that is added to the scores when experts are chosen.
         experts: HF name of the list of experts.
-        names: HF names of an expert's gate, up and down projections; no gate for experts of two layers.
+        names: HF names of an expert's gate, up and down projections; `None` if it has no gate.
         shared: HF name of the shared expert, if there is one.
         shared_gate: HF name of the projection that gates the shared expert.
+
+    Example:
+        >>> moe(hf="model.layers.*.block_sparse_moe", names=("w1", "w3", "w2"))[0]
+        AutoMapping('decoder.layers.*.mlp.router.weight', 'model.layers.*.block_sparse_moe.gate.weight')
     """
     megatron = MLP
     mappings: Mappings = [
@@ -54,12 +58,12 @@ def fused_moe(
     interleaved: bool = False,
     shared: str | None = None,
 ) -> Mappings:
-    """Mixture of gated experts, the tensors of all experts of a layer stored as one.
+    """Mixture of gated experts, stored as one tensor for all experts of a layer.
 
     Args:
         router: HF name of the router, below `hf`.
         gate_up, down: HF names of the experts' projections.
-        bias: whether router and experts have biases, stored under the names of the weights with `_bias`.
+        bias: whether router and experts have biases; those of the experts have the weights' names plus `_bias`.
         transposed: whether an expert's weight is `[in, out]`.
         interleaved: whether the outputs of gate and up alternate.
         shared: HF name of the shared expert, if there is one.
@@ -83,7 +87,7 @@ def _shared_expert(hf: str, names: tuple[str | None, str, str] = ("gate_proj", "
 
 
 def _two_layers(megatron: str, hf: str, names: tuple[str | None, str, str], expert: str = "") -> Mappings:
-    """The weights of an expert's MLP."""
+    """The weights of an expert's MLP: `linear_fc1`, with the gate if there is one, and `linear_fc2`."""
     gate, up, down = names
     fc1, hf_up = f"{megatron}.linear_fc1.weight{expert}", f"{hf}.{up}.weight"
     return [

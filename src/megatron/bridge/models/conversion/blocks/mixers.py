@@ -1,8 +1,7 @@
 """Layers that mix positions without attention."""
 
-from typing import Any
-
 from megatron.bridge.models.conversion.blocks.names import LAYER, Mappings, kinds
+from megatron.bridge.models.conversion.fields.part import HFConfig
 from megatron.bridge.models.conversion.param_mapping import (
     AutoMapping,
     RMSNorm2ZeroCenteredRMSNormMapping,
@@ -10,13 +9,13 @@ from megatron.bridge.models.conversion.param_mapping import (
 )
 
 
-def gated_delta_net(config: Any, *, hf: str = "model.layers.*.linear_attn", fused_by_head: bool) -> Mappings:
+def gated_delta_net(config: HFConfig, *, hf: str = "model.layers.*.linear_attn", fused_by_head: bool) -> Mappings:
     """A gated delta net and the norm in front of it.
 
     Args:
-        config: the HF config, for the sizes of heads.
-        fused_by_head: whether the HF projections are two (q, k, v, z and b, a), each with the rows of one key head
-            after those of another, or four (q, k, v together, z, b and a).
+        config: the HF config, for the sizes of the heads.
+        fused_by_head: whether HF has two projections, (q, k, v, z) and (b, a), whose rows are grouped by key head;
+            otherwise it has four: (q, k, v), z, b and a.
     """
     megatron = f"{LAYER}.self_attention"
     num_heads, per_head = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
@@ -31,10 +30,10 @@ def gated_delta_net(config: Any, *, hf: str = "model.layers.*.linear_attn", fuse
         AutoMapping(f"{megatron}.out_proj.weight", f"{hf}.out_proj.weight"),
     ]
 
-    def sections(weight: str, theirs: str, names: tuple[str, ...], sizes: tuple[int, ...], num_groups: int) -> None:
+    def sections(weight: str, hf_name: str, names: tuple[str, ...], sizes: tuple[int, ...], num_groups: int) -> None:
         for index, name in enumerate(names):
-            ours = f"{megatron}.{weight}.{name}"
-            mappings.append(SectionMapping(ours, f"{hf}.{theirs}.weight", sizes, index, num_groups))
+            param = f"{megatron}.{weight}.{name}"
+            mappings.append(SectionMapping(param, f"{hf}.{hf_name}.weight", sizes, index, num_groups))
 
     qkv = (num_heads * keys, num_heads * keys, num_heads * values)
     sections("conv1d.weight", "conv1d", ("query", "key", "value"), qkv, 1)
@@ -44,8 +43,8 @@ def gated_delta_net(config: Any, *, hf: str = "model.layers.*.linear_attn", fuse
         sections("in_proj.weight", "in_proj_ba", ("beta", "alpha"), (per_head, per_head), num_heads)
     else:
         sections("in_proj.weight", "in_proj_qkv", ("query", "key", "value"), qkv, 1)
-        for name, theirs in (("z", "in_proj_z"), ("beta", "in_proj_b"), ("alpha", "in_proj_a")):
-            mappings.append(AutoMapping(f"{megatron}.in_proj.weight.{name}", f"{hf}.{theirs}.weight"))
+        for name, hf_name in (("z", "in_proj_z"), ("beta", "in_proj_b"), ("alpha", "in_proj_a")):
+            mappings.append(AutoMapping(f"{megatron}.in_proj.weight.{name}", f"{hf}.{hf_name}.weight"))
     return mappings
 
 
@@ -62,10 +61,10 @@ def short_convolution(
     mappings: Mappings = [AutoMapping(f"{megatron}.in_proj.layer_norm_weight", f"{norm}.weight")]
     for kind in kinds(bias):
         for index, part in enumerate(("B", "C", "x")):
-            ours = f"{megatron}.in_proj.{kind}.{part}"
-            mappings.append(SectionMapping(ours, f"{hf}.in_proj.{kind}", (hidden_size,) * 3, index))
-        for ours, theirs in (("conv1d", "conv"), ("out_proj", "out_proj")):
-            mappings.append(AutoMapping(f"{megatron}.{ours}.{kind}", f"{hf}.{theirs}.{kind}"))
+            param = f"{megatron}.in_proj.{kind}.{part}"
+            mappings.append(SectionMapping(param, f"{hf}.in_proj.{kind}", (hidden_size,) * 3, index))
+        for name, hf_name in (("conv1d", "conv"), ("out_proj", "out_proj")):
+            mappings.append(AutoMapping(f"{megatron}.{name}.{kind}", f"{hf}.{hf_name}.{kind}"))
     return mappings
 
 
@@ -79,13 +78,13 @@ def mamba(
     megatron: str = "mixer",
     norm: bool = True,
 ) -> Mappings:
-    """A Mamba-2 mixer, its norm in front not included.
+    """A Mamba-2 mixer, without the norm in front of it.
 
     Args:
-        megatron: Megatron's name of it.
+        num_heads, head_dim, num_groups, state_size: of the whole mixer. Its projection and its convolution each hold
+            several tensors, one after the other, which megatron-core's checkpoints keep apart.
+        megatron: Megatron's name for it.
         norm: whether it has a gated norm.
-        num_heads, head_dim, num_groups, state_size: of the whole mixer; its projection and its convolution hold several
-            tensors, one after the other, which megatron-core keeps apart in checkpoints.
     """
     megatron = f"{LAYER}.{megatron}"
     inner, states = num_heads * head_dim, num_groups * state_size

@@ -1,4 +1,4 @@
-"""MLPs: gated ones, and those of two layers."""
+"""MLPs, with and without a gate."""
 
 from collections.abc import Sequence
 
@@ -25,17 +25,21 @@ def gated_mlp(
     Args:
         bias: whether they have biases.
         names: their HF names.
-        fused_gate_up: HF name of one projection in the place of gate and up.
-        fused_order: what follows what in it.
-        transposed: whether the weights of a fused and of the down projection are `[in, out]`.
+        fused_gate_up: HF name of the projection that holds both gate and up, if there is one.
+        fused_order: the order of gate and up in it.
+        transposed: whether the weights of the fused and the down projection are `[in, out]`.
+
+    Example:
+        >>> gated_mlp(fused_gate_up="gate_up_proj")[0]
+        FusedGatedMLPMapping('decoder.layers.*.mlp.linear_fc1.weight', 'model.layers.*.mlp.gate_up_proj.weight')
     """
     mappings: Mappings = []
     for kind in kinds(bias):
         gate, up, down = (f"{hf}.{name}.{kind}" for name in names)
         fc1 = f"{MLP}.linear_fc1.{kind}"
         if fused_gate_up is not None:
-            theirs = f"{hf}.{fused_gate_up}.{kind}"
-            mappings.append(FusedGatedMLPMapping(fc1, theirs, order=fused_order, transposed=transposed))
+            gate_up = f"{hf}.{fused_gate_up}.{kind}"
+            mappings.append(FusedGatedMLPMapping(fc1, gate_up, order=fused_order, transposed=transposed))
         else:
             mappings.append(GatedMLPMapping(fc1, gate=gate, up=up))
         mapping = TransposedMapping if transposed and kind == "weight" else AutoMapping

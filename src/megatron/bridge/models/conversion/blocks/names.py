@@ -1,4 +1,4 @@
-"""Names that blocks have in common, and mappings of weights that are HF tensors as they are."""
+"""Names that several blocks or families use, and mappings of weights that equal HF tensors."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,10 +10,10 @@ LAYER = "decoder.layers.*"
 MLP = f"{LAYER}.mlp"
 HF_LAYER = "model.layers.*"
 
-# HF names of the norms of q and k in some families.
+# HF names of the norms of q and k, in some families.
 LONG_QK_NORM_NAMES = ("query_layernorm", "key_layernorm")
 QK_LAYERNORM_NAMES = ("q_layernorm", "k_layernorm")
-# HF names that several families have in common, to be passed to blocks.
+# HF names that several families pass to blocks.
 DEEPSEEK_ROUTER_BIAS = "gate.e_score_correction_bias"
 BLOCK_SPARSE_MOE = "model.layers.*.block_sparse_moe"
 BACKBONE_NORM = "backbone.layers.*.norm.weight"
@@ -23,19 +23,23 @@ NUMBERED_EXPERT = ("w1", "w3", "w2")
 
 
 def kinds(bias: bool) -> tuple[str, ...]:
-    """What a layer has: a weight, and perhaps a bias."""
+    """The parameters of a layer: its weight and, if it has one, its bias."""
     return ("weight", "bias") if bias else ("weight",)
 
 
 def parts(megatron: str, hf: str, names: Mapping[str, str] | Iterable[str]) -> Mappings:
-    """Weights below a module of Megatron's that are HF tensors as they are.
+    """Weights of one Megatron module that each equal one HF tensor.
 
     Args:
-        megatron, hf: what the names begin with.
-        names: how they go on in HF, by how they go on in Megatron; or how they go on in both.
+        megatron, hf: the names of the module.
+        names: HF names below it by Megatron names below it, or names that are the same in both.
+
+    Example:
+        >>> parts("decoder", "model", {"norm.weight": "final.weight"})
+        [AutoMapping('decoder.norm.weight', 'model.final.weight')]
     """
     pairs = names.items() if isinstance(names, Mapping) else ((name, name) for name in names)
-    return [AutoMapping(f"{megatron}.{ours}", f"{hf}.{theirs}") for ours, theirs in pairs]
+    return [AutoMapping(f"{megatron}.{name}", f"{hf}.{hf_name}") for name, hf_name in pairs]
 
 
 def below(mappings: Mappings, *, megatron: str = "", hf: tuple[str, str] = ("", "")) -> Mappings:

@@ -11,7 +11,7 @@ def pre_norms(
     mlp: str | None = "post_attention_layernorm",
     bias: bool = False,
 ) -> Mappings:
-    """The norms in front of attention and MLP; `None` for one that the layer does not have."""
+    """The norms in front of attention and MLP, by their HF names; `None` for one that the layer lacks."""
     norms = (("self_attention.linear_qkv", attention), ("mlp.linear_fc1", mlp))
     return [
         AutoMapping(f"{LAYER}.{megatron}.layer_norm_{kind}", f"{hf}.{name}.{kind}")
@@ -27,7 +27,7 @@ def post_norms(
     attention: str = "post_attention_layernorm",
     mlp: str = "post_feedforward_layernorm",
 ) -> Mappings:
-    """The norms behind attention and MLP, in front of the residual addition."""
+    """The norms behind attention and MLP, before the residual addition."""
     return [
         AutoMapping(f"{LAYER}.self_attention.linear_proj.post_layernorm.weight", f"{hf}.{attention}.weight"),
         AutoMapping(f"{LAYER}.mlp.linear_fc2.post_layernorm.weight", f"{hf}.{mlp}.weight"),

@@ -1,8 +1,8 @@
-"""Self-attention, multi-latent attention and what chooses keys for it."""
+"""Self-attention, multi-latent attention, and the indexer that chooses its keys."""
 
 from collections.abc import Sequence
 
-from megatron.bridge.models.conversion.blocks.names import LAYER, Mappings, kinds
+from megatron.bridge.models.conversion.blocks.names import LAYER, Mappings, kinds, parts
 from megatron.bridge.models.conversion.param_mapping import (
     AutoMapping,
     Dropped,
@@ -38,15 +38,15 @@ def attention(
     Args:
         qkv_bias, output_bias: whether the projections have biases.
         qkv_names: HF names of the projections of q, k and v.
-        fused_qkv: HF name of one projection in their place.
-        fused_order, fused_chunks: what follows what in it (see `FusedQKVMapping`).
+        fused_qkv: HF name of the projection that holds all three, if there is one.
+        fused_order, fused_chunks: how it is ordered (see `FusedQKVMapping`).
         output: HF name of the output projection.
-        transposed: whether the weights of a fused and of the output projection are `[in, out]`.
-        output_gate: whether the q tensor has a gate of the output behind each head's query.
-        heads_differ: whether layers with a sliding window have heads of their own, or values have.
-        qk_norm, qk_norm_bias: whether q and k have norms, and these have biases.
-        qk_norm_names: their HF names.
-        sinks: HF name of the learned logit that each head's softmax has in addition.
+        transposed: whether the weights of the fused and the output projection are `[in, out]`.
+        output_gate: whether the q tensor has an output gate behind each head's query.
+        heads_differ: whether heads differ in layers with a sliding window, or values have another size than keys.
+        qk_norm, qk_norm_bias: whether q and k have norms, and whether these have biases.
+        qk_norm_names: HF names of the norms.
+        sinks: HF name of the learned logit that is added to each head's softmax.
 
     Example:
         >>> attention(hf="transformer.h.*.attn", fused_qkv="c_attn", output="c_proj", transposed=True)[0]
@@ -55,16 +55,16 @@ def attention(
     megatron = f"{LAYER}.self_attention"
     mappings: Mappings = []
     for kind in kinds(qkv_bias):
-        ours = f"{megatron}.linear_qkv.{kind}"
+        param = f"{megatron}.linear_qkv.{kind}"
         if fused_qkv is not None:
-            theirs = f"{hf}.{fused_qkv}.{kind}"
+            name = f"{hf}.{fused_qkv}.{kind}"
             mappings.append(
-                FusedQKVMapping(ours, theirs, order=fused_order, num_chunks=fused_chunks, transposed=transposed)
+                FusedQKVMapping(param, name, order=fused_order, num_chunks=fused_chunks, transposed=transposed)
             )
         else:
             names = {role: f"{hf}.{name}.{kind}" for role, name in zip("qkv", qkv_names, strict=True)}
             separate = LayerQKVMapping if heads_differ else GatedQKVMapping if output_gate else QKVMapping
-            mappings.append(separate(ours, **names))
+            mappings.append(separate(param, **names))
     for kind in kinds(output_bias):
         mapping = TransposedMapping if transposed and kind == "weight" else AutoMapping
         mappings.append(mapping(f"{megatron}.linear_proj.{kind}", f"{hf}.{output}.{kind}"))
@@ -74,7 +74,7 @@ def attention(
                 mappings.append(AutoMapping(f"{megatron}.{role}_layernorm.{kind}", f"{hf}.{name}.{kind}"))
     if sinks is not None:
         mappings.append(AutoMapping(f"{megatron}.core_attention.softmax_offset", f"{hf}.{sinks}"))
-    # Checkpoints made by old versions of transformers carry the rotary frequencies.
+    # Old versions of transformers saved the rotary frequencies, too.
     mappings.append(Dropped(f"{hf}.rotary_emb.inv_freq", "rotary frequencies are computed from the config"))
     return mappings
 
@@ -83,7 +83,7 @@ def latent_attention(*, hf: str = "model.layers.*.self_attn", q_latent: bool = T
     """Multi-latent attention.
 
     Args:
-        q_latent: whether queries are projected down and up again (`q_lora_rank`), or by one matrix.
+        q_latent: whether queries have a latent (`q_lora_rank`), or are projected by one matrix.
     """
     megatron = f"{LAYER}.self_attention"
     names = {
@@ -100,12 +100,14 @@ def latent_attention(*, hf: str = "model.layers.*.self_attn", q_latent: bool = T
         }
     else:
         names["linear_q_proj.weight"] = "q_proj.weight"
-    mappings: Mappings = [AutoMapping(f"{megatron}.{ours}", f"{hf}.{theirs}") for ours, theirs in names.items()]
-    return [*mappings, Dropped(f"{hf}.rotary_emb.inv_freq", "rotary frequencies are computed from the config")]
+    return [
+        *parts(megatron, hf, names),
+        Dropped(f"{hf}.rotary_emb.inv_freq", "rotary frequencies are computed from the config"),
+    ]
 
 
 def attention_indexer(*, hf: str = "model.layers.*.self_attn.indexer") -> Mappings:
-    """What chooses the keys of sparse attention (DSA)."""
+    """The indexer, which chooses the keys of sparse attention (DSA)."""
     megatron = f"{LAYER}.self_attention.core_attention.indexer"
     names = {
         "linear_wq_b.weight": "wq_b.weight",
@@ -114,4 +116,4 @@ def attention_indexer(*, hf: str = "model.layers.*.self_attn.indexer") -> Mappin
         "k_norm.bias": "k_norm.bias",
         "linear_weights_proj.weight": "weights_proj.weight",
     }
-    return [ReplicatedMapping(f"{megatron}.{ours}", f"{hf}.{theirs}") for ours, theirs in names.items()]
+    return [ReplicatedMapping(f"{megatron}.{name}", f"{hf}.{hf_name}") for name, hf_name in names.items()]

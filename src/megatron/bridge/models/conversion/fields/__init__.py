@@ -1,4 +1,4 @@
-"""Configs as data: parts that describe groups of config fields in both directions, of which families are made."""
+"""Configs as data: parts that describe groups of config fields in both directions, for families to choose from."""
 
 from megatron.bridge.models.conversion.fields.activations import *
 from megatron.bridge.models.conversion.fields.common import *

@@ -1,37 +1,42 @@
-"""Activation functions, under the names that Hugging Face configs use."""
+"""Activation functions, by the names that Hugging Face configs use."""
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Provider
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Provider, Values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
 
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "relu2", "quick_gelu")
 
 
 def activation(name: str = "hidden_act") -> Part:
-    """The activation function of the MLP. A part gives its name: the function comes when a provider is made.
+    """The activation function of the MLP, by name; the function itself is looked up when a provider is made.
 
     Args:
-        name: of the HF field.
+        name: the HF field.
     """
 
-    def to_provider(hf_config: HFConfig) -> dict[str, Any]:
-        found = getattr(hf_config, name)
-        if found not in ACTIVATIONS:
+    def to_provider(hf_config: HFConfig) -> Values:
+        function = getattr(hf_config, name)
+        if function not in ACTIVATIONS:
             raise UnsupportedConfigError(
-                f"{name}: activation {found!r} is not supported: {', '.join(sorted(ACTIVATIONS))} are"
+                f"{name}: activation {function!r} is not supported: {', '.join(sorted(ACTIVATIONS))} are"
             )
-        return {"activation_func": found}
+        return {"activation_func": function}
 
-    def to_hf(provider: Provider) -> dict[str, Any]:
+    def to_hf(provider: Provider) -> Values:
         return {name: activation_name(provider.activation_func)}
 
     return Part(reads=(name,), to_provider=to_provider, to_hf=to_hf)
 
 
 @cache
-def activation_functions() -> dict[str, Any]:
+def activation_functions() -> "dict[str, Callable[[Tensor], Tensor]]":
     """The functions by name, in the order of `ACTIVATIONS`."""
     import torch.nn.functional as F
     from megatron.core.activations import quick_gelu, squared_relu
@@ -42,11 +47,15 @@ def activation_functions() -> dict[str, Any]:
     return dict(zip(ACTIVATIONS, functions, strict=True))
 
 
-def activation_name(function: Any) -> str:
+def activation_name(function: object) -> str:
     """The HF name of an activation function.
 
     Raises:
         UnsupportedConfigError: it has none.
+
+    Example:
+        >>> activation_name(torch.nn.functional.silu)
+        'silu'
     """
     for name, known in activation_functions().items():
         if known is function:

@@ -1,12 +1,10 @@
 """Config fields that most decoders have."""
 
-from typing import Any
-
 from megatron.bridge.models.conversion.fields.activations import activation
-from megatron.bridge.models.conversion.fields.part import Part, Parts, Provider, same
+from megatron.bridge.models.conversion.fields.part import Part, Parts, Provider, Values, same
 from megatron.bridge.models.conversion.fields.rope import ROPE
 
-# HF field -> provider field, for decoder-only transformers. The values are the same on both sides.
+# HF field -> the provider field with the same value, for decoder-only transformers.
 DECODER_FIELDS: dict[str, str] = {
     "num_hidden_layers": "num_layers",
     "hidden_size": "hidden_size",
@@ -21,7 +19,7 @@ DECODER_FIELDS: dict[str, str] = {
     "attention_dropout": "attention_dropout",
     "tie_word_embeddings": "share_embeddings_and_output_weights",
 }
-# A gated MLP between RMSNorms, and no bias or dropout that a field does not state.
+# RMSNorms, a gated MLP, and no biases or dropout but those that a field asks for.
 DECODER_DEFAULTS = {
     "normalization": "RMSNorm",
     "gated_linear_unit": True,
@@ -34,7 +32,7 @@ def decoder(**hf_names: str | None) -> Parts:
     """The parts of a decoder: sizes, heads, norms, embeddings, activation function and rotary embedding.
 
     Args:
-        hf_names: other names of HF fields, or `None` for a config class that lacks a field.
+        hf_names: for each HF field with another name, that name; `None` if the config class lacks the field.
 
     Example:
         >>> "norm_epsilon" in decoder(rms_norm_eps="norm_epsilon", head_dim=None)[0].same
@@ -50,8 +48,8 @@ def decoder(**hf_names: str | None) -> Parts:
     return tuple(parts)
 
 
-def _unpadded_heads(provider: Provider) -> dict[str, Any]:
-    """The heads without those that were added for tensor parallelism."""
+def _unpadded_heads(provider: Provider) -> Values:
+    """The numbers of heads, without those that were added for tensor parallelism."""
     if not provider.unpadded_query_groups:
         return {}
     ratio = provider.num_attention_heads // provider.num_query_groups
@@ -66,7 +64,7 @@ DECODER = decoder()
 # One switch for the biases of all four projections of attention.
 ATTENTION_BIAS = same(attention_bias=("add_qkv_bias", "attention_output_bias"))
 
-# Fields that do not change what a forward pass computes.
+# HF fields that do not change what a forward pass computes, and why.
 IRRELEVANT_FIELDS = {
     "transformers_version": "which version wrote the file",
     "architectures": "read to choose the bridge",
@@ -104,8 +102,8 @@ IRRELEVANT_FIELDS = {
     "is_llama_config": "another runtime's settings",
 }
 
-# Fields that must have the value with which transformers' models of this kind are computed.
-FIXED_FIELDS: dict[str, Any] = {
+# HF fields that must have the value that transformers' decoders have.
+FIXED_FIELDS: dict[str, object] = {
     "is_encoder_decoder": False,
     "rope_interleaved": False,
 }

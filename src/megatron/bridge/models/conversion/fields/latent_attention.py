@@ -1,7 +1,5 @@
 """Multi-latent attention (MLA, arXiv 2405.04434)."""
 
-from typing import Any
-
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion.fields.common import decoder
 from megatron.bridge.models.conversion.fields.part import (
@@ -9,6 +7,7 @@ from megatron.bridge.models.conversion.fields.part import (
     Part,
     Parts,
     Provider,
+    Values,
     defaults,
     fixed,
     irrelevant,
@@ -18,11 +17,11 @@ from megatron.bridge.models.conversion.fields.part import (
 from megatron.bridge.models.conversion.fields.rope import rotary_fields
 
 
-def _latents(hf_config: HFConfig) -> dict[str, Any]:
-    """The latent of the queries, which may be absent.
+def _latents(hf_config: HFConfig) -> Values:
+    """The rank of the queries' latent; `None` if they have none.
 
     Raises:
-        UnsupportedConfigError: grouped keys and values, which transformers does not compute either.
+        UnsupportedConfigError: keys and values in groups, which transformers does not compute either.
     """
     if hf_config.num_key_value_heads != hf_config.num_attention_heads:
         raise UnsupportedConfigError(
@@ -32,22 +31,22 @@ def _latents(hf_config: HFConfig) -> dict[str, Any]:
     return {"q_lora_rank": hf_config.q_lora_rank}
 
 
-def _rotary_fields(hf_config: HFConfig) -> dict[str, Any]:
+def _rotary_fields(hf_config: HFConfig) -> Values:
     """The rotary embedding: default or YaRN.
 
     Raises:
-        UnsupportedConfigError: another kind, or numbers that megatron-core's YaRN for MLA has no place for.
+        UnsupportedConfigError: another kind, or numbers for which megatron-core's YaRN for MLA has no field.
     """
     parameters = rotary_fields(hf_config)["rope_parameters"]
     fields = {"rotary_base": float(parameters["rope_theta"]), "rope_parameters": parameters}
     kind = parameters.get("rope_type", "default")
     if kind == "default":
-        # megatron-core scales the softmax by the factor and mscale_all_dim even without YaRN.
+        # Even without YaRN, megatron-core scales the softmax by the factor and mscale_all_dim.
         return {**fields, "rope_type": "rope", "rotary_scaling_factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
     mscale, mscale_all_dim = parameters.get("mscale") or 0.0, parameters.get("mscale_all_dim") or 0.0
-    is_exact = not mscale_all_dim or mscale  # otherwise HF scales cos and sin by a number that does not fit
-    others = [parameters.get(name) for name in ("attention_factor", "truncate", "partial_rotary_factor")]
-    if kind != "yarn" or not is_exact or any(value is not None for value in others):
+    is_exact = not mscale_all_dim or mscale  # otherwise HF scales cos and sin by a number of its own
+    without_field = [parameters.get(name) for name in ("attention_factor", "truncate", "partial_rotary_factor")]
+    if kind != "yarn" or not is_exact or any(value is not None for value in without_field):
         raise UnsupportedConfigError(
             f"rope_parameters {parameters!r} cannot be represented with multi-latent attention; expected "
             "rope_type default, or yarn with mscale if there is mscale_all_dim, and without "
@@ -66,7 +65,7 @@ def _rotary_fields(hf_config: HFConfig) -> dict[str, Any]:
     }
 
 
-# A decoder with multi-latent attention: in place of `DECODER`.
+# A decoder with multi-latent attention, to be used instead of `DECODER`.
 LATENT_ATTENTION_DECODER = (
     *decoder(head_dim=None, rope_parameters=None),
     same(
@@ -79,7 +78,7 @@ LATENT_ATTENTION_DECODER = (
             "qk_head_dim": "the sum of qk_nope_head_dim and qk_rope_head_dim",
             "head_dim": "another name of qk_rope_head_dim",
         },
-        # Values without which transformers' computation is another one.
+        # With other values, transformers computes something else.
         fixed={"attention_bias": False, "rope_interleave": True},
         defaults={"qk_layernorm": True},
         to_provider=lambda hf_config: _latents(hf_config) | _rotary_fields(hf_config),
@@ -94,25 +93,29 @@ SPARSE_ATTENTION: Parts = (
     defaults(
         experimental_attention_variant="dsa",
         dsa_indexer_k_norm_epsilon=1e-6,
-        # A rotation of queries and keys alike, which makes them easier to store in FP8 and changes no score.
+        # It would rotate queries and keys alike, which changes no score but makes them easier to store in FP8.
         dsa_indexer_rotate_activation=False,
     ),
 )
 
 
 def indexer_types(num_layers: int, freq: int, offset: int) -> list[str]:
-    """Which layers choose keys ("full"), and which take those of a layer before ("shared").
+    """Which layers choose keys ("full"), and which reuse those that an earlier layer chose ("shared").
 
     Args:
         freq, offset: megatron-core's `dsa_indexer_topk_freq` and `dsa_indexer_skip_topk_offset`.
+
+    Example:
+        >>> indexer_types(5, freq=2, offset=1)
+        ['full', 'shared', 'full', 'shared', 'full']
     """
     return ["shared" if max(layer - max(offset, 1), 0) % freq else "full" for layer in range(1, num_layers + 1)]
 
 
-def _index_schedule(hf_config: HFConfig) -> dict[str, Any]:
+def _index_schedule(hf_config: HFConfig) -> Values:
     kinds, num_layers = list(hf_config.indexer_types or ()), hf_config.num_hidden_layers
     freq, offset = 1, 1
-    if "shared" in kinds:  # after the last of those in front, the next one that is not shared tells how many share
+    if "shared" in kinds:  # the first run of shared layers, and the layer behind it, make one period
         offset = kinds.index("shared")
         freq = [*kinds[offset:], "full"].index("full") + 1
     if indexer_types(num_layers, freq, offset) != kinds:
@@ -130,12 +133,12 @@ def _index_schedule(hf_config: HFConfig) -> dict[str, Any]:
     return {"dsa_indexer_topk_freq": freq, "dsa_indexer_skip_topk_offset": offset}
 
 
-def _index_kinds(provider: Provider) -> dict[str, Any]:
+def _index_kinds(provider: Provider) -> Values:
     schedule = provider.dsa_indexer_topk_freq, provider.dsa_indexer_skip_topk_offset
     return {"indexer_types": indexer_types(provider.num_layers, *schedule)}
 
 
-# Layers that take over the keys which an earlier layer chose.
+# Layers that reuse the keys that an earlier layer chose.
 SHARED_INDICES: Parts = (
     Part(reads=("indexer_types",), to_provider=_index_schedule, to_hf=_index_kinds),
     turned_into("indexer_types", "index_topk_freq", "index_skip_topk_offset", "index_topk_pattern"),

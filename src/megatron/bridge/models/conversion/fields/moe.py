@@ -1,19 +1,17 @@
 """Mixtures of experts: which layers have experts, how wide they are, and how the router chooses."""
 
-from typing import Any
-
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Parts, Provider, defaults, same
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Parts, Provider, Values, defaults, same
 
-# HF field -> provider field.
+# HF field -> the provider field with the same value.
 _FIELDS = {
     "num_experts": "num_moe_experts",
     "num_experts_per_tok": "moe_router_topk",
     "moe_intermediate_size": "moe_ffn_hidden_size",
     "router_aux_loss_coef": "moe_aux_loss_coeff",
 }
-# Provider fields that every mixture of experts has. Fused kernels are switched off where they cannot run.
-MOE_DEFAULTS: dict[str, Any] = {
+# Provider fields of every mixture of experts. Where fused kernels cannot run, they are switched off.
+MOE_DEFAULTS: dict[str, object] = {
     "moe_token_dispatcher_type": "alltoall",
     "moe_router_load_balancing_type": "aux_loss",
     "moe_grouped_gemm": True,
@@ -21,11 +19,11 @@ MOE_DEFAULTS: dict[str, Any] = {
 
 
 def experts(**hf_names: str | None) -> Part:
-    """The sizes of a mixture of experts, and what every mixture has.
+    """The sizes of a mixture of experts, and the fields that all mixtures have in common.
 
     Args:
-        hf_names: other names of the HF fields `num_experts`, `num_experts_per_tok`, `moe_intermediate_size` and
-            `router_aux_loss_coef`, or `None` for a config class that lacks one.
+        hf_names: for each of the HF fields `num_experts`, `num_experts_per_tok`, `moe_intermediate_size` and
+            `router_aux_loss_coef` with another name, that name; `None` if the config class lacks the field.
 
     Example:
         >>> experts(num_experts="num_local_experts", router_aux_loss_coef=None).same["num_local_experts"]
@@ -39,19 +37,19 @@ def experts(**hf_names: str | None) -> Part:
     )
 
 
-# Experts as wide as `intermediate_size` in every layer, as Mixtral has them.
+# Experts in every layer, as wide as `intermediate_size` says (Mixtral).
 LOCAL_EXPERTS = experts(num_experts="num_local_experts", moe_intermediate_size="intermediate_size")
-# Scores in fp32 whatever the model's dtype.
+# The router's scores are in fp32, whatever the model's dtype.
 ROUTER_IN_FP32 = defaults(moe_router_dtype="fp32")
 
 
 def moe_layer_freq(is_moe: list[bool]) -> int | list[int]:
-    """megatron-core's field for which layers have experts; a list makes each layer's checkpoint keys its own."""
+    """megatron-core's field for which layers have experts. A list gives each layer checkpoint keys of its own."""
     return 1 if all(is_moe) else [int(moe) for moe in is_moe]
 
 
 def moe_layers(provider: Provider) -> list[bool]:
-    """The inverse of `moe_layer_freq`: for each layer whether it has experts."""
+    """The inverse of `moe_layer_freq`: whether each layer has experts."""
     freq = provider.moe_layer_freq
     return [True] * provider.num_layers if isinstance(freq, int) else [bool(moe) for moe in freq]
 
@@ -59,23 +57,23 @@ def moe_layers(provider: Provider) -> list[bool]:
 # Routers
 
 
-def softmax_router_fields(renormalize: bool, topk: int) -> dict[str, Any]:
+def softmax_router_fields(renormalize: bool, topk: int) -> Values:
     """The provider fields of a softmax router.
 
     Args:
-        renormalize: whether the scores of the chosen experts are divided by their sum, which is the same as the softmax
-            of the chosen experts alone. megatron-core refuses that for a single expert.
+        renormalize: whether the scores of the chosen experts are divided by their sum, which equals the softmax over
+            the chosen experts alone. megatron-core refuses that softmax for a single expert.
     """
     if renormalize and topk == 1:
         return {"moe_router_pre_softmax": True, "moe_router_renormalize": True}
     return {"moe_router_pre_softmax": not renormalize}
 
 
-def _is_renormalized(provider: Provider) -> dict[str, Any]:
+def _is_renormalized(provider: Provider) -> Values:
     return {"norm_topk_prob": bool(provider.moe_router_renormalize) or not provider.moe_router_pre_softmax}
 
 
-# A softmax over all experts or over the chosen ones.
+# A softmax over all experts, or over the chosen ones.
 SOFTMAX_ROUTER = Part(
     reads=("norm_topk_prob",),
     to_provider=lambda config: softmax_router_fields(config.norm_topk_prob, config.num_experts_per_tok),
@@ -83,11 +81,11 @@ SOFTMAX_ROUTER = Part(
 )
 
 
-def _grouped_sigmoid_fields(hf_config: HFConfig) -> dict[str, Any]:
-    """The provider fields of DeepSeek-V3's router: sigmoid scores, a bias for the choice, groups of experts.
+def _grouped_sigmoid_fields(hf_config: HFConfig) -> Values:
+    """The provider fields of DeepSeek-V3's router: sigmoid scores, groups of experts, and a bias used to choose them.
 
-    megatron-core's own router is chosen where it computes the same: it takes the best K / topk_group scores of a group
-    where HF takes the best two, and always divides by the sum of the scores (but not of a single one).
+    megatron-core's own router is used wherever it computes the same. It rates a group by its best K / topk_group
+    scores, HF by its best two; and it always divides by the sum of the scores, unless there is only one.
     """
     topk, num_groups, num_chosen = hf_config.num_experts_per_tok, hf_config.n_group, hf_config.topk_group
     is_grouped = num_groups > 1
@@ -103,7 +101,7 @@ def _grouped_sigmoid_fields(hf_config: HFConfig) -> dict[str, Any]:
     }
 
 
-def _grouped_sigmoid_values(provider: Provider) -> dict[str, Any]:
+def _grouped_sigmoid_values(provider: Provider) -> Values:
     renormalize = provider.moe_router_renormalize
     return {
         "n_group": provider.moe_router_num_groups or 1,
@@ -119,7 +117,7 @@ GROUPED_SIGMOID_ROUTER = Part(
 )
 
 
-def _group_limited_fields(hf_config: HFConfig) -> dict[str, Any]:
+def _group_limited_fields(hf_config: HFConfig) -> Values:
     if hf_config.topk_method == "greedy":
         return {}
     return {
@@ -129,7 +127,7 @@ def _group_limited_fields(hf_config: HFConfig) -> dict[str, Any]:
     }
 
 
-def _group_limited_values(provider: Provider) -> dict[str, Any]:
+def _group_limited_values(provider: Provider) -> Values:
     return {
         "topk_method": "group_limited_greedy" if provider.moe_router_num_groups else "greedy",
         "n_group": provider.moe_router_num_groups,
@@ -137,31 +135,31 @@ def _group_limited_values(provider: Provider) -> dict[str, Any]:
     }
 
 
-# DeepSeek-V2's router: the best experts, or those of the groups with the best experts.
+# DeepSeek-V2's router: the best experts of all, or of the groups that have the best experts.
 GROUP_LIMITED_ROUTER = Part(
     reads=("topk_method", "n_group", "topk_group"), to_provider=_group_limited_fields, to_hf=_group_limited_values
 )
-# Routers with a bias for the choice, as trained: the bias balances the experts over batches, the loss only within each
-# sequence (arXiv 2412.19437, section 4.2).
+# How routers that choose experts with a bias are trained: the bias balances the experts over batches, the loss only
+# within each sequence (arXiv 2412.19437, section 4.2).
 BIASED_ROUTER = defaults(moe_router_load_balancing_type="seq_aux_loss", moe_aux_loss_coeff=1e-4)
 
 
 # Layers with experts
 
 
-def _sparse_step_fields(hf_config: HFConfig) -> dict[str, Any]:
+def _sparse_step_fields(hf_config: HFConfig) -> Values:
     step, dense = hf_config.decoder_sparse_step, hf_config.mlp_only_layers
     is_moe = [layer not in dense and (layer + 1) % step == 0 for layer in range(hf_config.num_hidden_layers)]
     router = softmax_router_fields(hf_config.norm_topk_prob, hf_config.num_experts_per_tok)
     return {**router, "moe_layer_freq": moe_layer_freq(is_moe)}
 
 
-def _sparse_step_values(provider: Provider) -> dict[str, Any]:
+def _sparse_step_values(provider: Provider) -> Values:
     dense = [layer for layer, moe in enumerate(moe_layers(provider)) if not moe]
     return {**_is_renormalized(provider), "decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
-# Qwen's mixtures: which layers have experts, and when the softmax is taken.
+# Qwen's mixtures: which layers have experts, and whether the softmax comes before or after the choice.
 SPARSE_STEPS = Part(
     reads=("norm_topk_prob", "decoder_sparse_step", "mlp_only_layers"),
     irrelevant={"num_local_experts": "another name of num_experts"},
@@ -170,7 +168,7 @@ SPARSE_STEPS = Part(
 )
 
 
-def _spaced_fields(hf_config: HFConfig) -> dict[str, Any]:
+def _spaced_fields(hf_config: HFConfig) -> Values:
     first, last, step = (getattr(hf_config, f"moe_layer_{name}") for name in ("start_index", "end_index", "interval"))
     layers, num_shared = range(hf_config.num_hidden_layers), hf_config.moe_num_shared_experts
     return {
@@ -179,7 +177,7 @@ def _spaced_fields(hf_config: HFConfig) -> dict[str, Any]:
     }
 
 
-def _spaced_values(provider: Provider) -> dict[str, Any]:
+def _spaced_values(provider: Provider) -> Values:
     layers = [layer for layer, is_moe in enumerate(moe_layers(provider)) if is_moe]
     step = layers[1] - layers[0] if len(layers) > 1 else 1
     if layers != [i for i in range(layers[0], layers[-1] + 1) if (i + 1) % step == 0]:
@@ -194,7 +192,7 @@ def _spaced_values(provider: Provider) -> dict[str, Any]:
     }
 
 
-# ERNIE's mixtures: one layer in so many has experts, from a first to a last one.
+# ERNIE's mixtures: between a first and a last layer, every so many layers one has experts.
 SPACED_EXPERT_LAYERS = Part(
     reads=("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval", "moe_num_shared_experts"),
     to_provider=_spaced_fields,
@@ -202,8 +200,8 @@ SPACED_EXPERT_LAYERS = Part(
 )
 
 
-def _expert_layer_fields(hf_config: HFConfig) -> dict[str, Any]:
-    """Reads `mlp_layer_types`, or `first_k_dense_replace` or `num_dense_layers`; and the number of shared experts."""
+def _expert_layer_fields(hf_config: HFConfig) -> Values:
+    """From `mlp_layer_types`, `num_dense_layers` or `first_k_dense_replace`, and the number of shared experts."""
     kinds = getattr(hf_config, "mlp_layer_types", None)
     if kinds is None:
         num_dense = getattr(hf_config, "num_dense_layers", None)
@@ -222,11 +220,11 @@ def expert_layers(*reads: str) -> Part:
     """Which layers have experts, and how wide the shared expert is.
 
     Args:
-        reads: the fields by which a config class says it: `first_k_dense_replace`, `num_dense_layers` or
-            `mlp_layer_types`; `n_shared_experts` or `num_shared_experts`, or neither.
+        reads: the config class's fields for this: `first_k_dense_replace`, `num_dense_layers` or `mlp_layer_types`;
+            and `n_shared_experts` or `num_shared_experts`, if it has one of them.
     """
 
-    def to_hf(provider: Provider) -> dict[str, Any]:
+    def to_hf(provider: Provider) -> Values:
         is_moe = moe_layers(provider)
         num_dense = is_moe.index(True) if True in is_moe else len(is_moe)
         if not all(is_moe[num_dense:]) and "mlp_layer_types" not in reads:
@@ -248,15 +246,15 @@ EXPERT_LAYERS = expert_layers("first_k_dense_replace", "n_shared_experts")
 
 
 def biased_experts(**hf_names: str | None) -> Parts:
-    """Experts that a router with a bias chooses.
+    """Experts chosen by a router with a bias.
 
     Args:
-        hf_names: as of `experts`.
+        hf_names: see `experts`.
     """
     names = {"router_aux_loss_coef": None, **hf_names}
     return (experts(**names), same(routed_scaling_factor="moe_router_topk_scaling_factor"), BIASED_ROUTER)
 
 
-# The sizes of DeepSeek's mixtures; and all of DeepSeek-V3's: its router, dense layers in front, shared experts.
+# The sizes of DeepSeek's mixtures; and all of DeepSeek-V3's mixture: its router, first dense layers and shared experts.
 DEEPSEEK_SIZES = biased_experts(num_experts="n_routed_experts")
 DEEPSEEK_EXPERTS: Parts = (*DEEPSEEK_SIZES, EXPERT_LAYERS, GROUPED_SIGMOID_ROUTER)

@@ -1,7 +1,7 @@
 """`Part`: a group of config fields in both directions, from a Hugging Face config to a provider and back.
 
-A family's config is a tuple of parts. What a bridge reads, writes, refuses and knows is derived from them, so each
-fact is stated once. Parts need no torch: `inspect` reads a config with the same parts as a conversion.
+A family's config is a tuple of parts. Which fields a bridge reads, writes, refuses and knows all follows from them, so
+each fact is stated once. Parts need no torch: `inspect` reads a config with the same parts as a conversion.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -10,8 +10,9 @@ from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
 
-HFConfig = Any  # a config of transformers, whose fields differ from class to class
-Provider = Any  # likewise, a provider
+HFConfig = Any  # a transformers config, whose fields differ from class to class
+Provider = Any  # likewise a provider
+Values = dict[str, Any]  # the values of some fields of either, by name
 FieldMapping = Mapping[str, str | tuple[str, ...]]
 
 
@@ -20,27 +21,27 @@ class Part:
     """A group of config fields, in both directions.
 
     Attributes:
-        same: HF field -> provider field (or fields) with the same value.
-        reads: HF fields that `to_provider` reads, and that `to_hf` may give.
-        irrelevant: HF fields that do not change the computation, each with the reason.
-        fixed: HF fields that must have this value or none, because nothing else can be represented.
-        defaults: provider fields that have this value in every model.
-        to_provider: provider fields that take more than copying; raises `UnsupportedConfigError`.
-        to_hf: the inverse of `to_provider`. What is neither in `reads` nor in `same` is left out, so that one function
-            serves config classes with more or fewer fields.
+        same: HF field -> the provider field (or fields) with the same value.
+        reads: HF fields that `to_provider` reads and `to_hf` may return.
+        irrelevant: HF field -> why it does not change the computation.
+        fixed: HF field -> the only value, apart from `None`, that can be represented.
+        defaults: provider field -> its value in every model.
+        to_provider: computes provider fields that are not mere copies; raises `UnsupportedConfigError`.
+        to_hf: the inverse of `to_provider`. Fields that it returns but that are in neither `reads` nor `same` are left
+            out, so that one function serves config classes with more or fewer fields.
     """
 
     same: FieldMapping = field(default_factory=dict)
     reads: tuple[str, ...] = ()
     irrelevant: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    to_provider: Callable[[HFConfig], dict[str, Any]] | None = None
-    to_hf: Callable[[Provider], dict[str, Any]] | None = None
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    to_provider: Callable[[HFConfig], Values] | None = None
+    to_hf: Callable[[Provider], Values] | None = None
 
     @property
     def names(self) -> set[str]:
-        """All HF fields that the part is about."""
+        """All HF fields that the part mentions."""
         return {*self.same, *self.reads, *self.irrelevant, *self.fixed}
 
 
@@ -48,10 +49,10 @@ Parts = tuple[Part, ...]
 
 
 def same(*names: str, **renamed: str | tuple[str, ...]) -> Part:
-    """HF fields whose values a provider has as they are.
+    """HF fields that have the same value in a provider.
 
     Args:
-        names: fields that have the same name on both sides.
+        names: fields with the same name on both sides.
         renamed: HF field -> provider field (or fields).
 
     Example:
@@ -62,11 +63,11 @@ def same(*names: str, **renamed: str | tuple[str, ...]) -> Part:
 
 
 def converted(hf_field: str, field: str, to_provider: Callable[[Any], Any], to_hf: Callable[[Any], Any]) -> Part:
-    """An HF field whose value a provider has in another form.
+    """An HF field whose value has another form in a provider.
 
     Args:
-        field: of the provider.
-        to_provider, to_hf: give the value of one side for that of the other.
+        field: the provider's field.
+        to_provider, to_hf: convert a value from one side to the other.
 
     Example:
         >>> scaling = converted("logits_scaling", "logits_multiplier", lambda x: 1 / x, lambda x: 1 / x)
@@ -79,7 +80,7 @@ def converted(hf_field: str, field: str, to_provider: Callable[[Any], Any], to_h
 
 
 def irrelevant(reason: str, *names: str) -> Part:
-    """HF fields that do not change the computation, for one reason.
+    """HF fields that do not change the computation, all for the same reason.
 
     Example:
         >>> irrelevant("generation", "use_cache", "num_logits_to_keep").irrelevant["use_cache"]
@@ -89,31 +90,52 @@ def irrelevant(reason: str, *names: str) -> Part:
 
 
 def not_read(*names: str) -> Part:
-    """HF fields of published configs that transformers' model leaves unread."""
+    """HF fields that appear in published configs although transformers' model never reads them."""
     return irrelevant("transformers does not read it", *names)
 
 
 def turned_into(name: str, *older: str) -> Part:
-    """Older HF fields, from which transformers makes another that a part reads."""
+    """Older HF fields that transformers turns into the field `name`, which a part reads.
+
+    Example:
+        >>> turned_into("layer_types", "full_attention_interval").irrelevant["full_attention_interval"]
+        'transformers turns it into layer_types'
+    """
     return irrelevant(f"transformers turns it into {name}", *older)
 
 
-def fixed(**values: Any) -> Part:
-    """HF fields that must have one value, or none."""
+def fixed(**values: object) -> Part:
+    """HF fields that may only have one value, or `None`.
+
+    Example:
+        >>> fixed(scoring_func="sigmoid", moe_layer_freq=1).fixed["moe_layer_freq"]
+        1
+    """
     return Part(fixed=values)
 
 
-def defaults(**fields: Any) -> Part:
-    """Provider fields that have the same value in every model of a family."""
+def defaults(**fields: object) -> Part:
+    """Provider fields that have the same value in every model of a family.
+
+    Example:
+        >>> defaults(qk_layernorm=True, add_qkv_bias=True).defaults["qk_layernorm"]
+        True
+    """
     return Part(defaults=fields)
 
 
 def combined(parts: Iterable[Part]) -> Part:
-    """The tables of several parts as one. Where two parts are about the same field, the later one is right."""
+    """The tables of several parts as one. Where two parts mention the same HF field, the later one counts.
+
+    Example:
+        >>> tables = combined([same("a", "b"), not_read("b")])
+        >>> "b" in tables.same, "b" in tables.irrelevant
+        (False, True)
+    """
     mapping: dict[str, str | tuple[str, ...]] = {}
     reasons: dict[str, str] = {}
-    values: dict[str, Any] = {}
-    provider_defaults: dict[str, Any] = {}
+    values: dict[str, object] = {}
+    provider_defaults: dict[str, object] = {}
     reads: dict[str, None] = {}
     for part in parts:
         for table in (mapping, reasons, values):
@@ -128,7 +150,7 @@ def combined(parts: Iterable[Part]) -> Part:
 
 
 def in_force(parts: Parts) -> list[Part]:
-    """The parts whose functions count: those of which no later part states all that they read."""
+    """The parts whose functions are called. A part is replaced if a later one mentions every field that it reads."""
     return [
         part
         for index, part in enumerate(parts)
@@ -136,11 +158,11 @@ def in_force(parts: Parts) -> list[Part]:
     ]
 
 
-def provider_fields(hf_config: HFConfig, parts: Parts, mapping: FieldMapping) -> dict[str, Any]:
-    """The provider fields that a config gives, less those that are the same in every model.
+def provider_fields(hf_config: HFConfig, parts: Parts, mapping: FieldMapping) -> Values:
+    """The provider fields that follow from an HF config, without the defaults.
 
     Args:
-        mapping: of the fields that are the same on both sides.
+        mapping: the fields with the same value on both sides.
 
     Raises:
         UnsupportedConfigError: a value that cannot be represented.
@@ -152,23 +174,23 @@ def provider_fields(hf_config: HFConfig, parts: Parts, mapping: FieldMapping) ->
     return fields
 
 
-def hf_fields(provider: Provider, parts: Parts, mapping: FieldMapping) -> dict[str, Any]:
+def hf_fields(provider: Provider, parts: Parts, mapping: FieldMapping) -> Values:
     """The inverse of `provider_fields`.
 
     Raises:
-        UnsupportedConfigError: a provider that no HF config of this family describes.
+        UnsupportedConfigError: no HF config of this family can describe the provider.
     """
     values = mapped_values(provider, mapping)
     for part in in_force(parts):
         if part.to_hf is not None:
-            own = {*part.reads, *part.same}
-            values |= {name: value for name, value in part.to_hf(provider).items() if name in own}
+            written = {*part.reads, *part.same}
+            values |= {name: value for name, value in part.to_hf(provider).items() if name in written}
     return values
 
 
-def mapped_fields(hf_config: HFConfig, mapping: FieldMapping) -> dict[str, Any]:
-    """The provider fields that equal an HF field. A field that is `None` keeps the provider's default."""
-    fields: dict[str, Any] = {}
+def mapped_fields(hf_config: HFConfig, mapping: FieldMapping) -> Values:
+    """The provider fields that equal an HF field. Where that is `None`, the provider keeps its default."""
+    fields: Values = {}
     for name, targets in mapping.items():
         value = getattr(hf_config, name, None)
         if value is not None:
@@ -176,7 +198,7 @@ def mapped_fields(hf_config: HFConfig, mapping: FieldMapping) -> dict[str, Any]:
     return fields
 
 
-def mapped_values(provider: Provider, mapping: FieldMapping) -> dict[str, Any]:
+def mapped_values(provider: Provider, mapping: FieldMapping) -> Values:
     """The inverse of `mapped_fields`."""
     return {
         name: getattr(provider, targets if isinstance(targets, str) else targets[0])
@@ -184,8 +206,8 @@ def mapped_values(provider: Provider, mapping: FieldMapping) -> dict[str, Any]:
     }
 
 
-def check_values(hf_config: HFConfig, allowed: Mapping[str, Collection[Any]]) -> None:
-    """Raises `UnsupportedConfigError` naming every field whose value is not among the allowed ones."""
+def check_values(hf_config: HFConfig, allowed: Mapping[str, Collection[object]]) -> None:
+    """Raises `UnsupportedConfigError`, naming every field whose value is not among the allowed ones."""
     problems = [
         f"{name}: expected {' or '.join(map(repr, values))}, found {getattr(hf_config, name)!r}"
         for name, values in allowed.items()
@@ -195,8 +217,8 @@ def check_values(hf_config: HFConfig, allowed: Mapping[str, Collection[Any]]) ->
         raise UnsupportedConfigError(f"this cannot be represented exactly: {'; '.join(problems)}")
 
 
-def check_fields(hf_config: HFConfig, known: Collection[str], fixed_values: Mapping[str, Any]) -> None:
-    """Raises `UnsupportedConfigError` naming every unknown field, and every fixed field with another value."""
+def check_fields(hf_config: HFConfig, known: Collection[str], fixed_values: Mapping[str, object]) -> None:
+    """Raises `UnsupportedConfigError`, naming every unknown field and every fixed field with another value."""
     problems = []
     for name, value in hf_config.to_dict().items():
         if name in fixed_values:

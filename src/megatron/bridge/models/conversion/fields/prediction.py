@@ -1,11 +1,9 @@
-"""Multi-token prediction (MTP): how many layers predict further tokens."""
-
-from typing import Any
+"""Multi-token prediction (MTP): the number of layers that predict further tokens."""
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import HFConfig, Part
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Values
 
-# Layers with everything of their own. Some config classes lack the field.
+# Prediction layers that share nothing. Some config classes lack the field.
 PREDICTION_LAYERS = Part(
     reads=("num_nextn_predict_layers",),
     to_provider=lambda hf_config: {"mtp_num_layers": getattr(hf_config, "num_nextn_predict_layers", None) or None},
@@ -13,7 +11,7 @@ PREDICTION_LAYERS = Part(
 )
 
 
-def _in_one_module(hf_config: HFConfig) -> dict[str, Any]:
+def _in_one_module(hf_config: HFConfig) -> Values:
     num_layers = getattr(hf_config, "mtp_num_hidden_layers", None) or 0
     if num_layers > 1:
         raise UnsupportedConfigError(
@@ -23,7 +21,7 @@ def _in_one_module(hf_config: HFConfig) -> dict[str, Any]:
     return {"mtp_num_layers": num_layers or None}
 
 
-# Layers in a module that shares norms and projection, as `blocks.prediction_module` has them.
+# Prediction layers in one module, which share its norms and projection (see `blocks.prediction_module`).
 PREDICTION_MODULE = Part(
     reads=("mtp_num_hidden_layers",),
     to_provider=_in_one_module,

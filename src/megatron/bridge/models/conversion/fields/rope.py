@@ -1,22 +1,22 @@
-"""Rotary embeddings: one for all layers, or one for layers with full attention and one for those with a window."""
+"""Rotary embeddings: one for all layers, or one for layers with full attention and another for those with a window."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Provider, converted
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Provider, Values, converted
 
 _ROPE_KINDS = {"full_attention", "sliding_attention"}
 
 
-def rotary_fields(hf_config: HFConfig) -> dict[str, Any]:
-    """The provider fields of the rotary embedding, or of two: of layers with full attention and with a window.
+def rotary_fields(hf_config: HFConfig) -> Values:
+    """The provider fields of the rotary embedding, or of the two: with full attention, and with a window.
 
     Raises:
         UnsupportedConfigError: no rope parameters, or parameters for other kinds of layers.
     """
-    stated: dict[str, Any] = getattr(hf_config, "rope_parameters", None) or {}
+    stated: Values = getattr(hf_config, "rope_parameters", None) or {}
     is_nested = bool(stated) and set(stated) <= _ROPE_KINDS
     parameters, window = (
         (stated.get("full_attention"), stated.get("sliding_attention")) if is_nested else (stated, None)
@@ -39,12 +39,12 @@ def rotary_fields(hf_config: HFConfig) -> dict[str, Any]:
 
 
 def _rotary_percent(parameters: Mapping[str, Any]) -> float:
-    """The rotated part of each head. Proportional rope turns all of it, some dimensions by the angle 0."""
+    """The rotated part of each head. Proportional rope rotates all of it, some dimensions by the angle 0."""
     is_proportional = parameters.get("rope_type") == "proportional"
     return 1.0 if is_proportional else float(parameters.get("partial_rotary_factor", 1.0))
 
 
-def rotary_values(provider: Provider) -> dict[str, Any]:
+def rotary_values(provider: Provider) -> Values:
     """The inverse of `rotary_fields`."""
     parameters = provider.rope_parameters or {"rope_type": "default", "rope_theta": provider.rotary_base}
     if provider.window_rope_parameters is not None:
@@ -55,7 +55,7 @@ def rotary_values(provider: Provider) -> dict[str, Any]:
 ROPE = Part(reads=("rope_parameters",), to_provider=rotary_fields, to_hf=rotary_values)
 
 
-def _rope_of_older_class(hf_config: HFConfig) -> dict[str, Any]:
+def _rope_of_older_class(hf_config: HFConfig) -> Values:
     parameters = {
         "rope_type": "default",
         "rope_theta": getattr(hf_config, "rope_theta", None),
@@ -65,12 +65,12 @@ def _rope_of_older_class(hf_config: HFConfig) -> dict[str, Any]:
     return rotary_fields(SimpleNamespace(rope_parameters=parameters))
 
 
-def _values_of_older_class(provider: Provider) -> dict[str, Any]:
-    apart = {"rope_theta": provider.rotary_base, "partial_rotary_factor": provider.rotary_percent}
-    return {**rotary_values(provider), **apart}
+def _values_of_older_class(provider: Provider) -> Values:
+    separate = {"rope_theta": provider.rotary_base, "partial_rotary_factor": provider.rotary_percent}
+    return {**rotary_values(provider), **separate}
 
 
-# For a config class that may have been written for transformers 4, which keeps these fields apart.
+# For config classes that may have been written for transformers 4, where these fields are separate.
 OLDER_ROPE = Part(
     reads=("rope_parameters", "rope_theta", "partial_rotary_factor"),
     to_provider=_rope_of_older_class,
@@ -78,7 +78,7 @@ OLDER_ROPE = Part(
 )
 
 
-def _alpha_fields(hf_config: HFConfig) -> dict[str, Any]:
+def _alpha_fields(hf_config: HFConfig) -> Values:
     fields = rotary_fields(hf_config)
     rope = fields["rope_parameters"]
     if rope["rope_type"] == "dynamic" and rope.get("alpha"):
@@ -86,15 +86,15 @@ def _alpha_fields(hf_config: HFConfig) -> dict[str, Any]:
     return fields
 
 
-def _alpha_values(provider: Provider) -> dict[str, Any]:
+def _alpha_values(provider: Provider) -> Values:
     rope = rotary_values(provider)["rope_parameters"]
     return {"rope_parameters": {**rope, "rope_type": "dynamic"} if "alpha" in rope else rope}
 
 
-# A rope whose base `alpha` stretches: what such checkpoints call dynamic does not depend on the length.
+# A rope whose base is stretched by `alpha`. Such checkpoints call it dynamic, but it does not depend on the length.
 ALPHA_ROPE = Part(reads=("rope_parameters",), to_provider=_alpha_fields, to_hf=_alpha_values)
 
-# `no_rope_layers` says which layers have a rotary embedding (1) and which do not (0); Megatron marks those without.
+# In `no_rope_layers`, 1 stands for a layer with a rotary embedding; in Megatron's field, for one without.
 NO_ROPE_LAYERS = converted(
     "no_rope_layers",
     "no_rope_freq",
@@ -103,7 +103,7 @@ NO_ROPE_LAYERS = converted(
 )
 
 
-def _rope_in_windows(hf_config: HFConfig) -> dict[str, Any]:
+def _rope_in_windows(hf_config: HFConfig) -> Values:
     if hf_config.sliding_window is None:
         return {}
     no_rope = [int(kind == "full_attention") for kind in hf_config.layer_types]
@@ -115,5 +115,5 @@ def _rope_in_windows(hf_config: HFConfig) -> dict[str, Any]:
     return {"no_rope_freq": no_rope}
 
 
-# If some layers have windows, only these have a rotary embedding.
+# If any layers have windows, only they have a rotary embedding.
 ROPE_IN_WINDOWS = Part(to_provider=_rope_in_windows)

@@ -1,13 +1,11 @@
 """Sliding-window attention, on all layers or on some."""
 
-from typing import Any
-
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Provider
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Provider, Values
 
 
-def _to_provider(hf_config: HFConfig) -> dict[str, Any]:
-    """HF window W sees W positions, Megatron's (W - 1, 0) likewise.
+def _to_provider(hf_config: HFConfig) -> Values:
+    """The window of W positions that HF writes as W and Megatron as (W - 1, 0).
 
     Raises:
         UnsupportedConfigError: a kind of layer that is neither full nor sliding attention.
@@ -15,7 +13,7 @@ def _to_provider(hf_config: HFConfig) -> dict[str, Any]:
     window = getattr(hf_config, "sliding_window", None)
     if window is None or not getattr(hf_config, "use_sliding_window", True):
         return {}
-    fields: dict[str, Any] = {"window_size": (window - 1, 0)}
+    fields: Values = {"window_size": (window - 1, 0)}
     layer_types = getattr(hf_config, "layer_types", None)
     if layer_types is None:
         return fields
@@ -32,7 +30,7 @@ def _to_provider(hf_config: HFConfig) -> dict[str, Any]:
     return fields
 
 
-def _to_hf(provider: Provider) -> dict[str, Any]:
+def _to_hf(provider: Provider) -> Values:
     if provider.window_size is None:
         return {
             "sliding_window": None,
@@ -51,13 +49,13 @@ def _windows(*reads: str) -> Part:
     return Part(reads=reads, to_provider=_to_provider, to_hf=_to_hf)
 
 
-# A window on every layer, if there is one; on the layers that `layer_types` names; and the same with a switch.
+# A window, if there is one, on every layer; on the layers that `layer_types` names; and the same with a switch.
 WINDOW = _windows("sliding_window")
 WINDOW_LAYERS = _windows("sliding_window", "layer_types")
 SWITCHED_WINDOW_LAYERS = _windows("sliding_window", "use_sliding_window", "layer_types")
 
 
-def _heads_by_kind(hf_config: HFConfig) -> dict[str, Any]:
+def _heads_by_kind(hf_config: HFConfig) -> Values:
     heads: dict[str, set[tuple[int, int]]] = {"sliding_attention": set(), "full_attention": set()}
     for kind, layer in zip(hf_config.layer_types, hf_config.per_layer_config, strict=True):
         heads[kind].add((layer.head_dim, layer.num_key_value_heads))
@@ -75,7 +73,7 @@ def _heads_by_kind(hf_config: HFConfig) -> dict[str, Any]:
     }
 
 
-def _values_by_kind(provider: Provider) -> dict[str, Any]:
+def _values_by_kind(provider: Provider) -> Values:
     window, full = provider.attention_config(True), provider.attention_config(False)
     values = {
         "num_attention_heads": window.num_attention_heads // window.num_query_groups * window.num_hf_query_groups,
@@ -88,8 +86,8 @@ def _values_by_kind(provider: Provider) -> dict[str, Any]:
     return {**values, "per_layer_config": dict.fromkeys(full_layers, changed) if changed else {}}
 
 
-# Heads that differ between layers with a window and the others. transformers does not give out such fields for the
-# whole model.
+# Heads that differ between layers with a window and the others. transformers then gives these fields for each layer,
+# and not for the whole model.
 HEADS_BY_KIND = Part(
     reads=("num_attention_heads", "num_key_value_heads", "head_dim", "per_layer_config"),
     to_provider=_heads_by_kind,
