@@ -21,12 +21,7 @@ import transformers
 from benchmarks.plan import MODELS
 from benchmarks.synthetic import as_fp8, published_shapes, write_stored_headers
 
-QUANTIZATION = {
-    "quant_method": "fp8",
-    "fmt": "e4m3",
-    "weight_block_size": [128, 128],
-    "activation_scheme": "dynamic",
-}
+QUANTIZATION = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
 
 # The command, which prints its peak memory at its end: what a parent process is told counts the parent's memory too.
 COMMAND = """

@@ -23,9 +23,7 @@ def test_the_weights_that_transformers_makes(tmp_path: Path) -> None:
     save_quantized("llama", tmp_path / "hf")
     weights = dequantize_checkpoint(tmp_path / "hf", tmp_path / "out")
     reference = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "hf",
-        dtype=torch.float32,
-        quantization_config=FineGrainedFP8Config(**FP8_CONFIG, dequantize=True),
+        tmp_path / "hf", dtype=torch.float32, quantization_config=FineGrainedFP8Config(**FP8_CONFIG, dequantize=True)
     )
     written = load_file(tmp_path / "out" / "model.safetensors")
     expected = reference.state_dict()

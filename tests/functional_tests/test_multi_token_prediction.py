@@ -20,11 +20,7 @@ FAMILIES = ("deepseek-v3", "deepseek-v3.2", "glm4-moe", "glm-moe-dsa", "glm-moe-
 MODULE_FAMILIES = ("qwen3-next", "qwen3.5", "qwen3.5-tied", "qwen3.5-moe", "qwen3.5-linear-last")
 NORMS = ("enorm", "hnorm", "shared_head.norm")
 MODULE_NORMS = ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "tp1": {},
-    "tp2-sp": {"tp": 2, "sequence_parallel": True},
-    "pp2": {"pp": 2},
-}
+LAYOUTS: dict[str, dict[str, Any]] = {"tp1": {}, "tp2-sp": {"tp": 2, "sequence_parallel": True}, "pp2": {"pp": 2}}
 EXPERT_LAYOUTS: dict[str, dict[str, Any]] = {
     "ep2": {"ep": 2, "etp": 1},
     "tp2-ep2-sp": {"tp": 2, "ep": 2, "etp": 1, "sequence_parallel": True},

@@ -32,11 +32,7 @@ MonkeyPatch = pytest.MonkeyPatch
 
 def _swap_gate_and_up(patch: MonkeyPatch) -> None:
     right = layouts.concatenated_rows
-    patch.setattr(
-        layouts,
-        "concatenated_rows",
-        lambda shape, roles: right(shape, dict(reversed(roles.items()))),
-    )
+    patch.setattr(layouts, "concatenated_rows", lambda shape, roles: right(shape, dict(reversed(roles.items()))))
 
 
 def _swap_q_and_k_norms(patch: MonkeyPatch) -> None:
@@ -536,11 +532,7 @@ PREDICTION_MUTATIONS: list[tuple[Callable[[MonkeyPatch], None], str]] = [
 
 @pytest.mark.parametrize(("mutate", "name", "layout"), MUTATIONS, ids=[f"{m.__name__}-{n}" for m, n, _ in MUTATIONS])
 def test_mutation_is_caught(
-    mutate: Callable[[MonkeyPatch], None],
-    name: str,
-    layout: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: MonkeyPatch,
+    mutate: Callable[[MonkeyPatch], None], name: str, layout: dict[str, Any], tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:
     mutate(monkeypatch)
     try:

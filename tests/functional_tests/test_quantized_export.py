@@ -156,8 +156,7 @@ def test_live_and_offline_are_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "expected"),
-    [("int3", "quantization 'int3': expected fp8, mxfp4, source"), ("source", "is not quantised")],
+    ("form", "expected"), [("int3", "quantization 'int3': expected fp8, mxfp4, source"), ("source", "is not quantised")]
 )
 def test_unknown_forms(form: str, expected: str, tmp_path: Path) -> None:
     TINY_MODELS["llama"].save(tmp_path / "hf")

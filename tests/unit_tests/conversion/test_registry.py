@@ -21,10 +21,7 @@ REGISTRY = MegatronMappingRegistry(
 @pytest.mark.parametrize(
     ("megatron", "hf"),
     [
-        (
-            "decoder.layers.12.self_attention.linear_qkv.weight",
-            {"q": "l.12.q", "k": "l.12.k", "v": "l.12.v"},
-        ),
+        ("decoder.layers.12.self_attention.linear_qkv.weight", {"q": "l.12.q", "k": "l.12.k", "v": "l.12.v"}),
         ("decoder.layers.0.mlp.linear_fc2.weight", "first.down"),
         ("decoder.layers.10.mlp.linear_fc2.weight", "l.10.down"),
         ("decoder.layers.3.mlp.experts.linear_fc1.weight7", {"gate": "l.3.e.7.gate", "up": "l.3.e.7.up"}),

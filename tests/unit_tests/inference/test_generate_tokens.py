@@ -152,8 +152,7 @@ PROOFS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"),
-    [pytest.param(*case, marks=[pytest.mark.proof] if case in PROOFS else []) for case in CASES],
+    ("name", "layout"), [pytest.param(*case, marks=[pytest.mark.proof] if case in PROOFS else []) for case in CASES]
 )
 def test_greedy_tokens_and_logits_are_those_of_transformers(name, layout, tmp_path):
     hf_model = TINY_MODELS[name].save(tmp_path)

@@ -104,10 +104,7 @@ def test_capabilities_of_this_machine():
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (
-            "megatron.core.utils:no_such_name",
-            "megatron.core.utils:no_such_name does not exist",
-        ),
+        ("megatron.core.utils:no_such_name", "megatron.core.utils:no_such_name does not exist"),
         ("megatron.core.optimizer.optimizer:NoClass.name", "NoClass.name does not exist"),
         ("megatron.core.utils:divide", 'megatron.core.utils:divide does not name the device "cuda"'),
     ],

@@ -52,9 +52,7 @@ def test_delta_rule(length):
     inputs = delta_rule_inputs(length)
     names = {"q": "query", "k": "key", "v": "value"}
     expected, _ = reference.torch_recurrent_gated_delta_rule(
-        **{names.get(name, name): value for name, value in inputs.items()},
-        initial_state=None,
-        output_final_state=False,
+        **{names.get(name, name): value for name, value in inputs.items()}, initial_state=None, output_final_state=False
     )
     found, _ = gated_delta.chunk_gated_delta_rule(**inputs)
     assert (found - expected).abs().max() <= 1e-5

@@ -75,7 +75,4 @@ def test_what_gloo_has():
         return results
 
     gathered = [0, 2, 10, 12]
-    assert run_ranks(run, 2) == [
-        [[0, 10, 11], [2], [[5, 6]], gathered],
-        [[1, 2, 12], [4, 4], [[7, 8]], gathered],
-    ]
+    assert run_ranks(run, 2) == [[[0, 10, 11], [2], [[5, 6]], gathered], [[1, 2, 12], [4, 4], [[7, 8]], gathered]]

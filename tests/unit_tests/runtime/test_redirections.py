@@ -256,10 +256,7 @@ def gated_delta_net():
     forward_pass("qwen3.5")
 
 
-@scenario(
-    "megatron.core.transformer.moe.moe_layer:HAVE_TE",
-    "megatron.core.transformer.moe.moe_layer:TELinear",
-)
+@scenario("megatron.core.transformer.moe.moe_layer:HAVE_TE", "megatron.core.transformer.moe.moe_layer:TELinear")
 def latent_experts():
     forward_pass("nemotron-3-latent")
 

@@ -79,8 +79,7 @@ ConvertDtype = Annotated[
     ),
 ]
 ComputeDtype = Annotated[
-    str,
-    typer.Option(metavar="DTYPE", callback=dtype_name, help="Dtype to compute in: fp32, bf16 or fp16."),
+    str, typer.Option(metavar="DTYPE", callback=dtype_name, help="Dtype to compute in: fp32, bf16 or fp16.")
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Allow Python code in the model's folder to run.")

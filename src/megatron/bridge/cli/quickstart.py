@@ -98,10 +98,7 @@ def write_hf_folder(gguf: Path, folder: Path) -> None:
     from transformers import AutoTokenizer, GgufConfig, LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     known = LlamaConfig().to_dict()  # the GGUF file adds fields that are not a Llama's
     model.config = LlamaConfig(**{name: value for name, value in model.config.to_dict().items() if name in known})

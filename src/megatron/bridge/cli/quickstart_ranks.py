@@ -8,13 +8,7 @@ from pathlib import Path
 
 from megatron.bridge import runtime
 from megatron.bridge.cli import output
-from megatron.bridge.cli.quickstart import (
-    EXPORT_FOLDER,
-    MEGATRON_FOLDER,
-    RANKS_FILE,
-    REFERENCE_FILE,
-    SHARDED_LAYOUTS,
-)
+from megatron.bridge.cli.quickstart import EXPORT_FOLDER, MEGATRON_FOLDER, RANKS_FILE, REFERENCE_FILE, SHARDED_LAYOUTS
 
 
 def main(folder: Path) -> None:

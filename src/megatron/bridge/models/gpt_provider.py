@@ -44,10 +44,7 @@ class GPTModelProvider(ModelProviderMixin[LanguageModule], DecoderConfig):
     transformer_layer_spec: DecoderSpec | DecoderSpecBuilder = field(default=default_layer_spec)
 
     def provide(
-        self,
-        pre_process: bool | None = None,
-        post_process: bool | None = None,
-        vp_stage: int | None = None,
+        self, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
     ) -> LanguageModule:
         """Builds this rank's part of the model, with weights as megatron-core initialises them.
 

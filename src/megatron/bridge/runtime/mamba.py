@@ -156,10 +156,7 @@ class GatedRMSNorm(torch.nn.Module):
         metadata: dict[str, Any] | None = None,
     ) -> "ShardedStateDict":
         """The weight, cut over the tensor-parallel ranks."""
-        from megatron.core.transformer.utils import (
-            ensure_metadata_has_dp_cp_group,
-            make_sharded_tensors_for_checkpoint,
-        )
+        from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group, make_sharded_tensors_for_checkpoint
 
         state: ShardedStateDict = make_sharded_tensors_for_checkpoint(
             self.state_dict(prefix="", keep_vars=True),

@@ -37,10 +37,7 @@ _FIXED = {
     **{"moe_router_enable_expert_bias": True, "score_function": "sigmoid", "router_dtype": "fp32"},
     **{"num_nextn_predict_layers": 0, "max_window_layers": 20, "architectures": [LING]},
 }
-_CODE = {
-    "model_type": "bailing_moe",
-    "auto_map": {"AutoConfig": "configuration_bailing_moe_v2.BailingMoeV2Config"},
-}
+_CODE = {"model_type": "bailing_moe", "auto_map": {"AutoConfig": "configuration_bailing_moe_v2.BailingMoeV2Config"}}
 
 
 class LingModel(TinyModel):

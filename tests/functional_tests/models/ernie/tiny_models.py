@@ -9,10 +9,7 @@ ERNIE_4_5_MOE_MODELS = (
     TinyModel(
         "ernie-4.5-moe-some-layers",
         "Ernie4_5_MoeForCausalLM",
-        {
-            **_ERNIE_MOE,
-            **{"moe_num_shared_experts": 0, "moe_layer_interval": 2, "tie_word_embeddings": True},
-        },
+        {**_ERNIE_MOE, **{"moe_num_shared_experts": 0, "moe_layer_interval": 2, "tie_word_embeddings": True}},
     ),
 )
 

@@ -14,9 +14,7 @@ FALCON_H1_MODELS = (
     TinyModel("falcon-h1", "FalconH1ForCausalLM", {**_FALCON_H1, "head_dim": 24}),
     TinyModel("falcon-h1-norm-before-gate", "FalconH1ForCausalLM", {**_FALCON_H1, **_FALCON_H1_NORM}),
     TinyModel(
-        "falcon-h1-norm",
-        "FalconH1ForCausalLM",
-        {**_FALCON_H1, "mamba_rms_norm": True, "mamba_norm_before_gate": False},
+        "falcon-h1-norm", "FalconH1ForCausalLM", {**_FALCON_H1, "mamba_rms_norm": True, "mamba_norm_before_gate": False}
     ),
 )
 TINY_MODELS = FALCON_H1_MODELS

@@ -65,18 +65,12 @@ GEMMA4_MODELS = (
     TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4, tolerance=_GEMMA4_TOLERANCE),
     TinyModel("gemma4-keys-are-values", "Gemma4ForCausalLM", {**_GEMMA4, **BIAS, **TIED, **_K_EQ_V}),
     TinyModel(
-        "gemma4-moe",
-        "Gemma4ForCausalLM",
-        {**_GEMMA4, **TIED, **_K_EQ_V, **_GEMMA4_MOE},
-        tolerance=_GEMMA4_TOLERANCE,
+        "gemma4-moe", "Gemma4ForCausalLM", {**_GEMMA4, **TIED, **_K_EQ_V, **_GEMMA4_MOE}, tolerance=_GEMMA4_TOLERANCE
     ),
     TinyModel("gemma4-per-layer", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_PER_LAYER}, tolerance=_GEMMA4_TOLERANCE),
     TinyModel("gemma4-shared", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_SHARED}, tolerance=_GEMMA4_TOLERANCE),
     TinyModel(
-        "gemma4-shared-wide",
-        "Gemma4ForCausalLM",
-        {**_GEMMA4, **_GEMMA4_WIDE, **TIED},
-        tolerance=_GEMMA4_TOLERANCE,
+        "gemma4-shared-wide", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_WIDE, **TIED}, tolerance=_GEMMA4_TOLERANCE
     ),
     TinyModel(
         "gemma4-e2b",

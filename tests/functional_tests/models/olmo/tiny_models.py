@@ -11,7 +11,7 @@ _OLMO3_YARN = {
             "original_max_position_embeddings": 64,
         },
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-    },
+    }
 }
 _OLMOE = {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
 

@@ -5,13 +5,7 @@ from tests.tiny_model import TIED, TinyModel, rope
 _QWEN2 = "Qwen2ForCausalLM"
 _QWEN3 = "Qwen3ForCausalLM"
 _WINDOW_ON_SOME = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
-_MOE = {
-    "head_dim": 16,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "norm_topk_prob": True,
-}
+_MOE = {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
 _QWEN2_MOE = {
     "num_experts": 4,
     "num_experts_per_tok": 2,

@@ -6,6 +6,4 @@ from tests.functional_tests.models.apertus.tiny_models import APERTUS_MODELS
 
 class TestApertusBridge(BridgeSuite):
     models = APERTUS_MODELS
-    refused = [
-        ("apertus", {"hidden_act": "relu2"}, "hidden_act: expected 'xielu', found 'relu2'"),
-    ]
+    refused = [("apertus", {"hidden_act": "relu2"}, "hidden_act: expected 'xielu', found 'relu2'")]

@@ -6,6 +6,4 @@ from tests.functional_tests.models.exaone.tiny_models import EXAONE4_MODELS
 
 class TestExaone4Bridge(BridgeSuite):
     models = EXAONE4_MODELS
-    refused = [
-        ("exaone4", {"layer_types": ["full_attention"] * 4}, "leaves every layer without rope"),
-    ]
+    refused = [("exaone4", {"layer_types": ["full_attention"] * 4}, "leaves every layer without rope")]

@@ -6,9 +6,7 @@ from tests.functional_tests.models.gemma.tiny_models import GEMMA3_MODELS
 
 class TestGemma3Bridge(BridgeSuite):
     models = GEMMA3_MODELS
-    refused = [
-        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: expected None, found 50.0"),
-    ]
+    refused = [("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: expected None, found 50.0")]
 
 
 def test_an_older_file() -> None:

@@ -8,6 +8,4 @@ _ROPE = {"rope_type": "default", "rope_theta": 1e4}
 
 class TestMinistral3Bridge(BridgeSuite):
     models = MINISTRAL3_MODELS
-    refused = [
-        ("ministral3", {"rope_parameters": _ROPE}, "must have llama_4_scaling_beta"),
-    ]
+    refused = [("ministral3", {"rope_parameters": _ROPE}, "must have llama_4_scaling_beta")]

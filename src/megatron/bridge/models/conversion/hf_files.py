@@ -23,10 +23,7 @@ def hf_tensor_infos(hf_pretrained: Any) -> Mapping[str, TensorInfo] | None:
 
 
 def output_shards(
-    shapes: Mapping[str, Shape],
-    dtypes: "Mapping[str, torch.dtype]",
-    tied: Mapping[str, str],
-    hf_pretrained: Any,
+    shapes: Mapping[str, Shape], dtypes: "Mapping[str, torch.dtype]", tied: Mapping[str, str], hf_pretrained: Any
 ) -> tuple[dict[str, list[TensorInfo]], dict[str, Any]]:
     """The files of an export and their tensors, and further options for `SafetensorsWriter`.
 

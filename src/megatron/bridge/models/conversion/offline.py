@@ -117,12 +117,7 @@ def import_checkpoint(
 
 
 def _entries(
-    bridge: "WeightHooks",
-    plan: Plan,
-    state: Any,
-    dtype: torch.dtype | None,
-    block_bytes: int,
-    progress: Progress,
+    bridge: "WeightHooks", plan: Plan, state: Any, dtype: torch.dtype | None, block_bytes: int, progress: Progress
 ) -> Iterator[torch_dist.Entry]:
     for task in plan:
         name = next(iter(task.hf_shapes))
@@ -159,12 +154,7 @@ def _blocks(layout: Layout, box: Box, itemsize: int, block_bytes: int, is_stored
 
 
 def _produce(
-    bridge: "WeightHooks",
-    task: WeightConversionTask,
-    box: Box,
-    state: Any,
-    dtype: torch.dtype,
-    progress: Progress,
+    bridge: "WeightHooks", task: WeightConversionTask, box: Box, state: Any, dtype: torch.dtype, progress: Progress
 ) -> "Tensor":
     hf_tensors = read_hf_tensors(bridge, task, state)
     parts = [part for piece in task.layout.pieces if (part := layouts.clip(piece, box)) is not None]
@@ -256,12 +246,7 @@ class CheckpointWeights:
     """
 
     def __init__(
-        self,
-        bridge: "WeightHooks",
-        hf_pretrained: Any,
-        provider: Any,
-        folder: Path,
-        dtype: torch.dtype | None = None,
+        self, bridge: "WeightHooks", hf_pretrained: Any, provider: Any, folder: Path, dtype: torch.dtype | None = None
     ):
         self._bridge, self._hf_pretrained = bridge, hf_pretrained
         self._reader = torch_dist.TorchDistReader(folder)

@@ -16,7 +16,7 @@ NOT_REPRESENTABLE = {
     "DeepseekV4ForCausalLM": (
         "its hyper-connections keep several residual streams per layer (hc_mult), and megatron-core's layers and the "
         "hand-over between its pipeline stages carry one"
-    ),
+    )
 }
 
 _BRIDGES: "dict[str, RegisteredBridge]" = {}

@@ -15,10 +15,7 @@ DEEPSEEK = (
 
 
 @MegatronModelBridge.register_bridge(
-    source="DeepseekV3ForCausalLM",
-    target="GPTModel",
-    model_type="deepseek_v3",
-    same_config={"kimi_k2": "deepseek_v3"},
+    source="DeepseekV3ForCausalLM", target="GPTModel", model_type="deepseek_v3", same_config={"kimi_k2": "deepseek_v3"}
 )
 class DeepseekV3Bridge(MegatronModelBridge):
     """Multi-latent attention, and experts chosen by biased sigmoid scores within the best groups of experts."""

@@ -60,8 +60,6 @@ def _with_short_conv(spec: ModuleSpec) -> ModuleSpec:
         for name, key in layer.sharded_state_dict_keys_map.items()
     }
     changed = replace(
-        layer,
-        self_attention=ModuleSpec(module=ShortConv, submodules=linear_layers),
-        sharded_state_dict_keys_map=keys,
+        layer, self_attention=ModuleSpec(module=ShortConv, submodules=linear_layers), sharded_state_dict_keys_map=keys
     )
     return replace(spec, submodules=changed)

@@ -22,10 +22,7 @@ def pre_norms(
 
 
 def post_norms(
-    *,
-    hf: str = "model.layers.*",
-    attention: str = "post_attention_layernorm",
-    mlp: str = "post_feedforward_layernorm",
+    *, hf: str = "model.layers.*", attention: str = "post_attention_layernorm", mlp: str = "post_feedforward_layernorm"
 ) -> Mappings:
     """The norms behind attention and MLP, before the residual addition."""
     return [

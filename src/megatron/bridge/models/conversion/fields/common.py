@@ -103,7 +103,4 @@ IRRELEVANT_FIELDS = {
 }
 
 # HF fields that must have the value that transformers' decoders have.
-FIXED_FIELDS: dict[str, object] = {
-    "is_encoder_decoder": False,
-    "rope_interleaved": False,
-}
+FIXED_FIELDS: dict[str, object] = {"is_encoder_decoder": False, "rope_interleaved": False}
