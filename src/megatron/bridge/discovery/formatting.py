@@ -23,7 +23,7 @@ _MAX_TP = 8  # the GPUs of one machine, beyond which tensor parallelism waits fo
 
 
 def count(number: int) -> str:
-    """A number of parameters, such as `671.0 B`."""
+    """A number of parameters, such as `671 B`."""
     for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
             return f"{number / scale:.1f} {unit}" if number < 100 * scale else f"{number / scale:.0f} {unit}"

@@ -127,8 +127,8 @@ def _support(report: ModelReport) -> Table:
     if support.unknown_fields:
         row("", f"probably a new block: see {report.classes.modeling_file or 'the modeling file'}", "yellow")
     for field in support.foreign_fields[:_MAX_LISTED]:
-        known = ", ".join(field.known_to[:3])
-        row("foreign field", f"{field.name} = {formatting.value(field.value)}  [{field.level}] only known to {known}")
+        others = ", ".join(field.known_to[:3]) + (", ..." if len(field.known_to) > 3 else "")
+        row("foreign field", f"{field.name} = {formatting.value(field.value)}  [{field.level}] known to {others}")
     if support.encoder_fields:
         names = ", ".join(field.name for field in support.encoder_fields)
         row("encoder fields", f"{names}  [top level] read by transformers' class")
