@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from megatron.core.transformer import MegatronModule
     from transformers import PreTrainedTokenizerBase
 
-    from megatron.bridge.models.gpt_provider import GPTModelProvider
+    from megatron.bridge.models.model_provider import Provider
 
 
 class OpenedModel(NamedTuple):
@@ -78,7 +78,7 @@ def open_model(
     return OpenedModel(model, tokenizer, eos_token_ids(hf_pretrained))
 
 
-def provider_for(bridge: AutoBridge, layout: ParallelLayout, dtype: "torch.dtype | None" = None) -> "GPTModelProvider":
+def provider_for(bridge: AutoBridge, layout: ParallelLayout, dtype: "torch.dtype | None" = None) -> "Provider":
     """A finalised provider that builds an `AutoBridge`'s model in a layout, from the HF weights.
 
     Where tensor parallelism does not divide the query groups, groups of zeros are added, so that any size will do.
@@ -86,6 +86,6 @@ def provider_for(bridge: AutoBridge, layout: ParallelLayout, dtype: "torch.dtype
     Args:
         dtype: of weights and computation; default: the model's own.
     """
-    provider: GPTModelProvider = bridge.to_megatron_provider()
+    provider = bridge.to_megatron_provider()
     provider.apply_overrides_and_finalize(dtype, {**layout.provider_fields, "pad_query_groups": layout.tp > 1})
     return provider

@@ -8,12 +8,12 @@ from megatron.bridge.models.conversion.param_mapping import AutoMapping
 
 @MegatronModelBridge.register_bridge(source="ApertusForCausalLM", target="GPTModel", model_type="apertus")
 class ApertusBridge(MegatronModelBridge):
-    """Norms of q and k, and an MLP of two layers whose activation is learned."""
+    """Norms of q and k, and an MLP without a gate whose activation function is learned."""
 
     CONFIG = (
         *fields.decoder(hidden_act=None),
         fields.ATTENTION_BIAS,
-        # The activation function is a module of this family.
+        # The activation function is a module of this family's own.
         fields.Part(
             reads=("hidden_act",), fixed={"hidden_act": "xielu"}, to_hf=lambda provider: {"hidden_act": "xielu"}
         ),

@@ -8,7 +8,7 @@ from megatron.bridge.models.llama.llama_bridge import LlamaBridge
 
 @MegatronModelBridge.register_bridge(source="ArceeForCausalLM", target="GPTModel", model_type="arcee")
 class ArceeBridge(LlamaBridge):
-    """Like Llama, with an MLP of two layers and the squared ReLU instead of a gated one."""
+    """Like Llama, with a squared ReLU instead of a gate in the MLP."""
 
     CONFIG = (*LlamaBridge.CONFIG, fields.defaults(gated_linear_unit=False))
 

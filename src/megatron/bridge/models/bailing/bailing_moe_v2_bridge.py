@@ -1,4 +1,4 @@
-"""Ling 2.0 and Ring 2.0, whose config class is the model's own code."""
+"""Ling 2.0 and Ring 2.0, whose config class comes with the model."""
 
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
@@ -7,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="BailingMoeV2ForCausalLM", target="GPTModel", model_type="bailing_moe")
 class BailingMoeV2Bridge(MegatronModelBridge):
-    """Grouped-query attention with norms of q and k and partial rotary embedding, and DeepSeek-V3's experts."""
+    """Grouped-query attention with norms of q and k and a partial rotary embedding, and DeepSeek-V3's experts."""
 
     CONFIG = (
         *fields.decoder(rope_parameters=None),

@@ -1,7 +1,5 @@
 """Bamba: Mamba-2 or attention, followed by an MLP, in each layer."""
 
-from typing import Any
-
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.blocks import LAYER
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
@@ -9,12 +7,12 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
 
 
-def _pattern(hf_config: fields.HFConfig) -> dict[str, Any]:
+def _pattern(hf_config: fields.HFConfig) -> fields.Values:
     pattern = "".join("*-" if kind == "full_attention" else "M-" for kind in hf_config.layers_block_type)
     return {"num_layers": len(pattern), "hybrid_layer_pattern": pattern}
 
 
-def _layers(provider: fields.Provider) -> dict[str, Any]:
+def _layers(provider: fields.Provider) -> fields.Values:
     mixers = provider.hybrid_layer_pattern.replace("|", "")[::2]
     return {
         "num_hidden_layers": len(mixers),
@@ -25,7 +23,7 @@ def _layers(provider: fields.Provider) -> dict[str, Any]:
 
 @MegatronModelBridge.register_bridge(source="BambaForCausalLM", target="HybridModel", model_type="bamba")
 class BambaBridge(MegatronModelBridge):
-    """An HF layer is two of HybridModel: Mamba-2 or attention, and then the MLP, each with its norm in front."""
+    """Each HF layer is two layers of HybridModel: Mamba-2 or attention, then the MLP, each behind a norm."""
 
     PROVIDER_CLASS = "megatron.bridge.models.hybrid_provider.HybridProvider"
     CONFIG = (

@@ -1,20 +1,18 @@
 """Command R7B and Command A (Cohere 2)."""
 
-from typing import Any
-
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 
-def _no_rope(hf_config: fields.HFConfig) -> dict[str, Any]:
+def _no_rope(hf_config: fields.HFConfig) -> fields.Values:
     has_window = hf_config.sliding_window is not None
     return {"no_rope_freq": [int(kind == "full_attention" or not has_window) for kind in hf_config.layer_types]}
 
 
 @MegatronModelBridge.register_bridge(source="Cohere2ForCausalLM", target="GPTModel", model_type="cohere2")
 class Cohere2Bridge(MegatronModelBridge):
-    """Attention and MLP side by side behind one LayerNorm without bias; rope in layers with a window only."""
+    """Attention and MLP side by side behind one LayerNorm without bias; rope only in layers with a window."""
 
     CONFIG = (
         *fields.decoder(rms_norm_eps="layer_norm_eps"),

@@ -1,4 +1,4 @@
-"""`AutoBridge`: one object for everything between a Hugging Face model and its Megatron form."""
+"""`AutoBridge`: one object for every conversion between a Hugging Face model and its Megatron form."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,24 +11,33 @@ from megatron.bridge.models.hf_pretrained.config import load_config
 
 if TYPE_CHECKING:
     import torch
+    from megatron.core.transformer.module import MegatronModule
     from transformers import PretrainedConfig
 
-    from megatron.bridge.models.conversion.hooks import BridgeHooks
+    from megatron.bridge.models.conversion.hooks import BridgeHooks, Model
     from megatron.bridge.models.conversion.plan import WeightConversionTask
     from megatron.bridge.models.conversion.resources import Resources
     from megatron.bridge.models.conversion.weight_stream import HFWeightInfo, HFWeightTuple, LoadReport
+    from megatron.bridge.models.hf_pretrained.config import JsonObject
+    from megatron.bridge.models.model_provider import Provider
 
 
-class _ConfigOnly:
+class _ConfigOnly(PreTrainedCausalLM):
     """An HF model of which only the config exists."""
 
-    has_weights = False
-
     def __init__(self, config: "PretrainedConfig"):
-        self.config = config
-        self.model_name_or_path = getattr(config, "name_or_path", "") or type(config).__name__
+        self._name: str = getattr(config, "name_or_path", "") or type(config).__name__
+        super().__init__(self._name, config)
 
-    def save_artifacts(self, folder: str | Path, quantization: dict[str, Any] | None = None) -> list[str]:
+    @property
+    def model_name_or_path(self) -> str:
+        return self._name
+
+    @property
+    def has_weights(self) -> bool:
+        return False
+
+    def save_artifacts(self, folder: str | Path, quantization: "JsonObject | None" = None) -> list[str]:
         from megatron.bridge.models.hf_pretrained.artifacts import save_config, state_quantization
 
         save_config(self.config, folder)
@@ -37,28 +46,32 @@ class _ConfigOnly:
         return ["config.json"]
 
 
-def _as_read(hf_pretrained: Any) -> Any:
-    """An HF model as its family reads it: numbers of unknown meaning are left to a family that changes weights."""
+def _as_read(hf_pretrained: PreTrainedCausalLM) -> PreTrainedCausalLM:
+    """The model as its family reads it: if the family changes weights, numbers of unknown meaning are left to it."""
     bridge = find_bridge(hf_pretrained.config).bridge_class()
-    can_leave = bridge.changes_loaded_weights and isinstance(hf_pretrained, PreTrainedCausalLM)
-    return hf_pretrained.with_unknown_numbers() if can_leave else hf_pretrained
+    return hf_pretrained.with_unknown_numbers() if bridge.changes_loaded_weights else hf_pretrained
 
 
 class AutoBridge:
     """Converts one Hugging Face model to Megatron-Core and back.
 
-    Use `from_hf_pretrained` or `from_hf_config`.
+    Made by `from_hf_pretrained` or `from_hf_config`.
 
     Attributes:
         hf_pretrained: the HF model: config, weights (memory-mapped), tokenizer and other files.
-        export_weight_dtype: dtype name that exports are meant to have, for clients that ask.
+        export_weight_dtype: the name of a dtype for exports, for clients that ask for it.
         load_report: what the last load of weights did on this rank.
+
+    Example:
+        >>> bridge = AutoBridge.from_hf_pretrained("Qwen/Qwen3-0.6B")
+        >>> model = bridge.to_megatron_model(wrap_with_ddp=False)
+        >>> bridge.save_hf_pretrained(model, "out")
     """
 
     def __init__(self, hf_pretrained: "PreTrainedCausalLM | PretrainedConfig"):
         from transformers import PretrainedConfig
 
-        self.hf_pretrained: Any = (
+        self.hf_pretrained: PreTrainedCausalLM = (
             _ConfigOnly(hf_pretrained) if isinstance(hf_pretrained, PretrainedConfig) else _as_read(hf_pretrained)
         )
         find_bridge(self.hf_pretrained.config)
@@ -69,22 +82,22 @@ class AutoBridge:
 
     @classmethod
     def from_hf_pretrained(cls, path: str | Path, **kwargs: Any) -> Self:
-        """A bridge for a local folder or a hub id. Weights are read when something needs them.
+        """A bridge for a local folder or a hub id. Weights are not read before something needs them.
 
         Args:
-            path: folder or hub id.
-            kwargs: of `PreTrainedCausalLM.from_pretrained`: `trust_remote_code`, `revision`, `dtype`, and overrides of
-                config fields.
+            path: a folder or a hub id.
+            kwargs: those of `PreTrainedCausalLM.from_pretrained`: `trust_remote_code`, `revision`, `dtype`, and new
+                values for config fields.
 
         Raises:
-            UnsupportedModelError: no bridge for the architecture.
+            UnsupportedModelError: there is no bridge for the architecture.
             CheckpointError, HubError: the model cannot be found or read.
         """
         return cls(PreTrainedCausalLM.from_pretrained(path, **kwargs))
 
     @classmethod
     def from_hf_config(cls, config: "PretrainedConfig") -> Self:
-        """A bridge for a config in memory: providers and export work, there are no weights to load."""
+        """A bridge for a config in memory: it can make providers and export, but has no weights to load."""
         return cls(config)
 
     @classmethod
@@ -103,13 +116,13 @@ class AutoBridge:
         return sorted(registered_bridges())
 
     @staticmethod
-    def supports(config: Any) -> bool:
+    def supports(config: object) -> bool:
         """Whether a config names an architecture that has a bridge."""
         return any(name in registered_bridges() for name in getattr(config, "architectures", None) or ())
 
     @classmethod
     def can_handle(cls, path: str | Path, trust_remote_code: bool = False) -> bool:
-        """Whether a folder or hub id can be opened by `from_hf_pretrained`."""
+        """Whether `from_hf_pretrained` can open a folder or hub id."""
         from megatron.bridge.models.hf_pretrained import hub
 
         try:
@@ -119,13 +132,13 @@ class AutoBridge:
 
     @property
     def _model_bridge(self) -> "BridgeHooks":
-        """A fresh bridge for the present config; the architecture is read again each time."""
+        """A fresh bridge for the config as it is now; its architecture may have changed."""
         bridge = find_bridge(self.hf_pretrained.config).bridge_class()
         bridge.hf_config = self.hf_pretrained.config
         return bridge
 
     @property
-    def transformer_config(self) -> Any:
+    def transformer_config(self) -> "Provider":
         """The finalised provider, which is a TransformerConfig."""
         provider = self.to_megatron_provider(load_weights=False)
         provider.finalize()
@@ -133,12 +146,16 @@ class AutoBridge:
 
     # Megatron models
 
-    def to_megatron_provider(self, load_weights: bool = True, hf_path: str | Path | None = None) -> Any:
+    def to_megatron_provider(self, load_weights: bool = True, hf_path: str | Path | None = None) -> "Provider":
         """The provider: a mutable config that builds the Megatron model.
 
         Args:
-            load_weights: register a hook that loads the HF weights when the model is built, before any other hook.
-            hf_path: load the weights of this folder or hub id instead.
+            load_weights: load the HF weights as soon as the model is built, before any registered hook runs.
+            hf_path: a folder or hub id to load the weights from instead.
+
+        Raises:
+            CheckpointError: weights are to be loaded, but there are none.
+            UnsupportedConfigError: the config asks for something that cannot be represented.
         """
         from megatron.bridge import runtime
 
@@ -155,36 +172,35 @@ class AutoBridge:
 
     def to_megatron_model(
         self, load_weights: bool = True, hf_path: str | Path | None = None, **kwargs: Any
-    ) -> list[Any]:
-        """The Megatron model, with the HF weights, for the process groups of this run.
+    ) -> "list[MegatronModule]":
+        """The Megatron model with the HF weights, for the process groups of this run: a list of chunks.
 
         Args:
-            kwargs: of `provide_distributed_model`.
+            kwargs: those of `provide_distributed_model`.
         """
-        model: list[Any] = self.to_megatron_provider(load_weights, hf_path).provide_distributed_model(**kwargs)
-        return model
+        return self.to_megatron_provider(load_weights, hf_path).provide_distributed_model(**kwargs)
 
-    def load_hf_weights(
+    def load_hf_weights[ModelT: "Model"](
         self,
-        model: Any,
+        model: ModelT,
         hf_path: str | Path | None = None,
         allowed_mismatched_params: Sequence[str] | None = None,
         show_progress: bool = False,
         force: bool = False,
-    ) -> Any:
+    ) -> ModelT:
         """Loads the HF weights into a live model, in place; returns the model.
 
         Each rank reads only its own slices, and no rank talks to another.
 
         Args:
             model: a chunk or the list of chunks, bare or wrapped (DDP, Float16Module).
-            hf_path: load this folder or hub id instead.
-            allowed_mismatched_params: Megatron parameter names that may keep their values.
-            force: load numbers that do not look like weights.
+            hf_path: a folder or hub id to load from instead.
+            allowed_mismatched_params: the names of Megatron parameters that may keep their values.
+            force: load even numbers that do not look like weights.
 
         Raises:
             PlanError: model and checkpoint do not match; nothing was changed.
-            QuantizationError: stored numbers that cannot be read as weights, or do not look like any.
+            QuantizationError: stored numbers cannot be read as weights, or do not look like any.
         """
         from megatron.bridge.models.conversion import weight_stream
 
@@ -194,13 +210,13 @@ class AutoBridge:
         )
         return model
 
-    def get_conversion_tasks(self, model: Any, hf_path: str | Path | None = None) -> "list[WeightConversionTask]":
+    def get_conversion_tasks(self, model: "Model", hf_path: str | Path | None = None) -> "list[WeightConversionTask]":
         """One task per weight of the whole model, in the same order on every rank (collective)."""
         return self._model_bridge.build_conversion_tasks(self._source(hf_path), model)
 
     def export_hf_weights(
         self,
-        model: Any,
+        model: "Model",
         cpu: bool = False,
         show_progress: bool = False,
         conversion_tasks: "Iterable[WeightConversionTask | None] | None" = None,
@@ -210,21 +226,25 @@ class AutoBridge:
         bucket_bytes: int | None = None,
         quantization: str | None = None,
     ) -> "Iterator[HFWeightTuple]":
-        """Streams the whole model's HF tensors, as (name, tensor), on every rank (collective, lazy).
+        """Streams the HF tensors of the whole model, as (name, tensor), on every rank (collective, lazy).
 
         Args:
-            cpu: give CPU tensors.
-            conversion_tasks: export these only (from `get_conversion_tasks`); iterated once.
+            cpu: yield CPU tensors.
+            conversion_tasks: export only these, from `get_conversion_tasks`; they are iterated once.
             merge_adapter_weights: accepted for clients that pass it; a model without adapters has none to merge.
-            weight_dtype: convert floating-point tensors.
-            select: export only HF tensors whose names it accepts.
-            bucket_bytes: Megatron weights that are gathered at a time; default 256 MiB.
-            quantization: a form for the weights of linear layers: "fp8" (blocks of 128 x 128), "mxfp4" (fused experts),
-                or "source", that of the source. In place of a weight come the tensors that stand for it.
+            weight_dtype: convert floating-point tensors to this dtype.
+            select: export only the HF tensors whose names it accepts.
+            bucket_bytes: the bytes of Megatron weights that are gathered at a time; default: 256 MiB.
+            quantization: the form to quantise the weights of linear layers in: "fp8" (blocks of 128 x 128), "mxfp4"
+                (fused experts), or "source" for that of the source. Each weight is replaced by its stored tensors.
 
         Raises:
-            PlanError: a weight without a mapping, or tasks that give only a part of an HF tensor.
-            QuantizationError: a form that does not exist, or in which a changed weight cannot be written.
+            PlanError: a weight has no mapping, or the tasks make only part of an HF tensor.
+            QuantizationError: an unknown form, or one in which a changed weight cannot be written.
+
+        Example:
+            >>> for name, tensor in bridge.export_hf_weights(model, select=lambda name: ".experts." not in name):
+            ...     engine.load(name, tensor)
         """
         from megatron.bridge.models.conversion import weight_stream
 
@@ -243,14 +263,14 @@ class AutoBridge:
 
     def describe_hf_weights(
         self,
-        model: Any,
+        model: "Model",
         conversion_tasks: "Iterable[WeightConversionTask | None] | None" = None,
         weight_dtype: "torch.dtype | None" = None,
     ) -> "list[HFWeightInfo]":
-        """Name, shape and dtype of every tensor that `export_hf_weights` gives, without moving any data.
+        """Name, shape and dtype of every tensor that `export_hf_weights` yields, without moving any data.
 
         Args:
-            conversion_tasks: from `get_conversion_tasks`; without them they are made (collective).
+            conversion_tasks: those of `get_conversion_tasks`; by default they are made (collective).
         """
         from megatron.bridge.models.conversion import weight_stream
 
@@ -261,7 +281,7 @@ class AutoBridge:
 
     def save_hf_weights(
         self,
-        model: Any,
+        model: "Model",
         path: str | Path,
         show_progress: bool = False,
         strict: bool = True,
@@ -270,21 +290,21 @@ class AutoBridge:
         save_every_n_ranks: int = 1,
         weight_dtype: "torch.dtype | None" = None,
         quantization: str | None = None,
-    ) -> dict[str, Any] | None:
-        """Writes a live model's weights as safetensors, in the source's files and order (collective).
+    ) -> dict[str, object] | None:
+        """Writes a live model's weights as safetensors, with the files and the order of the source (collective).
 
         Args:
             strict: the tensors must be exactly those of the source.
-            distributed_save: every rank writes its own byte ranges of the files, without gathering; `path` must be on a
-                file system that all ranks share. Otherwise rank 0 writes.
+            distributed_save: every rank writes its own byte ranges of the files, and nothing is gathered; `path` must
+                be on a file system that all ranks share. Otherwise rank 0 writes.
             save_every_n_ranks: accepted for clients that pass it; ranges are written by the ranks that hold them.
-            quantization: as of `export_hf_weights`; rank 0 writes then.
+            quantization: see `export_hf_weights`; with it, rank 0 writes.
 
         Returns:
             The `quantization_config` that describes what was written; `None` for plain weights.
 
         Raises:
-            PlanError: tensors of one side are missing on the other; nothing is written.
+            PlanError: tensors of one side are missing from the other; nothing is written.
         """
         from megatron.bridge.models.conversion import live_save
 
@@ -302,7 +322,7 @@ class AutoBridge:
 
     def save_hf_pretrained(
         self,
-        model: Any,
+        model: "Model",
         path: str | Path,
         show_progress: bool = False,
         source_path: str | Path | None = None,
@@ -316,8 +336,8 @@ class AutoBridge:
         """Writes a live model as an HF folder: weights, config, tokenizer and the other files (collective).
 
         Args:
-            source_path: take config, tokenizer and other files from this folder or hub id.
-            quantization: as of `export_hf_weights`.
+            source_path: the folder or hub id to take config, tokenizer and other files from; default: the bridge's.
+            strict, distributed_save, save_every_n_ranks, quantization: see `save_hf_weights`.
         """
         from megatron.bridge.transport import process_groups
 
@@ -352,17 +372,20 @@ class AutoBridge:
         """Converts an HF model into a Megatron checkpoint, streamed: the model is never in memory.
 
         Args:
-            hf_model_id: folder or hub id.
+            hf_model_id: a folder or a hub id.
             megatron_path: a new folder.
-            low_memory_save: accepted for clients that pass it; memory is always low.
-            torch_dtype: convert the weights; default: as stored.
-            resources: memory, threads and share of the work. Under torchrun the ranks share the files by default.
-            force: convert numbers that do not look like weights.
-            kwargs: of `from_hf_pretrained`.
+            low_memory_save: accepted for clients that pass it; little memory is used in any case.
+            torch_dtype: convert the weights to this dtype; default: they keep the one they are stored in.
+            resources: memory, threads and share of the work. By default, the ranks of torchrun share the files.
+            force: convert even numbers that do not look like weights.
+            kwargs: those of `from_hf_pretrained`.
 
         Raises:
             PlanError: the checkpoint and the model do not match; nothing is written.
-            QuantizationError: stored numbers that cannot be read as weights, or do not look like any.
+            QuantizationError: stored numbers cannot be read as weights, or do not look like any.
+
+        Example:
+            >>> AutoBridge.import_ckpt("Qwen/Qwen3-0.6B", "checkpoints/qwen3")
         """
         cls.from_hf_pretrained(hf_model_id, **kwargs).write_megatron_checkpoint(
             megatron_path, torch_dtype, show_progress, resources, force
@@ -376,7 +399,7 @@ class AutoBridge:
         resources: "Resources | None" = None,
         force: bool = False,
     ) -> None:
-        """`import_ckpt` for a bridge that exists already."""
+        """Like `import_ckpt`, for a bridge that exists already."""
         from megatron.bridge import runtime
 
         runtime.enter()
@@ -416,10 +439,11 @@ class AutoBridge:
             megatron_path: the checkpoint, or one of its iterations.
             hf_path: the output folder.
             strict: the tensors must be exactly those of the source model, if it has weights.
-            source_path: take config, tokenizer and shard layout from this folder or hub id.
-            torch_dtype: convert the weights; default: as stored.
-            resources: memory, threads and share of the work. Under torchrun the ranks share the files by default.
-            quantization: as of `export_hf_weights`.
+            source_path: the folder or hub id to take the config, the tokenizer and the names of weight files from;
+                default: the bridge's.
+            torch_dtype: convert the weights to this dtype; default: they keep the one they are stored in.
+            resources: memory, threads and share of the work. By default, the ranks of torchrun share the files.
+            quantization: see `export_hf_weights`.
         """
         from megatron.bridge import runtime
 
@@ -447,7 +471,7 @@ class AutoBridge:
 
     def save_megatron_model(
         self,
-        model: list[Any],
+        model: "list[MegatronModule]",
         path: str | Path,
         hf_tokenizer_path: str | Path | None = None,
         low_memory_save: bool = False,
@@ -456,9 +480,9 @@ class AutoBridge:
         """Saves a live model as a Megatron checkpoint (collective).
 
         Args:
-            hf_tokenizer_path: take the tokenizer from this folder or hub id; default: the source model.
+            hf_tokenizer_path: the folder or hub id to take the tokenizer from; default: the bridge's.
             low_memory_save: accepted for clients that pass it.
-            hf_tokenizer_kwargs: settings of the tokenizer (of `AutoTokenizer.from_pretrained`) to save it with.
+            hf_tokenizer_kwargs: settings to load the tokenizer with (`AutoTokenizer.from_pretrained`), and so to save.
         """
         from megatron.bridge.models import live_checkpoint
         from megatron.bridge.transport import process_groups
@@ -474,11 +498,11 @@ class AutoBridge:
 
     def load_megatron_model(
         self, path: str | Path, *, mp_overrides: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> list[Any]:
-        """Builds a Megatron checkpoint's model over this run's ranks and loads its weights (collective).
+    ) -> "list[MegatronModule]":
+        """Builds the model of a Megatron checkpoint over this run's ranks and loads its weights (collective).
 
         Args:
-            mp_overrides: parallel sizes or other provider fields; sizes are 1 by default.
+            mp_overrides: values of parallel sizes, which default to 1, or of other provider fields.
             kwargs: accepted for clients that pass more.
         """
         from megatron.bridge.models.live_checkpoint import load_megatron_model
@@ -487,14 +511,14 @@ class AutoBridge:
 
     @staticmethod
     def get_hf_model_id_from_checkpoint(path: str | Path) -> str | None:
-        """The hub id or folder that a Megatron checkpoint came from, or `None` if it does not say."""
+        """The hub id or folder that a Megatron checkpoint was made from; `None` if it does not say."""
         from megatron.bridge.models.run_config import read_run_config
         from megatron.bridge.transport.checkpoint_folder import iteration_folder
 
         return (read_run_config(iteration_folder(path)).get("checkpoint") or {}).get("hf_model_id")
 
-    def _source(self, path: str | Path | None) -> Any:
-        """The HF model to read from: this bridge's own, or another of the same kind."""
+    def _source(self, path: str | Path | None) -> PreTrainedCausalLM:
+        """The HF model to read from: this bridge's, or the one at a path."""
         if path is None:
             return self.hf_pretrained
         trust_remote_code = getattr(self.hf_pretrained, "trust_remote_code", False)

@@ -1,4 +1,4 @@
-"""A quantised HF folder -> a plain one, streamed."""
+"""Turning a quantised HF folder into a plain one, streamed."""
 
 from collections.abc import Iterator
 from math import prod
@@ -30,19 +30,22 @@ def dequantize_checkpoint(
     resources: Resources | None = None,
     show_progress: bool = False,
 ) -> DequantizedSource:
-    """Writes a model's folder with plain weights in place of quantised ones, and a config that no longer names them.
+    """Writes a model's folder anew, with plain weights instead of quantised ones, and a config that says so.
 
-    Tensors that are not quantised keep their bytes, files their names and order. The folder appears when it is
+    Tensors that are not quantised keep their bytes, and files keep their names and order. The folder appears when it is
     complete; after a crash, the same call writes what is missing.
 
     Args:
         source: a folder, or a hub id.
-        revision: of a hub id.
-        dtype: of the weights that were quantised; default: that of `config.json`, bfloat16 where it states none.
+        revision: branch, tag or commit of a hub id.
+        dtype: the dtype of weights that were quantised; default: that of `config.json`, or bfloat16 if it states none.
 
     Raises:
         QuantizationError: nothing is quantised, or something cannot be read; nothing is written.
-        CheckpointError: `out` holds something, or the source is damaged.
+        CheckpointError: `out` already holds something, or the source is damaged.
+
+    Example:
+        >>> dequantize_checkpoint("openai/gpt-oss-20b", "hf/gpt-oss", dtype=torch.bfloat16)
     """
     resources = resources or Resources()
     folder = hub.resolve(source, revision=revision)

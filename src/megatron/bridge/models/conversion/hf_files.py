@@ -1,8 +1,8 @@
-"""The weight files of an HF folder: which tensor goes to which file, and writing them from blocks of rows."""
+"""The weight files of an HF folder: which tensor goes into which file, and writing them in blocks of rows."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Buffer, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypedDict
 
 import torch
 
@@ -16,23 +16,37 @@ from megatron.bridge.transport.staging import OutputFile, StagingFolder
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from megatron.bridge.models.hf_pretrained.config import JsonObject
+    from megatron.bridge.models.hf_pretrained.hf_model import HFModel
+    from megatron.bridge.transport.progress import Progress
 
-def hf_tensor_infos(hf_pretrained: Any) -> Mapping[str, TensorInfo] | None:
-    """Shapes of the checkpoint's tensors by name, or `None` if there is only a config."""
+
+class FolderMetadata(TypedDict, total=False):
+    """What the weight files of a folder say besides tensors; empty for the usual (see `SafetensorsWriter`)."""
+
+    file_metadata: dict[str, dict[str, str]]
+    index_metadata: "JsonObject | None"
+
+
+def hf_tensor_infos(hf_pretrained: "HFModel") -> Mapping[str, TensorInfo] | None:
+    """The shapes, dtypes and files of a checkpoint's tensors, by name; `None` if there is only a config."""
     return hf_pretrained.state.infos if getattr(hf_pretrained, "has_weights", False) else None
 
 
 def output_shards(
-    shapes: Mapping[str, Shape], dtypes: "Mapping[str, torch.dtype]", tied: Mapping[str, str], hf_pretrained: Any
-) -> tuple[dict[str, list[TensorInfo]], dict[str, Any]]:
-    """The files of an export and their tensors, and further options for `SafetensorsWriter`.
+    shapes: Mapping[str, Shape],
+    dtypes: "Mapping[str, torch.dtype]",
+    tied: Mapping[str, str],
+    hf_pretrained: "HFModel",
+) -> tuple[dict[str, list[TensorInfo]], FolderMetadata]:
+    """The files of an export with their tensors, and the metadata of the source's files.
 
-    Tensors that the source has keep their file and their place in it; new ones, or all if there is no source, are
-    distributed as `save_pretrained` does.
+    Tensors that the source has keep their file and their place in it, and new ones follow in its last file. Without a
+    source, tensors are distributed as `save_pretrained` does.
 
     Args:
-        shapes, dtypes: of every tensor to write, by name.
-        tied: second copies to write, with the name of the tensor that they equal.
+        shapes, dtypes: those of each tensor to write, by name.
+        tied: the second copies to write, each with the name of the tensor that it equals.
     """
     infos = {name: TensorInfo(name, tuple(shape), dtypes[name], "") for name, shape in shapes.items()}
     infos |= {name: infos[same_as]._replace(name=name) for name, same_as in tied.items()}
@@ -43,7 +57,7 @@ def output_shards(
         filename: [infos.pop(name)._replace(filename=filename) for name in names if name in infos]
         for filename, names in source.shards.items()
     }
-    if infos:  # not in the source: appended to its last file
+    if infos:  # what the source does not have
         last = list(shards)[-1]
         shards[last] += [info._replace(filename=last) for info in infos.values()]
     shards = {filename: tensors for filename, tensors in shards.items() if tensors}
@@ -51,10 +65,10 @@ def output_shards(
 
 
 class TensorBlocks(Protocol):
-    """Tensors by name, each readable in consecutive blocks of rows."""
+    """Tensors by name, each of which can be read in consecutive blocks of rows."""
 
     def blocks(self, name: str, block_bytes: int) -> Iterator["Tensor"]:
-        """The tensor's rows, in order; blocks that have to be put together have about `block_bytes`."""
+        """The tensor's rows, in order. Blocks that must be put together have about `block_bytes` bytes."""
 
 
 def weight_files(
@@ -62,9 +76,9 @@ def weight_files(
     shards: Mapping[str, Sequence[TensorInfo]],
     file_metadata: Mapping[str, dict[str, str]],
     block_bytes: int,
-    progress: Any,
+    progress: "Progress",
 ) -> list[OutputFile]:
-    """The safetensors files of a folder."""
+    """The safetensors files of a folder, to be written by a `StagingFolder`."""
     return [
         OutputFile(name, partial(_write, tensors, infos, file_metadata.get(name), block_bytes, progress))
         for name, infos in shards.items()
@@ -75,9 +89,9 @@ def write_shared(
     staging: StagingFolder,
     files: list[OutputFile],
     resources: Resources,
-    finish: Callable[[list[dict[str, Any]]], None],
+    finish: Callable[[list[dict[str, object]]], None],
 ) -> None:
-    """Writes this process's share of the files; the last process has the rest written and publishes."""
+    """Writes this process's share of the files. Rank 0 then has `finish` write all else, and publishes the folder."""
     part = resources.part or (process_groups.rank(), process_groups.world_size())
     staging.write_files(files, part, resources.num_threads)
     process_groups.barrier()
@@ -90,9 +104,9 @@ def _write(
     infos: Sequence[TensorInfo],
     metadata: dict[str, str] | None,
     block_bytes: int,
-    progress: Any,
-    stream: Any,
-) -> dict[str, Any]:
+    progress: "Progress",
+    stream: BinaryIO,
+) -> dict[str, object]:
     header, _ = encode_header(infos, {"format": "pt"} if metadata is None else metadata)
     _write_all(stream, header)
     for info in infos:
@@ -102,7 +116,7 @@ def _write(
     return {}
 
 
-def _write_all(stream: Any, data: Any) -> None:
+def _write_all(stream: BinaryIO, data: Buffer) -> None:
     view = memoryview(data).cast("B")
-    while view:  # a raw file may write less than it was given
+    while view:  # a raw file may take less than it is given
         view = view[stream.write(view) :]

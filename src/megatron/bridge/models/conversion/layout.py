@@ -10,12 +10,22 @@ Letters in shapes: H hidden, D head dimension, A attention heads, G query groups
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from megatron.bridge.transport.boxes import Box, Shape, common_box, num_elements, shifted, slices, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class Sliceable(Protocol):
+    """A tensor, or something that gives tensors when it is sliced, such as the view of a quantised one."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def itemsize(self) -> float: ...
+    def __getitem__(self, index: tuple[slice | int, ...], /) -> "Tensor": ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +111,8 @@ def shift_hf_rows(piece: Piece, origin: int) -> Piece:
     return Piece(piece.role, (moved, *piece.hf_index[1:]), piece.megatron_box, piece.permute, piece.offset)
 
 
-def take(tensor: "Tensor", piece: Piece) -> "Tensor":
-    """The view of an HF tensor that `piece` describes, with Megatron's order of axes. Never copies."""
+def take(tensor: Sliceable, piece: Piece) -> "Tensor":
+    """The view of an HF tensor that `piece` describes, with Megatron's order of axes. A tensor is never copied."""
     view = tensor[piece.hf_index]
     return view.permute(piece.permute) if piece.permute else view
 
@@ -112,7 +122,7 @@ def plus(tensor: "Tensor", offset: float) -> "Tensor":
     return tensor.double() + offset if offset else tensor
 
 
-def assemble(layout: Layout, hf_tensors: Mapping[str, "Tensor"], out: "Tensor", box: Box | None = None) -> None:
+def assemble(layout: Layout, hf_tensors: Mapping[str, Sliceable], out: "Tensor", box: Box | None = None) -> None:
     """Writes the Megatron weight, or the part of it in `box`, into `out`, in the dtype of `out`.
 
     Args:

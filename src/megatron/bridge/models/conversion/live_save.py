@@ -1,12 +1,12 @@
-"""Writes a live, perhaps sharded, model as the weight files of an HF folder."""
+"""Writing a live, perhaps sharded, model as the weight files of an HF folder."""
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion import weight_stream
-from megatron.bridge.models.conversion.hf_files import hf_tensor_infos, output_shards
+from megatron.bridge.models.conversion.hf_files import FolderMetadata, hf_tensor_infos, output_shards
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, check_names
 from megatron.bridge.models.conversion.quantized_export import (
@@ -23,14 +23,17 @@ from megatron.bridge.transport.boxes import shifted, slices
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
-    from megatron.bridge.models.conversion.hooks import WeightHooks
+    from megatron.bridge.models.conversion.hooks import Model, WeightHooks
+    from megatron.bridge.models.hf_pretrained.hf_model import HFModel
+    from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo
 
 
 def save(
     bridge: "WeightHooks",
-    hf_pretrained: Any,
-    model: Any,
+    hf_pretrained: "HFModel",
+    model: "Model",
     out: Path,
     *,
     show_progress: bool = False,
@@ -38,20 +41,21 @@ def save(
     distributed_save: bool = False,
     weight_dtype: "torch.dtype | None" = None,
     quantization: str | None = None,
-) -> dict[str, Any] | None:
+) -> dict[str, object] | None:
     """Writes the weight files (collective).
 
     Args:
-        distributed_save: every rank writes the byte ranges of what it holds, without gathering. Otherwise rank 0 writes
-            each tensor as it is gathered.
-        quantization: a form for weights (see `quantized_export.quantizer_of`).
+        strict: the tensors must be exactly those of the source.
+        distributed_save: every rank writes the byte ranges of what it holds, and nothing is gathered. Otherwise rank 0
+            writes each tensor as it is gathered.
+        quantization: the form to quantise weights in (see `quantized_export.quantizer_of`).
 
     Returns:
         The `quantization_config` of what was written; `None` for plain weights.
 
     Raises:
-        QuantizationError: a form that does not exist, or in which a changed weight cannot be written.
-        PlanError: `strict`, and the tensors are not exactly the source's; nothing is written.
+        QuantizationError: an unknown form, or one in which a changed weight cannot be written.
+        PlanError: `strict`, and the tensors are not exactly those of the source; nothing is written.
     """
     plan = Plan(weight_stream.build_global_tasks(bridge, hf_pretrained, model))
     infos = hf_tensor_infos(hf_pretrained)
@@ -63,7 +67,7 @@ def save(
             check_names(plan, infos, str(out))
     dtypes = {info.name: info.dtype for info in weight_stream.describe(plan.tasks, weight_dtype)}
     shards, options = output_shards(plan.hf_shapes(), dtypes, plan.tied, hf_pretrained)
-    further: dict[str, Any] = {}
+    further: dict[str, Tensor] = {}
     quantization_config = None
     if quantization is not None:
         quantizer = quantizer_of(quantization, hf_pretrained)
@@ -94,8 +98,8 @@ def save(
     return quantization_config
 
 
-def _save_ranges(plan: Plan, out: Path, shards: dict[str, Any], options: dict[str, Any]) -> None:
-    """Each box of each weight is written by the rank that owns it; ranks only wait for each other."""
+def _save_ranges(plan: Plan, out: Path, shards: "dict[str, list[TensorInfo]]", options: FolderMetadata) -> None:
+    """Each box of each weight is written by the rank that owns it. Ranks wait for each other, but exchange nothing."""
     is_first = process_groups.rank() == 0
     writer = RangeWriter(out, shards, options.get("file_metadata"))
     if is_first:

@@ -1,8 +1,8 @@
-"""Offline conversion: HF folder <-> torch_dist checkpoint, without ever holding the model.
+"""Offline conversion between an HF folder and a torch_dist checkpoint, without ever holding the model.
 
 The model is built on the meta device only to learn the placement of its weights. Tensors then stream from file to file:
-a weight that is stored alike on both sides goes from the source's memory map straight to the target file, any other is
-put together in blocks of bounded size.
+a weight that both sides store alike goes straight from the source's memory map to the target file; any other is put
+together in blocks of bounded size.
 """
 
 from collections import defaultdict
@@ -50,8 +50,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from megatron.bridge.models.conversion.hooks import WeightHooks
+    from megatron.bridge.models.hf_pretrained.hf_model import HFModel
+    from megatron.bridge.models.hf_pretrained.source import WeightSource
+    from megatron.bridge.models.model_provider import Provider
 
-# Checkpoint entries that are not weights of the model.
+# The beginnings of checkpoint keys that do not belong to weights of the model.
 _NOT_WEIGHTS = ("optimizer", "chained_", "rng_state", "rerun_state", "opt_param_scheduler", "common")
 _ITERATION = "iter_0000000"
 
@@ -61,8 +64,8 @@ _ITERATION = "iter_0000000"
 
 def import_checkpoint(
     bridge: "WeightHooks",
-    hf_pretrained: Any,
-    provider: Any,
+    hf_pretrained: "HFModel",
+    provider: "Provider",
     out: Path,
     *,
     dtype: torch.dtype | None = None,
@@ -75,25 +78,25 @@ def import_checkpoint(
     The folder appears when it is complete. After a crash, the same call writes what is missing.
 
     Args:
-        bridge: with `hf_config` set.
-        dtype: convert floating-point weights; default: each keeps the dtype it is stored in.
-        force: convert numbers that do not look like weights.
+        bridge: a bridge with `hf_config` set.
+        dtype: convert floating-point weights to this dtype; default: each keeps the one it is stored in.
+        force: convert even numbers that do not look like weights.
 
     Raises:
         PlanError: the checkpoint and the model do not match; nothing is written.
         QuantizationError: numbers that do not look like weights; nothing is written.
-        CheckpointError: `out` holds something already.
+        CheckpointError: `out` already holds something.
     """
     resources = resources or Resources()
-    infos, what = hf_tensor_infos(hf_pretrained), hf_pretrained.model_name_or_path
+    infos, name = hf_tensor_infos(hf_pretrained), hf_pretrained.model_name_or_path
     if infos is None:
-        raise CheckpointError(f"{what}: there are no weights to import, only a config")
-    parameters, config, objects = meta_placement(provider, what, len(infos))
-    plan = build_plan(parameters, bridge.registry(hf_pretrained), config, infos, what=what)
+        raise CheckpointError(f"{name}: there are no weights to import, only a config")
+    parameters, config, objects = meta_placement(provider, name, len(infos))
+    plan = build_plan(parameters, bridge.registry(hf_pretrained), config, infos, what=name)
     check_tied(plan, hf_pretrained.state)
     state = hf_pretrained.state
     if not force:
-        check_weights(plan, partial(read_hf_tensors, bridge, state=state), what)
+        check_weights(plan, partial(read_hf_tensors, bridge, state=state), name)
     with Progress("importing", None, enabled=show_progress) as progress:
         entries = list(_entries(bridge, plan, state, dtype, resources.block_bytes, progress))
         groups = torch_dist.group_entries(entries, _file_bytes(sum(entry.nbytes for entry in entries)))
@@ -101,14 +104,14 @@ def import_checkpoint(
         fingerprint = ["import", state.files.fingerprint(), provider_as_data(provider), content]
         staging = StagingFolder(out, fingerprint, [state.files])
         folder = staging.path / _ITERATION
-        names = [f"__0_{index}.distcp" for index in range(len(groups) + 1)]
+        filenames = [f"__0_{index}.distcp" for index in range(len(groups) + 1)]
         writers = [partial(torch_dist.write_entries, group) for group in groups]
         writers.append(partial(torch_dist.write_objects, objects))
-        files = [OutputFile(f"{_ITERATION}/{name}", writer) for name, writer in zip(names, writers, strict=True)]
+        files = [OutputFile(f"{_ITERATION}/{file}", write) for file, write in zip(filenames, writers, strict=True)]
 
         def finish(contents: list[dict[str, Any]]) -> None:
-            torch_dist.write_metadata(folder, entries, dict(zip(names, contents, strict=True)))
-            write_run_config(folder, provider, what)
+            torch_dist.write_metadata(folder, entries, dict(zip(filenames, contents, strict=True)))
+            write_run_config(folder, provider, name)
             hf_pretrained.save_artifacts(folder / TOKENIZER_FOLDER)
             (staging.path / TRACKER_NAME).write_text("0")
 
@@ -117,13 +120,19 @@ def import_checkpoint(
 
 
 def _entries(
-    bridge: "WeightHooks", plan: Plan, state: Any, dtype: torch.dtype | None, block_bytes: int, progress: Progress
+    bridge: "WeightHooks",
+    plan: Plan,
+    state: "WeightSource",
+    dtype: torch.dtype | None,
+    block_bytes: int,
+    progress: Progress,
 ) -> Iterator[torch_dist.Entry]:
     for task in plan:
         name = next(iter(task.hf_shapes))
         stored = state.infos[name].dtype
         if bridge.changes_loaded_weights and not (stored.is_floating_point and stored.itemsize > 1):
-            stored = task.dtype  # numbers that the family reads
+            assert task.dtype is not None
+            stored = task.dtype  # the family's hook turns these numbers into weights
         target = _target_dtype(stored, dtype)
         is_stored = state.infos[name].dtype == target and state.is_stored(name)
         for shard in task.shards:
@@ -140,7 +149,7 @@ def _entries(
 
 
 def _blocks(layout: Layout, box: Box, itemsize: int, block_bytes: int, is_stored: bool) -> Iterator[Box]:
-    """A shard's box, cut into blocks of rows if its data has to be put together and is larger than a block."""
+    """A shard's box, cut into blocks of rows if its data must be put together and is larger than a block."""
     pieces = [piece for piece in layout.pieces if common_box(piece.megatron_box, box)]
     is_view = is_stored and len(pieces) == 1 and pieces[0].role is not None and not pieces[0].permute
     if not box:
@@ -154,8 +163,14 @@ def _blocks(layout: Layout, box: Box, itemsize: int, block_bytes: int, is_stored
 
 
 def _produce(
-    bridge: "WeightHooks", task: WeightConversionTask, box: Box, state: Any, dtype: torch.dtype, progress: Progress
+    bridge: "WeightHooks",
+    task: WeightConversionTask,
+    box: Box,
+    state: "WeightSource",
+    dtype: torch.dtype,
+    progress: Progress,
 ) -> "Tensor":
+    """The part of a Megatron weight in `box`."""
     hf_tensors = read_hf_tensors(bridge, task, state)
     parts = [part for piece in task.layout.pieces if (part := layouts.clip(piece, box)) is not None]
     if len(parts) == 1 and parts[0].role is not None and not parts[0].offset:
@@ -172,8 +187,8 @@ def _produce(
 
 def export_checkpoint(
     bridge: "WeightHooks",
-    hf_pretrained: Any,
-    provider: Any,
+    hf_pretrained: "HFModel",
+    provider: "Provider",
     folder: Path,
     out: Path,
     *,
@@ -183,21 +198,21 @@ def export_checkpoint(
     show_progress: bool = False,
     quantization: str | None = None,
 ) -> Plan:
-    """Writes a torch_dist checkpoint, saved from any layout, as an HF folder.
+    """Writes a torch_dist checkpoint, saved from any parallel layout, as an HF folder.
 
     The folder appears when it is complete. After a crash, the same call writes what is missing.
 
     Args:
-        hf_pretrained: the source of config, tokenizer and, if it has weights, of the shard layout.
-        folder: the iteration's folder.
-        dtype: convert floating-point weights; default: as stored.
+        hf_pretrained: the source of the config and the tokenizer and, if it has weights, of their files and order.
+        folder: the folder of the iteration.
+        dtype: convert floating-point weights to this dtype; default: each keeps the one it is stored in.
         strict: the tensors must be exactly those of the source.
-        quantization: a form for weights (see `quantized_export.quantizer_of`).
+        quantization: the form to quantise weights in (see `quantized_export.quantizer_of`).
 
     Raises:
-        QuantizationError: a form that does not exist, or in which a changed weight cannot be written.
-        PlanError: weights of one side are missing on the other; nothing is written.
-        CheckpointError: the checkpoint is damaged, or `out` holds something.
+        QuantizationError: an unknown form, or one in which a changed weight cannot be written.
+        PlanError: weights of one side are missing from the other; nothing is written.
+        CheckpointError: the checkpoint is damaged, or `out` already holds something.
     """
     resources = resources or Resources()
     weights = CheckpointWeights(bridge, hf_pretrained, provider, folder, dtype)
@@ -220,7 +235,7 @@ def export_checkpoint(
     with Progress("exporting", None, enabled=show_progress) as progress:
         files = weight_files(tensors, shards, metadata, resources.block_bytes, progress)
 
-        def finish(contents: list[dict[str, Any]]) -> None:
+        def finish(contents: list[dict[str, object]]) -> None:
             write_index(staging.path, shards, options.get("index_metadata"))
             hf_pretrained.save_artifacts(staging.path, quantization_config)
 
@@ -229,24 +244,30 @@ def export_checkpoint(
 
 
 class CheckpointWeights:
-    """The HF tensors that a torch_dist checkpoint holds, each readable in blocks of rows.
+    """The HF tensors in a torch_dist checkpoint, each of which can be read in blocks of rows.
 
     Args:
-        hf_pretrained: source of the config; if it has weights, second copies of tied tensors are those it has.
-        folder: the iteration's folder.
-        dtype: convert floating-point weights.
+        hf_pretrained: the source of the config; if it has weights, the second copies of tied tensors that it has are
+            included.
+        folder: the folder of the iteration.
+        dtype: convert floating-point weights to this dtype.
 
     Attributes:
-        plan: of the whole model.
-        dtypes: of each HF tensor.
-        files: of the checkpoint.
+        plan: the plan of the whole model.
+        dtypes: the dtype of each HF tensor.
+        files: the files of the checkpoint.
 
     Raises:
         PlanError: the checkpoint does not hold exactly the weights of its model.
     """
 
     def __init__(
-        self, bridge: "WeightHooks", hf_pretrained: Any, provider: Any, folder: Path, dtype: torch.dtype | None = None
+        self,
+        bridge: "WeightHooks",
+        hf_pretrained: "HFModel",
+        provider: "Provider",
+        folder: Path,
+        dtype: torch.dtype | None = None,
     ):
         self._bridge, self._hf_pretrained = bridge, hf_pretrained
         self._reader = torch_dist.TorchDistReader(folder)
@@ -272,7 +293,7 @@ class CheckpointWeights:
             self.dtypes[name] = self.dtypes[same_as]
 
     def blocks(self, name: str, block_bytes: int) -> Iterator["Tensor"]:
-        """An HF tensor, in consecutive blocks of rows: views of the checkpoint where it is stored alike."""
+        """An HF tensor in consecutive blocks of rows; if the checkpoint stores it alike, one block that is a view."""
         name = self.plan.tied.get(name, name)
         sources = self._sources[name]
         shape = self._shape(name)
@@ -297,7 +318,7 @@ class CheckpointWeights:
     def _stored_alike(
         self, sources: list[tuple[WeightConversionTask, Piece]], shape: tuple[int, ...], dtype: torch.dtype
     ) -> "Tensor | None":
-        """The tensor as a view of the checkpoint, if it is one contiguous piece of one chunk there."""
+        """The tensor as a view of the checkpoint, if it is one contiguous piece of one chunk in it."""
         task, piece = sources[0]
         if len(sources) > 1 or piece.permute or piece.offset or piece.num_elements != prod(shape):
             return None
@@ -310,19 +331,19 @@ class CheckpointWeights:
         shape = self._shape(name)
         out = torch.empty((stop - start, *shape[1:]) if shape else (), dtype=self.dtypes[name])
         for task, piece in self._sources[name]:
-            wanted = layouts.clip_hf_rows(piece, start, stop)
-            if wanted is None:
+            piece_in_rows = layouts.clip_hf_rows(piece, start, stop)
+            if piece_in_rows is None:
                 continue
             for shard in task.shards:
-                for box, part in self._read(shard, wanted.megatron_box):
-                    target = layouts.clip(wanted, box)
+                for box, part in self._read(shard, piece_in_rows.megatron_box):
+                    target = layouts.clip(piece_in_rows, box)
                     assert target is not None
                     view = layouts.take(out, layouts.shift_hf_rows(target, start))
                     view.copy_(layouts.plus(part, -target.offset))
         return out
 
     def _read(self, shard: Shard, box: Box) -> list[tuple[Box, "Tensor"]]:
-        """The stored parts of a shard inside a box of the whole weight, without the stacked axes."""
+        """The stored parts of a shard inside a box of the whole weight, without stacked axes, with their boxes."""
         common = common_box(shard.box, box)
         if common is None:
             return []
@@ -341,17 +362,17 @@ def _num_rows(shape: tuple[int, ...]) -> int:
 
 def _check_tensors(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path) -> None:
     problems = []
-    wanted = {shard.key: (task, shard.global_shape) for task in plan for shard in task.shards}
-    for key, (task, shape) in sorted(wanted.items()):
+    expected = {shard.key: (task, shard.global_shape) for task in plan for shard in task.shards}
+    for key, (task, shape) in sorted(expected.items()):
         if key not in reader.tensors:
             problems.append(f"Megatron weight {key}: missing in the checkpoint")
             continue
-        found = reader.tensors[key].shape
-        # The number of padding rows depends on the tensor-parallel size that the checkpoint was saved with.
-        is_padded = task.global_param_name in VOCABULARY_WEIGHTS and found[1:] == shape[1:]
-        if found != shape and not is_padded:
-            problems.append(f"Megatron weight {key}: expected {list(shape)}, found {list(found)} in the checkpoint")
-    for key in sorted(reader.tensors.keys() - wanted.keys()):
+        stored = reader.tensors[key].shape
+        # The number of padding rows depends on the tensor-parallel size with which the checkpoint was saved.
+        is_padded = task.global_param_name in VOCABULARY_WEIGHTS and stored[1:] == shape[1:]
+        if stored != shape and not is_padded:
+            problems.append(f"Megatron weight {key}: expected {list(shape)}, found {list(stored)} in the checkpoint")
+    for key in sorted(reader.tensors.keys() - expected.keys()):
         if is_weight(key):
             problems.append(f"Megatron weight {key}: in the checkpoint, but not in the model of run_config.yaml")
     if problems:
@@ -360,7 +381,12 @@ def _check_tensors(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path)
 
 
 def is_weight(key: str) -> bool:
-    """Whether a checkpoint's tensor of this name belongs to the model, and not to the optimizer or the like."""
+    """Whether a checkpoint's tensor belongs to the model, and not to the optimizer or the like.
+
+    Example:
+        >>> is_weight("decoder.final_layernorm.weight"), is_weight("optimizer.state.exp_avg")
+        (True, False)
+    """
     return not key.startswith(_NOT_WEIGHTS) and "_extra_state" not in key
 
 
@@ -372,5 +398,5 @@ def _target_dtype(stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype
 
 
 def _file_bytes(total: int) -> int:
-    """Size of an output file: many enough to be written in parallel and resumed, few enough for a file system."""
+    """The size of output files: so many that they can be written in parallel and resumed, but not too many."""
     return min(max(total // 16, 64 * 2**20), 2 * 2**30)

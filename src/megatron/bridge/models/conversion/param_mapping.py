@@ -111,7 +111,8 @@ class MegatronParamMapping:
         """
         if self.megatron_param in VOCABULARY_WEIGHTS:
             return layouts.padded(shape, 0, min(config.vocab_size, shape[0]))
-        if self.megatron_param.endswith("self_attention.linear_proj.weight") and config.unpadded_query_groups:
+        is_attention_output = self.megatron_param.endswith("self_attention.linear_proj.weight")
+        if is_attention_output and config.unpadded_query_groups and config.num_query_groups:
             # The other columns belong to query groups added for tensor parallelism.
             return layouts.padded(shape, 1, shape[1] // config.num_query_groups * config.unpadded_query_groups)
         return layouts.identity(shape)
@@ -210,7 +211,7 @@ class LayerQKVMapping(MegatronParamMapping):
         match = _LAYER_INDEX.search(self.megatron_param)
         assert match, "a layout needs a mapping without wildcards"
         config = config.layer_config(int(match.group(1)) + 1)
-        num_groups, head_dim = config.num_query_groups, config.kv_channels
+        num_groups, head_dim = _groups(config)
         rows = {"q": config.num_attention_heads // num_groups * head_dim, "k": head_dim}
         rows["v"] = shape[0] // num_groups - sum(rows.values())
         return layouts.grouped_rows(shape, config.num_hf_query_groups, {role: rows[role] for role in self.hf_names})
@@ -255,10 +256,8 @@ class GatedQKVMapping(QKVMapping):
     """Like `QKVMapping`, but in the q tensor the output gate of each head follows its query."""
 
     def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
-        num_groups = config.num_query_groups
-        return layouts.gated_grouped_rows(
-            shape, num_groups, config.num_attention_heads // num_groups, config.kv_channels
-        )
+        num_groups, head_dim = _groups(config)
+        return layouts.gated_grouped_rows(shape, num_groups, config.num_attention_heads // num_groups, head_dim)
 
 
 class SectionMapping(MegatronParamMapping):
@@ -415,9 +414,15 @@ def _begun_otherwise(name: str, beginnings: tuple[str, str]) -> str:
     return second + name.removeprefix(first) if name.startswith(first) else name
 
 
+def _groups(config: "DecoderConfig") -> tuple[int, int]:
+    """The number of query groups, and the head dimension."""
+    assert config.num_query_groups is not None and config.kv_channels is not None, "finalize() sets them"
+    return config.num_query_groups, config.kv_channels
+
+
 def _qkv_rows(megatron_param: str, shape: Shape, config: "DecoderConfig") -> dict[str, int]:
     """The numbers of rows of q, k and v in each query group of `linear_qkv`."""
-    num_groups, head_dim = config.num_query_groups, config.kv_channels
+    num_groups, head_dim = _groups(config)
     if config.num_attention_heads % num_groups:
         raise UnsupportedConfigError(
             f"{megatron_param}: num_attention_heads {config.num_attention_heads} is not a multiple of "

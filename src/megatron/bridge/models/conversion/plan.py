@@ -1,6 +1,6 @@
 """The plan: every Megatron weight with the HF tensors it is made of, checked on both sides before a byte moves.
 
-Import, export, live load, live export and comparison all execute a plan; none of them looks at names or shapes again.
+Import, export, live load, live export and comparison all carry out a plan; none of them looks at names or shapes again.
 A plan is data: it can be printed, counted and costed.
 """
 
@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from megatron.bridge.errors import BridgeError, PlanError
 from megatron.bridge.models.conversion.layout import Layout
@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+
 _LAYER = re.compile(r".*?\.layers\.(\d+)\.")
 _EXPERT = re.compile(r".*\.experts\..*?(\d+)$")
 _MAX_PROBLEMS = 200
 
 
 class TensorInfo(Protocol):
-    """What a plan needs to know of an HF tensor."""
+    """What a plan must know about an HF tensor."""
 
     @property
     def shape(self) -> Shape: ...
@@ -37,23 +39,23 @@ class TensorInfo(Protocol):
 class WeightConversionTask:
     """One Megatron weight and how to convert it.
 
-    The fields down to `param_weight` are the public contract; exports read `param_weight` at the moment of use, so a
+    The fields down to `param_weight` are the public contract. Exports read `param_weight` only when they use it, so a
     caller may pass tasks whose weight was replaced or is computed on access.
 
     Attributes:
-        param_name: name in this rank's model chunk (without wrappers), or the global name if the rank lacks it.
-        global_param_name: name in the whole model.
-        mapping: resolved, without wildcards.
-        pp_rank: pipeline rank that holds the weight.
-        vp_stage: index of the model chunk on that rank.
+        param_name: the name in this rank's model chunk (without wrappers), or the global name if the rank lacks it.
+        global_param_name: the name in the whole model.
+        mapping: the mapping, without wildcards.
+        pp_rank: the pipeline rank that holds the weight.
+        vp_stage: the index of the model chunk on that rank.
         megatron_module: the module that owns the parameter, or `None` if this rank lacks it.
         param_weight: this rank's shard, or `None` if this rank lacks it.
-        shape: of the whole weight.
-        dtype: of the Megatron weight.
-        layout: of the whole weight.
+        shape: the shape of the whole weight.
+        dtype: the dtype of the Megatron weight.
+        layout: the layout of the whole weight.
         shards: the boxes that this rank holds.
-        owners: for each box of the whole weight a rank that holds it; filled when ranks have been asked.
-        weight_dtype: of floating-point tensors that an export gives; `None` for `dtype`.
+        owners: for each box of the whole weight, a rank that holds it; filled in once all ranks have been asked.
+        weight_dtype: the dtype in which floating-point tensors are exported; `None` for `dtype`.
     """
 
     param_name: str
@@ -72,7 +74,7 @@ class WeightConversionTask:
 
     @property
     def hf_shapes(self) -> dict[str, Shape]:
-        """Shapes of the task's HF tensors, by HF name."""
+        """The shapes of the task's HF tensors, by HF name."""
         names = self.mapping.hf_names
         return {names[role]: tuple(shape) for role, shape in self.layout.hf_shapes.items()}
 
@@ -82,8 +84,8 @@ class Plan:
     """Ordered tasks, and the HF tensors that no task reads.
 
     Attributes:
-        dropped: HF tensors left out on purpose, with the reason.
-        tied: those of them that are second copies, with the name of the tensor that they equal.
+        dropped: HF tensors that are left out on purpose, and why.
+        tied: those of them that are second copies, each with the name of the tensor that it equals.
     """
 
     tasks: list[WeightConversionTask]
@@ -98,18 +100,18 @@ class Plan:
 
     @property
     def num_elements(self) -> int:
-        """Elements of the whole Megatron model, vocabulary padding included."""
+        """The number of elements in the whole Megatron model, including vocabulary padding."""
         return sum(prod(task.shape) for task in self.tasks)
 
     def hf_shapes(self) -> dict[str, Shape]:
-        """Shapes by name of every HF tensor that the plan reads or writes, in model order."""
+        """The shape of every HF tensor that the plan reads or writes, by name, in model order."""
         return {name: shape for task in self.tasks for name, shape in task.hf_shapes.items()}
 
 
 def build_plan(
     parameters: Iterable[Parameter],
     registry: MegatronMappingRegistry,
-    config: Any,
+    config: "DecoderConfig",
     hf_tensors: Mapping[str, TensorInfo] | None,
     *,
     what: str,
@@ -118,23 +120,23 @@ def build_plan(
     """Matches Megatron parameters and HF tensors, and proves that nothing is missing on either side.
 
     Args:
-        parameters: what this rank holds, or the whole model. HF tensors of layers that are not among them are the
-            business of the ranks that hold these layers.
+        parameters: those that this rank holds, or those of the whole model. HF tensors of other layers are left to the
+            ranks that hold these layers.
         registry: the family's mappings.
         config: the provider.
         hf_tensors: the checkpoint's tensors by name; `None` if there is no checkpoint to compare with.
-        what: the model, named in errors.
-        allowed_mismatched_params: Megatron names that keep their present values where the checkpoint lacks them or
-            has another shape (a value head in place of the LM head).
+        what: the name of the model, for errors.
+        allowed_mismatched_params: Megatron names that keep their present values if the checkpoint lacks them or has
+            another shape (a value head instead of the LM head).
 
     Raises:
-        PlanError: listing every Megatron weight without a rule, and every HF tensor that is missing, misshapen or
-            not read.
+        PlanError: listing every Megatron weight without a mapping, and every HF tensor that is missing, has another
+            shape, or is not read.
     """
     parameters = list(parameters)
     problems: list[str] = []
     tasks: list[WeightConversionTask] = []
-    read: set[str] = set()
+    read_names: set[str] = set()
     allowed = set(allowed_mismatched_params)
     for parameter in parameters:
         mapping = registry.megatron_to_hf_lookup(parameter.name)
@@ -148,15 +150,15 @@ def build_plan(
             problems.append(str(error))
             continue
         task = _task(parameter, mapping, layout)
-        read.update(task.hf_shapes)
-        found = _hf_problems(task, hf_tensors) if hf_tensors is not None else []
-        if found and parameter.name in allowed:
+        read_names.update(task.hf_shapes)
+        hf_problems = _hf_problems(task, hf_tensors) if hf_tensors is not None else []
+        if hf_problems and parameter.name in allowed:
             continue
-        problems += found
+        problems += hf_problems
         tasks.append(task)
     dropped: dict[str, str] = {}
     if hf_tensors is not None:
-        unread, dropped = _unread(hf_tensors, read, registry, _ownership(parameters, config), allowed)
+        unread, dropped = _unread(hf_tensors, read_names, registry, _ownership(parameters, config), allowed)
         problems += unread
     if problems:
         raise _plan_error(what, problems)
@@ -165,14 +167,13 @@ def build_plan(
 
 
 def check_names(plan: Plan, expected: Mapping[str, TensorInfo], what: str) -> None:
-    """Raises `PlanError` unless an export of `plan` gives exactly the tensors in `expected`, less the dropped ones."""
-    given = plan.hf_shapes().keys() | plan.tied.keys()
+    """Raises `PlanError` unless an export of `plan` writes exactly the tensors in `expected` that are not dropped."""
+    written = plan.hf_shapes().keys() | plan.tied.keys()
+    lost = expected.keys() - written - plan.dropped.keys()
     problems = [
-        f"HF tensor {name}: would be written, but the source has no such tensor" for name in given - expected.keys()
+        f"HF tensor {name}: would be written, but the source has no such tensor" for name in written - expected.keys()
     ]
-    problems += [
-        f"HF tensor {name}: lost, no Megatron weight holds it" for name in expected.keys() - given - plan.dropped.keys()
-    ]
+    problems += [f"HF tensor {name}: lost, no Megatron weight holds it" for name in lost]
     if problems:
         raise _plan_error(what, sorted(problems))
 
@@ -206,14 +207,15 @@ def _hf_problems(task: WeightConversionTask, hf_tensors: Mapping[str, TensorInfo
 
 def _unread(
     hf_tensors: Mapping[str, TensorInfo],
-    read: set[str],
+    read_names: set[str],
     registry: MegatronMappingRegistry,
     owns: Callable[[str], bool],
     allowed: set[str],
 ) -> tuple[list[str], dict[str, str]]:
+    """The problems with tensors that no task reads, and the tensors among them that are dropped, and why."""
     problems, dropped = [], {}
     for name, info in hf_tensors.items():
-        if name in read:
+        if name in read_names:
             continue
         reason = registry.drop_reason(name)
         if reason is not None:
@@ -229,12 +231,12 @@ def _unread(
     return problems, dropped
 
 
-def _ownership(parameters: list[Parameter], config: Any) -> Callable[[str], bool]:
-    """A test whether a global parameter name would have to be on this rank, judged by its layer (and expert).
+def _ownership(parameters: list[Parameter], config: "DecoderConfig") -> Callable[[str], bool]:
+    """A function that says whether a global parameter name belongs on this rank, by its layer and expert.
 
-    Layers and experts that the model does not have at all are everybody's, so that somebody reports them.
+    Names of layers and experts that the model does not have at all belong on every rank, so that they are reported.
     """
-    # Outside layers by the name on this rank: the last stage's copy of tied embeddings is an output layer there.
+    # Outside layers, names on this rank count: the last stage's copy of tied embeddings is its output layer.
     places = {
         _place(parameter.name if _LAYER.match(parameter.name) else parameter.param_name) for parameter in parameters
     }
@@ -244,7 +246,7 @@ def _ownership(parameters: list[Parameter], config: Any) -> Callable[[str], bool
         match, expert = _LAYER.match(name), _expert(name)
         if match and int(match.group(1)) >= config.num_layers:
             return True
-        if expert is not None and expert < config.num_moe_experts and expert not in experts:
+        if expert is not None and expert < (config.num_moe_experts or 0) and expert not in experts:
             return False
         return _place(name) in places
 
@@ -252,7 +254,7 @@ def _ownership(parameters: list[Parameter], config: Any) -> Callable[[str], bool
 
 
 def _place(name: str) -> str:
-    """The layer of a parameter, or the end of the pipeline that it belongs to."""
+    """The layer of a parameter, or else the end of the pipeline to which it belongs."""
     match = _LAYER.match(name)
     if match:
         return match.group()

@@ -1,9 +1,9 @@
-"""Exports in a quantised form: which weights are quantised, and the stored tensors in place of each."""
+"""Exports in a quantised form: which weights are quantised, and which stored tensors take the place of each."""
 
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from megatron.bridge.models.conversion.plan import WeightConversionTask
+    from megatron.bridge.models.hf_pretrained.hf_model import HFModel
     from megatron.bridge.models.hf_pretrained.quantization.quantize import Quantizer
     from megatron.bridge.transport.boxes import Shape
 
-# The weights of linear layers, but for those of the router, of the embeddings and of what chooses keys.
+# The weights of linear layers, except for routers, embeddings and the indexers of sparse attention.
 _LINEAR = re.compile(r".*\.linear_\w+\.weight\d*")
 _NOT_LINEAR = ".indexer."
 
 
-def quantizer_of(name: str, hf_pretrained: Any) -> "Quantizer":
-    """The form of that name: "fp8", "mxfp4", or "source" for the form of the source.
+def quantizer_of(name: str, hf_pretrained: "HFModel") -> "Quantizer":
+    """The quantised form with a name: "fp8", "mxfp4", or "source" for that of the source.
 
     Raises:
         QuantizationError: another name, or the source is not quantised.
@@ -47,7 +48,7 @@ def quantizer_of(name: str, hf_pretrained: Any) -> "Quantizer":
 
 
 def weights_to_quantize(tasks: Iterable["WeightConversionTask | None"], quantizer: "Quantizer") -> dict[str, "Shape"]:
-    """HF names and shapes of the weights, of those that the tasks give, that have a quantised form."""
+    """HF names and shapes of the weights, among those that the tasks export, that have a quantised form."""
     return {
         name: shape
         for task in tasks
@@ -62,41 +63,41 @@ def _is_linear(param_name: str) -> bool:
 
 
 def quantized(weights: Mapping[str, "Tensor"], quantizer: "Quantizer", chosen: Container[str]) -> dict[str, "Tensor"]:
-    """HF tensors by name, with what is stored in place of each chosen weight."""
-    found: dict[str, Tensor] = {}
+    """HF tensors by name, with the stored tensors in place of each chosen weight."""
+    exported: dict[str, Tensor] = {}
     for name, weight in weights.items():
         if name not in chosen:
-            found[name] = weight
+            exported[name] = weight
         else:
             stored = quantizer.unchanged(name, lambda whole=weight: [whole])  # type: ignore[misc]
-            found |= stored or quantizer.quantize(name, weight)
-    return found
+            exported |= stored or quantizer.quantize(name, weight)
+    return exported
 
 
 def quantized_shards(
     shards: Mapping[str, Sequence[TensorInfo]], quantizer: "Quantizer", chosen: Container[str]
 ) -> dict[str, list[TensorInfo]]:
-    """The files of an export with the stored tensors in place of each chosen weight.
+    """The files of an export, with the stored tensors in place of each chosen weight.
 
-    They are in the weight's file, or where the source has them, if that is quantised in the same form.
+    They go into the weight's file, or where the source has them if it is quantised in the same form.
     """
-    found: dict[str, TensorInfo] = {}
+    placed: dict[str, TensorInfo] = {}
     for filename, infos in shards.items():
         for info in infos:
             parts = quantizer.parts(info.name, info.shape) if info.name in chosen else None
             for name, (shape, dtype) in (parts or {info.name: (info.shape, info.dtype)}).items():
-                found[name] = TensorInfo(name, shape, dtype, quantizer.filename(name) or filename)
+                placed[name] = TensorInfo(name, shape, dtype, quantizer.filename(name) or filename)
     first = next(iter(shards))
     for name, tensor in quantizer.further().items():
-        found[name] = TensorInfo(name, tuple(tensor.shape), tensor.dtype, quantizer.filename(name) or first)
+        placed[name] = TensorInfo(name, tuple(tensor.shape), tensor.dtype, quantizer.filename(name) or first)
     return {
-        filename: [info for info in found.values() if info.filename == filename]
-        for filename in dict.fromkeys(info.filename for info in found.values())
+        filename: [info for info in placed.values() if info.filename == filename]
+        for filename in dict.fromkeys(info.filename for info in placed.values())
     }
 
 
 def not_converted(shapes: Mapping[str, "Shape"], chosen: Container[str]) -> list[str]:
-    """The modules with a matrix that stays as it is."""
+    """The modules whose matrix is not quantised."""
     return [
         name.removesuffix(".weight")
         for name, shape in shapes.items()
@@ -105,26 +106,26 @@ def not_converted(shapes: Mapping[str, "Shape"], chosen: Container[str]) -> list
 
 
 class QuantizedBlocks:
-    """Stored tensors in blocks of rows, made of the weights that another source gives in blocks of rows.
+    """Stored tensors in blocks of rows, made from weights in blocks of rows.
 
     Args:
         weights: the weights.
-        quantizer: their form.
-        shapes: of the chosen weights.
+        quantizer: the form to quantise them in.
+        shapes: the names and shapes of the weights to quantise.
 
     Attributes:
-        parts: for each of these, the stored tensors: name, shape and dtype, the weight's first.
+        parts: for each of these weights, its stored tensors with shape and dtype, first the one in its own place.
     """
 
     def __init__(self, weights: TensorBlocks, quantizer: "Quantizer", shapes: Mapping[str, "Shape"]):
         self._weights, self._quantizer, self._shapes = weights, quantizer, shapes
         self.parts = {name: parts for name, shape in shapes.items() if (parts := quantizer.parts(name, shape))}
         self._owner = {part: name for name, parts in self.parts.items() for part in parts}
-        # What was made together with a weight and comes later in a file, and what is there already.
+        # Tensors that are there already, and those made together with a weight that come later in its file.
         self._waiting: dict[str, Tensor] = quantizer.further()
 
     def blocks(self, name: str, block_bytes: int) -> Iterator["Tensor"]:
-        """See `TensorBlocks`; names are those of stored tensors."""
+        """See `TensorBlocks`; `name` is that of a stored tensor."""
         owner = self._owner.get(name)
         if name in self._waiting:
             yield self._waiting.pop(name)
@@ -134,8 +135,8 @@ class QuantizedBlocks:
             return
         is_weight = name == next(iter(self.parts[owner]))
         made: dict[str, list[Tensor]] = {part: [] for part in self.parts[owner]}
-        for found in self._made(owner, block_bytes):
-            for part, tensor in found.items():
+        for stored in self._made(owner, block_bytes):
+            for part, tensor in stored.items():
                 if part == name and is_weight:
                     yield tensor
                 elif part == name or is_weight:
@@ -148,6 +149,8 @@ class QuantizedBlocks:
                 self._waiting[part] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
     def _made(self, name: str, block_bytes: int) -> Iterator[dict[str, "Tensor"]]:
+        """The stored tensors of a weight, block by block."""
+
         def rows() -> Iterator["Tensor"]:
             return self._weights.blocks(name, block_bytes)
 
@@ -157,13 +160,13 @@ class QuantizedBlocks:
             return
         shape = self._shapes[name]
         multiple = self._quantizer.row_multiple(name, shape)
-        row_bytes = prod(shape[1:]) * 4  # the arithmetic is float32's
+        row_bytes = prod(shape[1:]) * 4  # computed in float32
         for block in _in_multiples(rows(), max(block_bytes // row_bytes // multiple, 1) * multiple):
             yield self._quantizer.quantize(name, block)
 
 
 def _in_multiples(blocks: Iterable["Tensor"], num_rows: int) -> Iterator["Tensor"]:
-    """The same rows in blocks of `num_rows`, but for the last."""
+    """The same rows in blocks of `num_rows` rows; the last block may have fewer."""
     pending: list[Tensor] = []
     for block in blocks:
         while len(block):

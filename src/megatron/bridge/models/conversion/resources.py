@@ -1,17 +1,21 @@
-"""What an offline conversion may use of a machine."""
+"""How much of a machine an offline conversion may use."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a conversion may use.
+    """How much a conversion may use.
 
     Attributes:
-        memory: bytes of buffers, over all threads.
-        num_threads: files written at the same time.
-        part: (index, count): this process writes every `count`-th file, and whoever finishes last publishes; for
-            processes that know nothing of each other (a Slurm array). Default: the ranks of this run share the files.
+        memory: the bytes of buffers, of all threads together.
+        num_threads: how many files are written at the same time.
+        part: (index, count): this process writes every `count`-th file, and whichever process finishes last publishes
+            the folder. For processes that do not know of each other (a Slurm array); by default, the ranks of this run
+            share the files.
+
+    Example:
+        >>> AutoBridge.import_ckpt(hf, out, resources=Resources(memory=2**30, num_threads=8))
     """
 
     memory: int = 256 * 2**20
@@ -20,5 +24,5 @@ class Resources:
 
     @property
     def block_bytes(self) -> int:
-        """Size of one buffer. A block is held once while it is put together and once more while it is written."""
+        """The size of one buffer. A thread holds a block twice: as it is put together, and as it is written."""
         return max(self.memory // (2 * self.num_threads), 1 << 16)

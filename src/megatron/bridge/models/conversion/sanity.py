@@ -1,41 +1,41 @@
-"""Samples of a checkpoint's weights against what the weights of a layer can look like, trained or not.
+"""Compares samples of a checkpoint's numbers with what the weights of a layer, trained or not, can look like.
 
-Raw quantised numbers would convert without an error into a model that knows nothing. The reader finds them by dtype and
-companions; this looks at the numbers, so that what gets past it is noticed too.
+Raw quantised numbers would convert without an error into a model that knows nothing. The reader recognises them by
+their dtypes and companions; this looks at the numbers themselves, and notices those that the reader let pass.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from megatron.bridge.errors import QuantizationError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from megatron.bridge.models.conversion.layout import Sliceable
     from megatron.bridge.models.conversion.plan import WeightConversionTask
 
-# Weights that have the same place in a layer: how many are looked at, spread over the model, and elements of each.
+# Of the weights with the same place in a layer, how many are sampled, spread over the model; and elements of each.
 _TASKS_PER_GROUP, _ELEMENTS = 16, 16384
 
-
-Read = Callable[["WeightConversionTask"], Mapping[str, Any]]
+type Read = Callable[[WeightConversionTask], Mapping[str, Sliceable]]  # a task's HF tensors by role
 
 
 class _Limit(NamedTuple):
-    """What the samples of a kind of weight may be at most."""
+    """The most that samples of one kind of weight may have."""
 
     std: float
     largest: float
 
 
-# A matrix of a layer that keeps the size of what it multiplies has a standard deviation of about 1 / sqrt(inputs), that
-# is 0.006 to 0.06 for 32,768 to 256 inputs; embeddings may have 1, and norms follow the activations. Raw codes have 2.4
-# (4-bit floats), 4.6 (4-bit integers), 13 and more (FP8), 74 (bytes).
+# If a layer's matrix preserves the size of what it multiplies, its standard deviation is about 1 / sqrt(inputs): 0.006
+# to 0.06 for 32,768 to 256 inputs. That of embeddings may be 1, and norms follow the activations. Raw codes have 2.4
+# (4-bit floats), 4.6 (4-bit integers), 13 and more (FP8) or 74 (bytes).
 _LIMITS = {"matrix": _Limit(1.5, 1e3), "embedding": _Limit(30.0, 1e4), "other": _Limit(1e4, 1e6)}
 
 
 class Sample(NamedTuple):
-    """Statistics of a part of one HF tensor."""
+    """Statistics of part of one HF tensor."""
 
     name: str
     kind: str
@@ -45,7 +45,7 @@ class Sample(NamedTuple):
 
     @property
     def problem(self) -> str | None:
-        """What no weight of this kind looks like, or `None`."""
+        """Why no weight of this kind can look like this; `None` if one can."""
         limit = _LIMITS[self.kind]
         if not self.is_finite:
             return f"{self.name}: holds NaN or Inf"
@@ -61,8 +61,8 @@ def check_weights(tasks: Iterable["WeightConversionTask"], read: Read, what: str
     """Samples the tensors that the tasks read.
 
     Args:
-        read: gives a task's HF tensors by role, to be sliced.
-        what: the checkpoint, named in errors.
+        read: returns the HF tensors of a task, by role.
+        what: the name of the checkpoint, for errors.
 
     Raises:
         QuantizationError: numbers that no initialised or trained layer has; nothing was written.
@@ -78,17 +78,17 @@ def check_weights(tasks: Iterable["WeightConversionTask"], read: Read, what: str
 
 
 def samples(tasks: Iterable["WeightConversionTask"], read: Read) -> list[Sample]:
-    """Statistics of the HF tensors of some tasks of each kind, a part of each tensor."""
+    """Statistics of part of each HF tensor, for some of the tasks in every group."""
     groups: dict[str, list[WeightConversionTask]] = {}
     for task in tasks:
         groups.setdefault(_group(task.global_param_name), []).append(task)
-    found = []
+    sampled = []
     for group in groups.values():
         for task in group[:: -(-len(group) // _TASKS_PER_GROUP)]:
             names = task.mapping.hf_names
             for role, view in read(task).items():
-                found.append(_sample(names[role], _kind(task.global_param_name, len(view.shape)), _part(view)))
-    return found
+                sampled.append(_sample(names[role], _kind(task.global_param_name, len(view.shape)), _part(view)))
+    return sampled
 
 
 def _group(param_name: str) -> str:
@@ -99,24 +99,23 @@ def _group(param_name: str) -> str:
 def _kind(param_name: str, num_axes: int) -> str:
     if param_name.startswith(("embedding.", "output_layer.")) or "word_embeddings" in param_name:
         return "embedding"
-    # Routers, convolutions and the numbers of state space models have sizes of their own.
+    # Routers, convolutions and the numbers of state space models may be larger.
     is_linear = (num_axes > 1 and ".linear_" in param_name) or "proj.weight" in param_name
     return "matrix" if is_linear else "other"
 
 
-def _part(view: Any) -> "Tensor":
-    """The first rows of a tensor, of about `_ELEMENTS`."""
+def _part(view: "Sliceable") -> "Tensor":
+    """The first rows of a tensor, with about `_ELEMENTS` elements."""
     shape = view.shape
     if not shape:
-        scalar: Tensor = view[()]
-        return scalar
+        return view[()]
     index: list[slice] = []
     num_rows = _ELEMENTS
     for size in reversed(shape):
         taken = min(size, max(num_rows, 1))
         index.insert(0, slice(0, taken, 1))
         num_rows //= max(size, 1)
-    return view[tuple(index)]  # type: ignore[no-any-return]
+    return view[tuple(index)]
 
 
 def _sample(name: str, kind: str, part: "Tensor") -> Sample:

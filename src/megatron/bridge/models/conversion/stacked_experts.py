@@ -1,7 +1,7 @@
-"""Experts stored as transformers holds them: one tensor for all experts of a layer, in place of one for each.
+"""Experts stored as transformers holds them in memory: one tensor for all experts of a layer, not one for each.
 
-Published checkpoints have the experts one by one, and so has what `save_pretrained` writes, except with
-`save_original_format=False` (transformers 5). Rows and columns are as in the single tensors.
+Published checkpoints have separate experts, and so does what `save_pretrained` writes, except with
+`save_original_format=False` (transformers 5). Rows and columns are those of the separate tensors.
 """
 
 import re
@@ -23,10 +23,10 @@ _GATE_UP, _DOWN = "gate_up_proj", "down_proj"
 
 
 def as_stored(registry: MegatronMappingRegistry, hf_names: Iterable[str]) -> MegatronMappingRegistry:
-    """The registry with mappings of stacked experts in place of single ones, if a checkpoint has them so.
+    """The registry, with mappings of stacked instead of separate experts if that is how a checkpoint has them.
 
     Args:
-        hf_names: of the checkpoint's tensors.
+        hf_names: the names of the checkpoint's tensors.
     """
     if not any(name.endswith(f".mlp.experts.{_GATE_UP}") for name in hf_names):
         return registry

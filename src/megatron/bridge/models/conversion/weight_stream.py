@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from megatron.core import parallel_state
@@ -12,7 +12,7 @@ from megatron.core import parallel_state
 from megatron.bridge.errors import BridgeError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.hf_files import hf_tensor_infos
-from megatron.bridge.models.conversion.layout import Layout
+from megatron.bridge.models.conversion.layout import Layout, Sliceable
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan
 from megatron.bridge.models.conversion.quantized_export import quantized, quantizer_of, weights_to_quantize
@@ -24,11 +24,15 @@ from megatron.bridge.transport.boxes import Box, Shape, shifted, slices
 from megatron.bridge.transport.progress import Progress
 
 if TYPE_CHECKING:
+    from megatron.core.transformer.module import MegatronModule
     from torch import Tensor
 
-    from megatron.bridge.models.conversion.hooks import WeightHooks
+    from megatron.bridge.models.conversion.hooks import Model, WeightHooks
+    from megatron.bridge.models.hf_pretrained.hf_model import HFModel
+    from megatron.bridge.models.hf_pretrained.source import WeightSource
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
-# Bytes of Megatron weights that one round of collectives moves, by default.
+# The bytes of Megatron weights that one round of collectives moves, by default.
 BUCKET_BYTES = 256 * 2**20
 
 
@@ -37,9 +41,9 @@ class LoadReport:
     """What a load did on this rank.
 
     Attributes:
-        plan: what was loaded and what was left out.
-        bytes_read: bytes of the checkpoint that were read.
-        bytes_written: bytes of the rank's own weights.
+        plan: what was loaded, and what was left out.
+        bytes_read: how many bytes of the checkpoint were read.
+        bytes_written: how many bytes the rank's own weights have.
     """
 
     plan: Plan
@@ -56,7 +60,7 @@ class HFWeightInfo(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor."""
+        """The bytes of the tensor."""
         return prod(self.shape) * self.dtype.itemsize
 
 
@@ -69,20 +73,19 @@ class HFWeightTuple(NamedTuple):
 
 def load(
     bridge: "WeightHooks",
-    hf_pretrained: Any,
-    model: Any,
+    hf_pretrained: "HFModel",
+    model: "Model",
     allowed_mismatched_params: Iterable[str] = (),
     show_progress: bool = False,
     force: bool = False,
 ) -> LoadReport:
-    """Fills a live model from an HF checkpoint. Each rank reads the slices it holds; no collective is called.
+    """Fills a live model from an HF checkpoint. Each rank reads the slices that it holds; no collective is called.
 
     Args:
-        bridge: with `hf_config` set.
+        bridge: a bridge with `hf_config` set.
         hf_pretrained: the checkpoint.
-        model: a model chunk or the list of chunks, bare or wrapped.
-        allowed_mismatched_params: Megatron names that may keep their values.
-        force: load numbers that do not look like weights.
+        allowed_mismatched_params: the names of Megatron parameters that may keep their values.
+        force: load even numbers that do not look like weights.
 
     Raises:
         PlanError: the model and the checkpoint do not match; no weight was changed.
@@ -96,7 +99,7 @@ def load(
     plan = build_plan(
         parameters,
         bridge.registry(hf_pretrained),
-        chunks[0].config,
+        _config(chunks),
         infos,
         what=_name(hf_pretrained),
         allowed_mismatched_params=allowed_mismatched_params,
@@ -105,7 +108,7 @@ def load(
     check_tied(plan, state)
     if not force:
         check_weights(plan, lambda task: read_hf_tensors(bridge, task, state), _name(hf_pretrained))
-    num_read = num_written = 0
+    num_read, num_written = 0.0, 0
     with torch.no_grad(), Progress("loading", len(plan), enabled=show_progress) as progress:
         for task in plan:
             hf_tensors = read_hf_tensors(bridge, task, state)
@@ -116,26 +119,28 @@ def load(
                 num_read += _bytes_read(task.layout, hf_tensors, shard.box)
             num_written += task.param_weight.nbytes
             progress.advance(task.param_weight.nbytes)
-    return LoadReport(plan, num_read, num_written)
+    return LoadReport(plan, round(num_read), num_written)
 
 
-def _bytes_read(layout: Layout, hf_tensors: Mapping[str, "Tensor"], box: Box) -> int:
+def _bytes_read(layout: Layout, hf_tensors: Mapping[str, Sliceable], box: Box) -> float:
     parts = [part for piece in layout.pieces if (part := layouts.clip(piece, box)) is not None]
     return sum(part.num_elements * hf_tensors[part.role].itemsize for part in parts if part.role is not None)
 
 
-def read_hf_tensors(bridge: "WeightHooks", task: WeightConversionTask, state: Any) -> dict[str, Any]:
-    """A task's HF tensors by role, to be sliced: views of the file, or what computes slices of quantised tensors.
+def read_hf_tensors(
+    bridge: "WeightHooks", task: WeightConversionTask, state: "WeightSource"
+) -> Mapping[str, Sliceable]:
+    """A task's HF tensors by role: views of the file, or what computes slices of quantised tensors.
 
-    With a hook of the family, what that gives.
+    If the family overrides `maybe_modify_loaded_hf_weight`, its result.
 
     Raises:
-        PlanError: the hook gave a tensor of another shape than the layout has.
+        PlanError: a tensor that the hook returned does not have the shape that the layout needs.
     """
     if not bridge.changes_loaded_weights:
         return {role: state.view(name) for role, name in task.mapping.hf_names.items()}
-    found = bridge.maybe_modify_loaded_hf_weight(task.mapping.hf_param, state)
-    hf_tensors = {"weight": found} if isinstance(found, torch.Tensor) else found
+    changed = bridge.maybe_modify_loaded_hf_weight(task.mapping.hf_param, state)
+    hf_tensors = {"weight": changed} if isinstance(changed, torch.Tensor) else changed
     for role, shape in task.layout.hf_shapes.items():
         if tuple(hf_tensors[role].shape) != tuple(shape):
             raise PlanError(
@@ -145,24 +150,23 @@ def read_hf_tensors(bridge: "WeightHooks", task: WeightConversionTask, state: An
     return hf_tensors
 
 
-def check_tied(plan: Plan, state: Any) -> None:
-    """Raises `PlanError` if a tensor that is stored twice differs between its copies."""
+def check_tied(plan: Plan, state: "WeightSource") -> None:
+    """Raises `PlanError` if the two copies of a tensor that is stored twice differ."""
     for name, same_as in plan.tied.items():
         if not torch.equal(state[name], state[same_as]):
             raise PlanError(
-                f"{getattr(state, 'folder', 'the checkpoint')}: HF tensor {name}: the config ties it to {same_as}, but "
-                "they hold different values; "
+                f"{state.folder}: HF tensor {name}: the config ties it to {same_as}, but they hold different values; "
                 "set tie_word_embeddings to false in config.json if both are meant"
             )
 
 
 def build_global_tasks(
-    bridge: "WeightHooks", hf_pretrained: Any, model: Any, weight_dtype: torch.dtype | None = None
+    bridge: "WeightHooks", hf_pretrained: "HFModel", model: "Model", weight_dtype: torch.dtype | None = None
 ) -> list[WeightConversionTask]:
     """Tasks for every weight of the whole model, in the same order on every rank (collective).
 
     Args:
-        weight_dtype: of what an export of these tasks gives.
+        weight_dtype: the dtype in which these tasks are exported.
 
     Raises:
         PlanError: a weight without a mapping.
@@ -185,9 +189,7 @@ def build_global_tasks(
                 pp_ranks[name] = rank_pp
             for box in boxes:
                 owners.setdefault(name, {}).setdefault(box, rank)
-    plan = build_plan(
-        merged.values(), bridge.registry(hf_pretrained), chunks[0].config, None, what=_name(hf_pretrained)
-    )
+    plan = build_plan(merged.values(), bridge.registry(hf_pretrained), _config(chunks), None, what=_name(hf_pretrained))
     modules = [dict(chunk.named_modules()) for chunk in chunks]
     for task in plan:
         task.pp_rank = pp_ranks[task.global_param_name]
@@ -201,8 +203,8 @@ def build_global_tasks(
 
 def export(
     bridge: "WeightHooks",
-    hf_pretrained: Any,
-    model: Any,
+    hf_pretrained: "HFModel",
+    model: "Model",
     *,
     cpu: bool = False,
     show_progress: bool = False,
@@ -214,18 +216,18 @@ def export(
 ) -> Iterator[HFWeightTuple]:
     """Yields every HF tensor, whole, on every rank (collective, lazy; iterate to the end on all ranks together).
 
-    A yielded tensor may be a view of the model's own weight: copy it before changing it or the model.
+    A tensor may be a view of the model's own weight: copy it before you change it or the model.
 
     Args:
         cpu: yield CPU tensors.
-        conversion_tasks: export these only; iterated once, `param_weight` read at the moment of use.
-        weight_dtype: convert floating-point tensors.
+        conversion_tasks: export only these. They are iterated once, and `param_weight` is read only when it is used.
+        weight_dtype: convert floating-point tensors to this dtype.
         select: export only the HF tensors whose names it accepts; the others are not moved.
-        bucket_bytes: Megatron weights that are gathered at a time.
-        quantization: a form for weights (see `quantized_export.quantizer_of`).
+        bucket_bytes: the bytes of Megatron weights that are gathered at a time.
+        quantization: the form to quantise weights in (see `quantized_export.quantizer_of`).
 
     Raises:
-        PlanError: at the end, if the tasks gave only a part of an HF tensor.
+        PlanError: at the end, if the tasks made only part of an HF tensor.
     """
     tasks = build_global_tasks(bridge, hf_pretrained, model) if conversion_tasks is None else conversion_tasks
     form = None if quantization is None else quantizer_of(quantization, hf_pretrained)
@@ -234,9 +236,9 @@ def export(
     stored = {name: same_as for name, same_as in tied.items() if state is not None and name in state}
     copies = copies_by_original(stored)
     assembler = _Assembler()
-    wanted = (task for task in tasks if task is not None and _is_wanted(task, copies, select))
+    selected = (task for task in tasks if task is not None and _is_selected(task, copies, select))
     with torch.no_grad(), Progress("exporting", None, enabled=show_progress) as progress:
-        for bucket in _buckets(wanted, bucket_bytes):
+        for bucket in _buckets(selected, bucket_bytes):
             for task, parts in zip(bucket, collectives.gather_parts(bucket), strict=True):
                 finished = assembler.add(task, parts)
                 if not finished:
@@ -247,18 +249,18 @@ def export(
                 for name, weight in weights.items():
                     weight = _convert(weight, cpu, None if form is not None else weight_dtype or task.weight_dtype)
                     progress.advance(weight.nbytes)
-                    for given in (name, *copies.get(name, ())):
-                        if select is None or select(given):
-                            yield HFWeightTuple(given, weight)
+                    for hf_name in (name, *copies.get(name, ())):
+                        if select is None or select(hf_name):
+                            yield HFWeightTuple(hf_name, weight)
     assembler.check_complete()
 
 
 def describe(
     tasks: Iterable[WeightConversionTask | None], weight_dtype: torch.dtype | None = None
 ) -> list[HFWeightInfo]:
-    """Name, shape and dtype of every HF tensor that exporting `tasks` gives, without moving any data.
+    """Name, shape and dtype of every HF tensor that an export of `tasks` yields, without moving any data.
 
-    Second copies of tied tensors, which depend on the source, and changes by a family's hook are not included.
+    Second copies of tied tensors, which depend on the source, are not included, nor are changes by a family's hook.
     """
     infos: dict[str, HFWeightInfo] = {}
     for task in tasks:
@@ -269,11 +271,11 @@ def describe(
     return list(infos.values())
 
 
-def _is_wanted(
+def _is_selected(
     task: WeightConversionTask, copies: Mapping[str, Sequence[str]], select: Callable[[str], bool] | None
 ) -> bool:
     names = task.mapping.hf_names.values()
-    return select is None or any(select(given) for name in names for given in (name, *copies.get(name, ())))
+    return select is None or any(select(hf_name) for name in names for hf_name in (name, *copies.get(name, ())))
 
 
 class _Assembler:
@@ -284,7 +286,7 @@ class _Assembler:
         self._missing: dict[str, int] = {}
 
     def add(self, task: WeightConversionTask, parts: Sequence[tuple[Box, "Tensor"]]) -> dict[str, "Tensor"]:
-        """Takes in the boxes of one weight; returns the HF tensors that are complete now."""
+        """Takes in the boxes of one weight; returns the HF tensors that are now complete."""
         names = task.mapping.hf_names
         finished = _views(task, parts)
         if finished is not None:
@@ -310,10 +312,10 @@ class _Assembler:
 
 
 def _views(task: WeightConversionTask, parts: Sequence[tuple[Box, "Tensor"]]) -> dict[str, "Tensor"] | None:
-    """The HF tensors as views, if each is one piece of one part: no copy is needed then."""
+    """The HF tensors as views, if each is one piece of one part, so that nothing need be copied."""
     if sum(piece.role is not None for piece in task.layout.pieces) != len(task.layout.hf_shapes):
         return None
-    found = {}
+    views = {}
     for piece in task.layout.pieces:
         if piece.role is None:
             continue
@@ -327,8 +329,8 @@ def _views(task: WeightConversionTask, parts: Sequence[tuple[Box, "Tensor"]]) ->
             return None
         box, part = holders[0]
         view = part[slices(shifted(piece.megatron_box, box))]
-        found[task.mapping.hf_names[piece.role]] = view.view(task.layout.hf_shapes[piece.role])
-    return found
+        views[task.mapping.hf_names[piece.role]] = view.view(task.layout.hf_shapes[piece.role])
+    return views
 
 
 def _buckets(tasks: Iterable[WeightConversionTask], max_bytes: int) -> Iterator[list[WeightConversionTask]]:
@@ -353,13 +355,18 @@ def _convert(weight: "Tensor", cpu: bool, dtype: torch.dtype | None) -> "Tensor"
     return weight.cpu() if cpu else weight
 
 
-def _read_parameters(chunks: Sequence[Any]) -> list[Parameter]:
+def _config(chunks: "Sequence[MegatronModule]") -> "DecoderConfig":
+    return cast("DecoderConfig", chunks[0].config)
+
+
+def _read_parameters(chunks: "Sequence[MegatronModule]") -> list[Parameter]:
     with ExitStack() as stack:
-        for chunk in chunks:  # a value model hides its loss modules while weights are named
-            if hasattr(chunk, "hide_loss_modules"):
-                stack.enter_context(chunk.hide_loss_modules())
+        for chunk in chunks:  # a value model hides its loss modules while its weights are named
+            hide = getattr(chunk, "hide_loss_modules", None)
+            if hide is not None:
+                stack.enter_context(hide())
         return read_placement(chunks)
 
 
-def _name(hf_pretrained: Any) -> str:
+def _name(hf_pretrained: "HFModel") -> str:
     return str(getattr(hf_pretrained, "model_name_or_path", None) or type(hf_pretrained.config).__name__)

@@ -7,7 +7,7 @@ from megatron.bridge.models.deepseek.deepseek_v3_bridge import DEEPSEEK, Deepsee
 
 @MegatronModelBridge.register_bridge(source="DeepseekV2ForCausalLM", target="GPTModel", model_type="deepseek_v2")
 class DeepseekV2Bridge(DeepseekV3Bridge):
-    """Like DeepSeek-V3, with experts chosen by softmax scores without a bias, and groups by their best expert."""
+    """Like DeepSeek-V3, but experts are chosen by softmax scores without a bias, and groups by their best expert."""
 
     ROUTER_BIAS = None
     CONFIG = (

@@ -7,7 +7,7 @@ from megatron.bridge.models.deepseek.deepseek_v3_bridge import DeepseekV3Bridge
 
 @MegatronModelBridge.register_bridge(source="DeepseekV32ForCausalLM", target="GPTModel", model_type="deepseek_v32")
 class DeepseekV32Bridge(DeepseekV3Bridge):
-    """DeepSeek-V3 with sparse attention, and a list of which layers have experts."""
+    """Like DeepSeek-V3, with sparse attention, and a list that says which layers have experts."""
 
     CONFIG = (
         *DeepseekV3Bridge.CONFIG,

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 and R1, and the models of the same architecture: Kimi-K2, Moonlight."""
+"""DeepSeek-V3 and R1, and other models of the same architecture: Kimi-K2 and Moonlight."""
 
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ DEEPSEEK = (
     source="DeepseekV3ForCausalLM", target="GPTModel", model_type="deepseek_v3", same_config={"kimi_k2": "deepseek_v3"}
 )
 class DeepseekV3Bridge(MegatronModelBridge):
-    """Multi-latent attention, and experts chosen by biased sigmoid scores within the best groups of experts."""
+    """Multi-latent attention, and experts chosen by biased sigmoid scores from the best groups of experts."""
 
     PROVIDER_CLASS = "megatron.bridge.models.mla_provider.MLAModelProvider"
     ROUTER_BIAS: ClassVar[str | None] = blocks.DEEPSEEK_ROUTER_BIAS

@@ -7,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="Ernie4_5ForCausalLM", target="GPTModel", model_type="ernie4_5")
 class Ernie45Bridge(MegatronModelBridge):
-    """Like Llama, with one switch for all biases; rotary embeddings turn neighbouring dimensions."""
+    """Like Llama, with one switch for all biases, and rope that rotates neighbouring dimensions."""
 
     CONFIG = (
         *fields.DECODER,

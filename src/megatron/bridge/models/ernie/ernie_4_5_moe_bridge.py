@@ -1,6 +1,6 @@
 """ERNIE 4.5 mixtures of experts (text)."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from megatron.bridge.models.conversion import blocks, fields, layout
 from megatron.bridge.models.conversion.layout import Layout
@@ -9,17 +9,20 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
 from megatron.bridge.transport.boxes import Shape
 
+if TYPE_CHECKING:
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+
 
 class RouterBiasMapping(AutoMapping):
-    """The router's bias, `[E]`, which the HF model has for one group of experts: `[1, E]`."""
+    """The router's bias `[E]`, which HF stores for one group of experts: `[1, E]`."""
 
-    def layout(self, shape: Shape, config: Any) -> Layout:
+    def layout(self, shape: Shape, config: "DecoderConfig") -> Layout:
         return layout.stacked_expert(shape, 1, 0)
 
 
 @MegatronModelBridge.register_bridge(source="Ernie4_5_MoeForCausalLM", target="GPTModel", model_type="ernie4_5_moe")
 class Ernie45MoeBridge(MegatronModelBridge):
-    """ERNIE 4.5 with experts in some layers, chosen by softmax scores with a bias."""
+    """Like ERNIE 4.5, with experts in some layers, chosen by softmax scores with a bias."""
 
     CONFIG = (
         *fields.decoder(attention_dropout=None),

@@ -7,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="Exaone4ForCausalLM", target="GPTModel", model_type="exaone4")
 class Exaone4Bridge(MegatronModelBridge):
-    """Norms behind attention and MLP, norms of q and k; if some layers have windows, the others have no rope."""
+    """Norms behind attention and MLP, and of q and k; if some layers have windows, the others have no rope."""
 
     CONFIG = (
         *fields.DECODER,

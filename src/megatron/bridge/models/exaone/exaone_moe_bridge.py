@@ -7,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="ExaoneMoeForCausalLM", target="GPTModel", model_type="exaone_moe")
 class ExaoneMoeBridge(MegatronModelBridge):
-    """Layers with a window and rotary embedding between layers with neither, and DeepSeek-V3's experts."""
+    """Layers with a window and rope, among layers with neither, and DeepSeek-V3's experts."""
 
     CONFIG = (
         *fields.DECODER,

@@ -2,31 +2,30 @@
 
 from dataclasses import replace
 from math import sqrt
-from typing import Any
 
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 
-def _scale(hf_config: fields.HFConfig) -> dict[str, Any]:
+def _scale(hf_config: fields.HFConfig) -> fields.Values:
     head_dim = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
-    # A factor of all keys is one of all scores.
+    # Multiplying all keys multiplies all scores.
     return {"softmax_scale": hf_config.key_multiplier / sqrt(head_dim)}
 
 
-def _scale_and_width(provider: fields.Provider) -> dict[str, Any]:
+def _scale_and_width(provider: fields.Provider) -> fields.Values:
     head_dim = provider.kv_channels or provider.hidden_size // provider.num_attention_heads
     return {
         "mamba_d_ssm": fields.mixer_width(provider),
-        # All but the last digits, which no config has.
+        # Without the last digits, which are rounding errors.
         "key_multiplier": float(f"{provider.softmax_scale * sqrt(head_dim):.14g}"),
     }
 
 
 @MegatronModelBridge.register_bridge(source="FalconH1ForCausalLM", target="GPTModel", model_type="falcon_h1")
 class FalconH1Bridge(MegatronModelBridge):
-    """The mixer is a part of the attention module, with which it shares norm and residual; multipliers are fields."""
+    """The mixer is part of the attention module, whose norm and residual it shares; multipliers are fields."""
 
     PROVIDER_CLASS = "megatron.bridge.models.falcon.modeling_falcon_h1.FalconH1Provider"
     CONFIG = (

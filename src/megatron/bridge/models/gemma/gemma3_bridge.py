@@ -9,7 +9,7 @@ from megatron.bridge.models.gemma.gemma2_bridge import Gemma2Bridge
 
 @MegatronModelBridge.register_bridge(source="Gemma3ForCausalLM", target="GPTModel", model_type="gemma3_text")
 class Gemma3Bridge(Gemma2Bridge):
-    """Gemma 2 with norms of q and k instead of capped scores, and a rotary embedding of its own in window layers."""
+    """Like Gemma 2, with norms of q and k instead of capped scores, and another rope in layers with a window."""
 
     CONFIG = (
         *Gemma2Bridge.CONFIG,

@@ -1,7 +1,5 @@
 """Gemma 4 (text)."""
 
-from typing import Any
-
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
@@ -10,7 +8,7 @@ from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.models.gemma.gemma4_mappings import attention_without_own_values, experts, inputs_per_layer
 from megatron.bridge.models.gemma.gemma_bridge import SCALED_EMBEDDINGS
 
-# Fields that are read where `enable_moe_block` is set.
+# HF fields that are read only if `enable_moe_block` is set.
 _MOE = {
     "num_experts": "num_moe_experts",
     "top_k_experts": "moe_router_topk",
@@ -18,7 +16,7 @@ _MOE = {
 }
 
 
-def _check_shared_layers(hf_config: fields.HFConfig) -> dict[str, Any]:
+def _check_shared_layers(hf_config: fields.HFConfig) -> fields.Values:
     first_shared = hf_config.num_hidden_layers - hf_config.num_kv_shared_layers
     if set(hf_config.layer_types[:first_shared]) != set(hf_config.layer_types):
         raise UnsupportedConfigError(
@@ -28,7 +26,7 @@ def _check_shared_layers(hf_config: fields.HFConfig) -> dict[str, Any]:
     return {}
 
 
-def _expert_fields(hf_config: fields.HFConfig) -> dict[str, Any]:
+def _expert_fields(hf_config: fields.HFConfig) -> fields.Values:
     if not hf_config.enable_moe_block:
         return {}
     missing = [name for name in _MOE if getattr(hf_config, name) is None]
@@ -43,16 +41,16 @@ def _expert_fields(hf_config: fields.HFConfig) -> dict[str, Any]:
     }
 
 
-def _expert_values(provider: fields.Provider) -> dict[str, Any]:
+def _expert_values(provider: fields.Provider) -> fields.Values:
     has_experts = provider.num_moe_experts is not None
     return {"enable_moe_block": has_experts, **(fields.mapped_values(provider, _MOE) if has_experts else {})}
 
 
 @MegatronModelBridge.register_bridge(source="Gemma4ForCausalLM", target="GPTModel", model_type="gemma4_text")
 class Gemma4Bridge(MegatronModelBridge):
-    """Gemma 3 with plain norms, norms of v, heads that differ between kinds of layers, and scaled layers.
+    """Like Gemma 3, with plain norms, a norm of v, other heads in layers with a window, and a scale for each layer.
 
-    Layers may have embeddings of their own to read, use the keys and values of earlier ones, or have experts.
+    Layers may also read embeddings of their own, use the keys and values of earlier layers, and have experts.
     """
 
     PROVIDER_CLASS = "megatron.bridge.models.gemma.modeling_gemma4.Gemma4Provider"

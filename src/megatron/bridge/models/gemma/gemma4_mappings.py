@@ -1,11 +1,15 @@
-"""The mappings that Gemma 4 alone has."""
+"""The mappings that only Gemma 4 has."""
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
-from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.param_mapping import Dropped, LayerQKVMapping, MegatronParamMapping
 from megatron.bridge.transport.boxes import Shape
+
+if TYPE_CHECKING:
+    from megatron.bridge.models.gemma.modeling_gemma4_config import Gemma4Config
+    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 
 def experts() -> blocks.Mappings:
@@ -24,27 +28,27 @@ def experts() -> blocks.Mappings:
     ]
 
 
-def attention_without_own_values(config: Any) -> blocks.Mappings:
-    """`linear_qkv` of layers whose values are the keys, and of those that use the keys and values of others."""
+def attention_without_own_values(config: fields.HFConfig) -> blocks.Mappings:
+    """`linear_qkv` of layers whose values are their keys, and of those that use the keys and values of others."""
     mappings: blocks.Mappings = []
     first_shared = config.num_hidden_layers - config.num_kv_shared_layers
     for layer, layer_type in enumerate(config.layer_types):
         is_shared = layer >= first_shared
         if not is_shared and not (config.attention_k_eq_v and layer_type == "full_attention"):
             continue
-        ours, theirs = f"decoder.layers.{layer}.self_attention.linear_qkv", f"model.layers.{layer}.self_attn"
+        param, hf = f"decoder.layers.{layer}.self_attention.linear_qkv", f"model.layers.{layer}.self_attn"
         for kind in ("weight", "bias") if config.attention_bias else ("weight",):
-            names = {role: f"{theirs}.{role}_proj.{kind}" for role in ("q", "k")[: 1 if is_shared else 2]}
-            mappings.append(LayerQKVMapping(f"{ours}.{kind}", **names))
+            names = {role: f"{hf}.{role}_proj.{kind}" for role in ("q", "k")[: 1 if is_shared else 2]}
+            mappings.append(LayerQKVMapping(f"{param}.{kind}", **names))
         if is_shared:
             names_of_kv = ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "k_norm.weight")
             reason = "the layer uses the keys and values of an earlier one, as in transformers"
-            mappings += [Dropped(f"{theirs}.{name}", reason) for name in names_of_kv]
+            mappings += [Dropped(f"{hf}.{name}", reason) for name in names_of_kv]
     return mappings
 
 
 def inputs_per_layer() -> blocks.Mappings:
-    """The embeddings that layers read besides hidden states, and what they do with them."""
+    """The embeddings that each layer reads besides hidden states, and the layer's modules for them."""
     model = {
         "projection.weight": "per_layer_model_projection.weight",
         "layernorm.weight": "per_layer_projection_norm.weight",
@@ -62,7 +66,7 @@ def inputs_per_layer() -> blocks.Mappings:
 
 
 class PerLayerTableMapping(MegatronParamMapping):
-    """A table with a row for each token, and zeros behind them."""
+    """A table with a row for each token, followed by rows of zeros."""
 
-    def layout(self, shape: Shape, config: Any) -> layouts.Layout:
-        return layouts.padded(shape, 0, config.vocab_size_per_layer_input)
+    def layout(self, shape: Shape, config: "DecoderConfig") -> layouts.Layout:
+        return layouts.padded(shape, 0, cast("Gemma4Config", config).vocab_size_per_layer_input)

@@ -11,7 +11,7 @@ SCALED_EMBEDDINGS = fields.Part(to_provider=lambda hf_config: {"embedding_multip
 
 @MegatronModelBridge.register_bridge(source="GemmaForCausalLM", target="GPTModel", model_type="gemma")
 class GemmaBridge(MegatronModelBridge):
-    """Zero-centred norms, and embeddings multiplied by the root of the hidden size."""
+    """Zero-centred norms, and embeddings multiplied by the square root of the hidden size."""
 
     CONFIG = (
         *fields.DECODER,

@@ -7,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="Glm4ForCausalLM", target="GPTModel", model_type="glm4")
 class Glm4Bridge(MegatronModelBridge):
-    """Norms on both sides of attention and MLP; rope turns neighbouring dimensions of a part of each head."""
+    """Norms on both sides of attention and MLP, and rope that rotates neighbouring dimensions of part of each head."""
 
     CONFIG = (
         *fields.DECODER,

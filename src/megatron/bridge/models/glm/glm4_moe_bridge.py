@@ -7,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="Glm4MoeForCausalLM", target="GPTModel", model_type="glm4_moe")
 class Glm4MoeBridge(MegatronModelBridge):
-    """Grouped-query attention with partial rotary embedding, and DeepSeek-V3's experts."""
+    """Grouped-query attention with a partial rotary embedding, and DeepSeek-V3's experts."""
 
     CONFIG = (
         *fields.DECODER,

@@ -7,7 +7,7 @@ from megatron.bridge.models.deepseek.deepseek_v3_bridge import DEEPSEEK, Deepsee
 
 @MegatronModelBridge.register_bridge(source="Glm4MoeLiteForCausalLM", target="GPTModel", model_type="glm4_moe_lite")
 class Glm4MoeLiteBridge(DeepseekV3Bridge):
-    """DeepSeek-V3 with a list of which layers have experts."""
+    """Like DeepSeek-V3, with a list that says which layers have experts."""
 
     CONFIG = (
         *DEEPSEEK,

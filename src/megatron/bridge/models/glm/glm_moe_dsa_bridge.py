@@ -7,6 +7,6 @@ from megatron.bridge.models.deepseek.deepseek_v32_bridge import DeepseekV32Bridg
 
 @MegatronModelBridge.register_bridge(source="GlmMoeDsaForCausalLM", target="GPTModel", model_type="glm_moe_dsa")
 class GlmMoeDsaBridge(DeepseekV32Bridge):
-    """DeepSeek-V3.2 with interleaved rotary embeddings in the indexer, and indices that layers share."""
+    """Like DeepSeek-V3.2, with an interleaved rotary embedding in the indexer, and layers that share indices."""
 
     CONFIG = (*DeepseekV32Bridge.CONFIG, *fields.SHARED_INDICES, fields.fixed(moe_router_dtype="float32"))

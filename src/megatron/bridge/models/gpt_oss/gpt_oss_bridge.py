@@ -18,7 +18,7 @@ class GptOssBridge(MegatronModelBridge):
         fields.irrelevant("transformers reads rope_parameters", "initial_context_length"),
         fields.fixed(hidden_act="silu", attention_bias=True, swiglu_alpha=1.702),
         fields.defaults(activation_func="quick_gelu", glu_linear_offset=1.0),
-        # megatron-core 0.19 does not cut experts with biases.
+        # megatron-core 0.19 does not shard experts that have biases.
         fields.defaults(add_bias_linear=True, expert_tensor_parallel_size=1, softmax_type="learnable"),
     )
 

@@ -8,7 +8,7 @@ from megatron.bridge.models.granite.granite_bridge import GRANITE, GraniteBridge
 
 @MegatronModelBridge.register_bridge(source="GraniteMoeForCausalLM", target="GPTModel", model_type="granitemoe")
 class GraniteMoeBridge(GraniteBridge):
-    """Granite with experts in every layer, stored as one tensor; the router takes the softmax of the chosen ones."""
+    """Like Granite, with experts in every layer, stored as one tensor; the softmax is over the chosen experts."""
 
     CONFIG = (*GRANITE, fields.LOCAL_EXPERTS)
 

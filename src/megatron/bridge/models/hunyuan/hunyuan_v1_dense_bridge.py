@@ -9,7 +9,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
     source="HunYuanDenseV1ForCausalLM", target="GPTModel", model_type="hunyuan_v1_dense"
 )
 class HunYuanDenseV1Bridge(MegatronModelBridge):
-    """Like Llama, with norms of q and k after the rotary embedding, whose base may be stretched by `alpha`."""
+    """Like Llama, with norms of q and k behind the rotary embedding, whose base `alpha` may stretch."""
 
     CONFIG = (
         *fields.DECODER,

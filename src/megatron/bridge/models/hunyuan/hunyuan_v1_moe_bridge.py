@@ -1,7 +1,5 @@
 """HunYuan V1 mixture of experts (Hunyuan-A13B)."""
 
-from typing import Any
-
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
@@ -9,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.hunyuan.hunyuan_v1_dense_bridge import HunYuanDenseV1Bridge
 
 
-def _router_fields(hf_config: fields.HFConfig) -> dict[str, Any]:
+def _router_fields(hf_config: fields.HFConfig) -> fields.Values:
     topk = hf_config.moe_topk
     counts = set(topk) if isinstance(topk, list) else {topk}
     if len(counts) > 1:
@@ -20,7 +18,7 @@ def _router_fields(hf_config: fields.HFConfig) -> dict[str, Any]:
 
 @MegatronModelBridge.register_bridge(source="HunYuanMoEV1ForCausalLM", target="GPTModel", model_type="hunyuan_v1_moe")
 class HunYuanMoEV1Bridge(HunYuanDenseV1Bridge):
-    """HunYuan V1 with experts and a shared expert of the same width in every layer."""
+    """Like HunYuan V1, with experts, and a shared expert of the same width, in every layer."""
 
     CONFIG = (
         *HunYuanDenseV1Bridge.CONFIG,

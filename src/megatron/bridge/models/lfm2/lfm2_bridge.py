@@ -1,7 +1,5 @@
 """LFM2, dense and with experts."""
 
-from typing import Any
-
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
@@ -14,19 +12,19 @@ _MLP_SIZE_RULE = (
 def _mlp_size(
     intermediate_size: int, block_auto_adjust_ff_dim: bool, block_ffn_dim_multiplier: float, block_multiple_of: int
 ) -> int:
-    """The rows of an MLP's gate for the HF fields of these names (transformers 5.23, `Lfm2MLP`)."""
+    """The width of the MLP, computed from the HF fields of these names (transformers 5.23, `Lfm2MLP`)."""
     if not block_auto_adjust_ff_dim:
         return intermediate_size
     size = int(block_ffn_dim_multiplier * int(2 * intermediate_size / 3))
     return (size + block_multiple_of - 1) // block_multiple_of * block_multiple_of
 
 
-def _mlp_fields(hf_config: fields.HFConfig) -> dict[str, Any]:
+def _mlp_fields(hf_config: fields.HFConfig) -> fields.Values:
     rule = {name: getattr(hf_config, name) for name in _MLP_SIZE_RULE}
     return {"mlp_size_rule": rule, "ffn_hidden_size": _mlp_size(**rule)}
 
 
-def _mlp_values(provider: fields.Provider) -> dict[str, Any]:
+def _mlp_values(provider: fields.Provider) -> fields.Values:
     rule = provider.mlp_size_rule
     if rule is None or _mlp_size(**rule) != provider.ffn_hidden_size:
         return {"intermediate_size": provider.ffn_hidden_size, "block_auto_adjust_ff_dim": False}
@@ -34,7 +32,7 @@ def _mlp_values(provider: fields.Provider) -> dict[str, Any]:
 
 
 class _ShortConvBridge(MegatronModelBridge):
-    """Attention with norms of q and k in some layers, a gated short convolution in the others, and a gated MLP."""
+    """Attention with norms of q and k in some layers, a gated short convolution in the others, and gated MLPs."""
 
     PROVIDER_CLASS = "megatron.bridge.models.lfm2.modeling_lfm2.Lfm2Provider"
     CONFIG = (
@@ -62,7 +60,7 @@ class _ShortConvBridge(MegatronModelBridge):
 
 @MegatronModelBridge.register_bridge(source="Lfm2ForCausalLM", target="GPTModel", model_type="lfm2")
 class Lfm2Bridge(_ShortConvBridge):
-    """The size of the MLP may be computed from the config's by a rule of its own."""
+    """Dense layers, whose width may have to be computed from the config's by a rule."""
 
     CONFIG = (
         *_ShortConvBridge.CONFIG,

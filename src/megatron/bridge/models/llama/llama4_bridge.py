@@ -1,7 +1,6 @@
 """Llama 4 (text)."""
 
 from dataclasses import replace
-from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, fields
@@ -9,7 +8,7 @@ from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRe
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 
-def _layer_fields(hf_config: fields.HFConfig) -> dict[str, Any]:
+def _layer_fields(hf_config: fields.HFConfig) -> fields.Values:
     has_rope = [bool(rope) for rope in hf_config.no_rope_layers]
     if [kind == "chunked_attention" for kind in hf_config.layer_types] != has_rope:
         raise UnsupportedConfigError(
@@ -22,7 +21,7 @@ def _layer_fields(hf_config: fields.HFConfig) -> dict[str, Any]:
     return {"no_rope_freq": [int(not rope) for rope in has_rope], "moe_layer_freq": fields.moe_layer_freq(is_moe)}
 
 
-def _layer_values(provider: fields.Provider) -> dict[str, Any]:
+def _layer_values(provider: fields.Provider) -> fields.Values:
     return {
         "moe_layers": [layer for layer, is_moe in enumerate(fields.moe_layers(provider)) if is_moe],
         "no_rope_layers": [1 - no_rope for no_rope in provider.no_rope_freq],
@@ -32,7 +31,7 @@ def _layer_values(provider: fields.Provider) -> dict[str, Any]:
 
 @MegatronModelBridge.register_bridge(source="Llama4ForCausalLM", target="GPTModel", model_type="llama4_text")
 class Llama4Bridge(MegatronModelBridge):
-    """Chunked attention with rotary embeddings between layers with neither, and one expert per token."""
+    """Layers with chunked attention and rope, among layers with neither, and one expert per token."""
 
     PROVIDER_CLASS = "megatron.bridge.models.llama.modeling_llama4.Llama4Provider"
     CONFIG = (

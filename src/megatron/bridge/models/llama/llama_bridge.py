@@ -7,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="LlamaForCausalLM", target="GPTModel", model_type="llama")
 class LlamaBridge(MegatronModelBridge):
-    """A pre-norm decoder with grouped-query attention and a gated MLP; all its biases are optional."""
+    """A pre-norm decoder with grouped-query attention and a gated MLP; all biases are optional."""
 
     CONFIG = (*fields.DECODER, fields.ATTENTION_BIAS, fields.same("mlp_bias"))
 

@@ -18,7 +18,7 @@ class Mamba2Bridge(MegatronModelBridge):
             hidden_act=None, rope_parameters=None,
         ),
         fields.mamba("num_heads", "head_dim", "n_groups", "state_size", "chunk_size"),
-        # megatron-core asks for attention heads that tensor parallelism divides, though no layer has attention.
+        # megatron-core requires attention heads that tensor parallelism divides, although no layer has attention.
         fields.same(
             num_heads=("mamba_num_heads", "num_attention_heads", "num_query_groups"),
             head_dim=("mamba_head_dim", "kv_channels"),

@@ -10,7 +10,7 @@ from megatron.bridge.models.qwen.qwen2_bridge import Qwen2Bridge
     source="MiMoForCausalLM", target="GPTModel", model_type="mimo", same_config={"mimo": "qwen2"}
 )
 class MiMoBridge(Qwen2Bridge):
-    """Qwen2 with multi-token prediction layers, which the published code describes and transformers does not have."""
+    """Like Qwen2, with prediction layers, which the published code has and transformers lacks."""
 
     CONFIG = (*Qwen2Bridge.CONFIG, fields.PREDICTION_LAYERS, fields.fixed(attention_bias=True, use_mrope=False))
 

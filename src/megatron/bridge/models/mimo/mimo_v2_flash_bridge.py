@@ -1,15 +1,14 @@
 """MiMo-V2-Flash."""
 
 from dataclasses import replace
-from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
-# Fields of the published config.json that its own code reads and transformers does not, with what transformers
-# computes instead: a file that says something else describes another model.
+# Fields of the published config.json that its own code reads and transformers does not, each with the value with which
+# transformers computes. A file with another value describes another model.
 _PUBLISHED = {
     "hybrid_layer_pattern": lambda config: [int(kind == "sliding_attention") for kind in config.layer_types],
     "moe_layer_freq": lambda config: [int(kind == "sparse") for kind in config.mlp_layer_types],
@@ -24,7 +23,7 @@ _PUBLISHED = {
 }
 
 
-def _check_published(hf_config: fields.HFConfig) -> dict[str, Any]:
+def _check_published(hf_config: fields.HFConfig) -> fields.Values:
     if not all("partial_rotary_factor" in kind for kind in hf_config.rope_parameters.values()):
         raise UnsupportedConfigError("rope_parameters must state partial_rotary_factor for each kind")
     stated = {name: value for name, value in _PUBLISHED.items() if getattr(hf_config, name, None) is not None}
@@ -32,19 +31,19 @@ def _check_published(hf_config: fields.HFConfig) -> dict[str, Any]:
     return {}
 
 
-def _window_attention(hf_config: fields.HFConfig) -> dict[str, Any]:
+def _window_attention(hf_config: fields.HFConfig) -> fields.Values:
     return {"window_attention": {"num_query_groups": 2 * hf_config.num_key_value_heads, "softmax_type": "learnable"}}
 
 
-def _window_values(provider: fields.Provider) -> dict[str, Any]:
+def _window_values(provider: fields.Provider) -> fields.Values:
     values = fields.WINDOW_LAYERS.to_hf(provider) if fields.WINDOW_LAYERS.to_hf else {}
-    # Without a window no layer reads its size, and the config class wants a number.
+    # Without a window, no layer reads its size, but the config class requires a number.
     return {name: value for name, value in values.items() if value is not None}
 
 
 @MegatronModelBridge.register_bridge(source="MiMoV2FlashForCausalLM", target="GPTModel", model_type="mimo_v2_flash")
 class MiMoV2FlashBridge(MegatronModelBridge):
-    """DeepSeek-V3's experts; layers with a window have twice the key-value heads, sinks and a rope of their own."""
+    """DeepSeek-V3's experts; layers with a window have twice the key-value heads, sinks, and another rope."""
 
     PROVIDER_CLASS = "megatron.bridge.models.mimo.modeling_mimo_v2_flash.MiMoV2FlashProvider"
     CONFIG = (

@@ -7,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="MixtralForCausalLM", target="GPTModel", model_type="mixtral")
 class MixtralBridge(MegatronModelBridge):
-    """Mistral with experts in place of every MLP; the router takes the softmax of the chosen experts."""
+    """Like Mistral, with experts instead of every MLP; the softmax is over the chosen experts."""
 
     CONFIG = (
         *fields.DECODER,

@@ -7,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="NemotronForCausalLM", target="GPTModel", model_type="nemotron")
 class NemotronBridge(MegatronModelBridge):
-    """Zero-centred LayerNorm, an MLP of two layers with the squared ReLU, and rope on a part of each head."""
+    """Zero-centred LayerNorm, an MLP with a squared ReLU and no gate, and rope on part of each head."""
 
     CONFIG = (
         *fields.decoder(rms_norm_eps="norm_eps"),

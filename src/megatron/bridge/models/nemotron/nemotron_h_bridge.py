@@ -6,7 +6,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.models.nemotron.prediction_layers import prediction_layers
 
-# Megatron's names of the norm in front of each kind of layer.
+# Megatron's names for the norm in front of each kind of layer.
 _NORMS = (
     "mixer.in_proj.layer_norm_weight",
     "self_attention.linear_qkv.layer_norm_weight",
@@ -17,7 +17,7 @@ _NORMS = (
 
 @MegatronModelBridge.register_bridge(source="NemotronHForCausalLM", target="HybridModel", model_type="nemotron_h")
 class NemotronHBridge(MegatronModelBridge):
-    """Each layer is one of four kinds (`layers_block_type`), with one norm in front; there is no position embedding."""
+    """Each layer is one of four kinds (`layers_block_type`), behind one norm; there is no position embedding."""
 
     PROVIDER_CLASS = "megatron.bridge.models.hybrid_provider.HybridProvider"
     CONFIG = (
@@ -52,7 +52,7 @@ class NemotronHBridge(MegatronModelBridge):
         )
 
     def _layer(self) -> blocks.Mappings:
-        """A layer of any kind."""
+        """The mappings of a layer of any kind."""
         config, mixer = self.hf_config, blocks.BACKBONE_MIXER
         names = (None, "up_proj", "down_proj")
         latent = ("fc1_latent_proj.weight", "fc2_latent_proj.weight")

@@ -1,13 +1,11 @@
-"""The names of Nemotron-H's multi-token prediction layers."""
+"""The mappings of Nemotron-H's prediction layers."""
 
-from typing import Any
-
-from megatron.bridge.models.conversion import blocks
+from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.param_mapping import Dropped
 
 
-def prediction_layers(layer: blocks.Mappings, config: Any) -> blocks.Mappings:
-    """A prediction layer is several layers of usual kinds, which the HF checkpoint counts through.
+def prediction_layers(layer: blocks.Mappings, config: fields.HFConfig) -> blocks.Mappings:
+    """Prediction layers, each made of several layers of the usual kinds, which HF numbers consecutively.
 
     Args:
         layer: the mappings of a decoder layer of any kind.

@@ -7,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="Olmo2ForCausalLM", target="GPTModel", model_type="olmo2")
 class Olmo2Bridge(MegatronModelBridge):
-    """Norms behind attention and MLP instead of in front, and norms of q and k over all heads together."""
+    """Norms behind attention and MLP instead of in front of them, and norms of q and k over all heads together."""
 
     CONFIG = (
         *fields.DECODER,

@@ -1,7 +1,5 @@
 """Phi-3, Phi-3.5 and Phi-4 (text)."""
 
-from typing import Any
-
 from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
@@ -9,8 +7,8 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def _original_length(provider: fields.Provider) -> dict[str, Any]:
-    # transformers copies the number into the parameters of a scaled rope, and gives it precedence there.
+def _original_length(provider: fields.Provider) -> fields.Values:
+    # transformers copies the number into the parameters of a scaled rope, where it takes precedence.
     rope = provider.rope_parameters or {}
     return {_ORIGINAL: rope[_ORIGINAL]} if _ORIGINAL in rope else {}
 

@@ -7,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="PhiForCausalLM", target="GPTModel", model_type="phi")
 class PhiBridge(MegatronModelBridge):
-    """Attention and MLP side by side behind one LayerNorm, biases everywhere, rope on a part of each head."""
+    """Attention and MLP side by side behind one LayerNorm, biases everywhere, and rope on part of each head."""
 
     CONFIG = (
         *fields.decoder(rms_norm_eps="layer_norm_eps"),

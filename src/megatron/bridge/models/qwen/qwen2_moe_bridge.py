@@ -8,7 +8,7 @@ from megatron.bridge.models.qwen.qwen2_bridge import Qwen2Bridge
 
 @MegatronModelBridge.register_bridge(source="Qwen2MoeForCausalLM", target="GPTModel", model_type="qwen2_moe")
 class Qwen2MoeBridge(Qwen2Bridge):
-    """Qwen2 with experts in some or all layers, and a shared expert with a gate."""
+    """Like Qwen2, with experts in some or all layers, and a shared expert with a gate."""
 
     CONFIG = (
         *fields.decoder(head_dim=None),

@@ -9,7 +9,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="Qwen3_5ForCausalLM", target="GPTModel", model_type="qwen3_5_text")
 class Qwen3_5Bridge(MegatronModelBridge):
-    """Gated delta nets with a layer of gated attention among several of them."""
+    """Gated delta nets, with gated attention instead in every few layers."""
 
     PROJECTIONS_BY_HEAD: ClassVar[bool] = False
     CONFIG = (
@@ -34,7 +34,7 @@ class Qwen3_5Bridge(MegatronModelBridge):
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         config = self.hf_config
-        # Qwen3-Next's published configs do not have the field, and the checkpoints have the layer.
+        # The published configs of Qwen3-Next lack the field, although the checkpoints have the layer.
         is_off = getattr(config, "mtp_num_hidden_layers", None) == 0
         layer = self.layer_mappings()
         return MegatronMappingRegistry(
@@ -47,7 +47,7 @@ class Qwen3_5Bridge(MegatronModelBridge):
 
 @MegatronModelBridge.register_bridge(source="Qwen3_5MoeForCausalLM", target="GPTModel", model_type="qwen3_5_moe_text")
 class Qwen3_5MoeBridge(Qwen3_5Bridge):
-    """Qwen3.5 with experts, and a shared one with a gate, in every layer."""
+    """Like Qwen3.5, with experts, and a shared expert with a gate, in every layer."""
 
     CONFIG = (
         *Qwen3_5Bridge.CONFIG,

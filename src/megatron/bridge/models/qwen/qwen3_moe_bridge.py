@@ -8,7 +8,7 @@ from megatron.bridge.models.qwen.qwen3_bridge import Qwen3Bridge
 
 @MegatronModelBridge.register_bridge(source="Qwen3MoeForCausalLM", target="GPTModel", model_type="qwen3_moe")
 class Qwen3MoeBridge(Qwen3Bridge):
-    """Qwen3 with experts in some or all layers; the router takes the softmax before or after choosing."""
+    """Like Qwen3, with experts in some or all layers; the softmax comes before or after the choice of experts."""
 
     CONFIG = (*Qwen3Bridge.CONFIG, fields.experts(), fields.SPARSE_STEPS)
 

@@ -7,7 +7,7 @@ from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
 
 @MegatronModelBridge.register_bridge(source="SeedOssForCausalLM", target="GPTModel", model_type="seed_oss")
 class SeedOssBridge(MegatronModelBridge):
-    """Like Llama, with a switch of its own for each bias, and dropout after attention and MLP."""
+    """Like Llama, with a separate switch for each bias, and dropout after attention and MLP."""
 
     CONFIG = (
         *fields.DECODER,

@@ -7,7 +7,7 @@ from megatron.bridge.models.llama.llama_bridge import LlamaBridge
 
 @MegatronModelBridge.register_bridge(source="SmolLM3ForCausalLM", target="GPTModel", model_type="smollm3")
 class SmolLM3Bridge(LlamaBridge):
-    """Like Llama, with some layers that have no rotary embedding, and perhaps a sliding window."""
+    """Like Llama, but some layers have no rotary embedding, and there may be a sliding window."""
 
     CONFIG = (
         *LlamaBridge.CONFIG,

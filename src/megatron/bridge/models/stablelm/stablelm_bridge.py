@@ -10,12 +10,12 @@ from megatron.bridge.models.conversion.param_mapping import ConcatenatedMapping
 
 @MegatronModelBridge.register_bridge(source="StableLmForCausalLM", target="GPTModel", model_type="stablelm")
 class StableLmBridge(MegatronModelBridge):
-    """LayerNorm, rope on a part of each head; perhaps attention and MLP side by side, and a norm for each head."""
+    """LayerNorm and rope on part of each head; attention and MLP may be side by side, and each head may have norms."""
 
     CONFIG = (
         *fields.decoder(rms_norm_eps="layer_norm_eps"),
         fields.same("qk_layernorm", use_qkv_bias="add_qkv_bias", use_parallel_residual="parallel_attention_and_mlp"),
-        # Megatron has one dropout for attention's and the MLP's output, transformers applies it to the MLP's alone.
+        # Megatron has one dropout for the outputs of attention and MLP; transformers applies it to the MLP's alone.
         replace(fields.same("hidden_dropout"), fixed={"hidden_dropout": 0}),
         fields.not_read("norm_eps", "rope_pct", "rotary_scaling_factor"),
         fields.defaults(normalization="LayerNorm", qk_layernorm_scope="separate_heads"),
