@@ -34,10 +34,7 @@ def hf_tensor_infos(hf_pretrained: "HFModel") -> Mapping[str, TensorInfo] | None
 
 
 def output_shards(
-    shapes: Mapping[str, Shape],
-    dtypes: "Mapping[str, torch.dtype]",
-    tied: Mapping[str, str],
-    hf_pretrained: "HFModel",
+    shapes: Mapping[str, Shape], dtypes: "Mapping[str, torch.dtype]", tied: Mapping[str, str], hf_pretrained: "HFModel"
 ) -> tuple[dict[str, list[TensorInfo]], FolderMetadata]:
     """The files of an export with their tensors, and the metadata of the source's files.
 
