@@ -5,20 +5,18 @@ S is the number of tokens in one piece, H the hidden size, V the vocabulary's si
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.inference.utils import InferenceMode
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import MegatronModule, TransformerConfig
 
 from megatron.bridge.errors import BridgeError, ParallelLayoutError
 from megatron.bridge.models.model_building import config_of, unwrap_model
 from megatron.bridge.models.transformer.rotary import ScaledRotaryEmbedding
 from megatron.bridge.transport import pipeline
-
-if TYPE_CHECKING:
-    from megatron.core.process_groups_config import ProcessGroupCollection
 
 # Attributes of modules and their values while generating. A single new token cannot be split over the tensor-parallel
 # ranks, so sequence parallelism is off (`sp_size` is a gated delta net's); the results are the same.

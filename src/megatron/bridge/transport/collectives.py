@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from megatron.bridge.transport.boxes import Box, slices
 from megatron.bridge.transport.process_groups import all_gather_object, rank, world_size
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 __all__ = ["all_gather_object", "broadcast_from_last_stage", "gather_parts"]
 

@@ -1,12 +1,11 @@
 """A transfer's progress on the terminal: weights, bytes and rate."""
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+import rich.progress
 
 from megatron.bridge.transport.process_groups import rank
-
-if TYPE_CHECKING:
-    import rich.progress
 
 
 class Progress:

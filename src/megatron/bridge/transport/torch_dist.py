@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -35,9 +36,6 @@ from megatron.bridge.errors import CheckpointError
 from megatron.bridge.transport.boxes import Box, Shape, common_box, num_elements, shifted, slices
 from megatron.bridge.transport.checkpoint_metadata import PARSER_ERRORS, StoredChunk, read_metadata
 from megatron.bridge.transport.source_files import SourceFiles, is_file
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # Where a chunk of a file lies: its key and offset (`None` for what is no tensor), and the position and number of bytes.
 type _Place = tuple[str, Sequence[int] | None, int, int]

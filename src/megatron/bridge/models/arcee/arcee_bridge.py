@@ -1,8 +1,7 @@
 """Arcee (AFM)."""
 
 from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
 from megatron.bridge.models.llama.llama_bridge import LlamaBridge
 
 

@@ -1,8 +1,7 @@
 """Command R7B and Command A (Cohere 2)."""
 
 from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
 
 
 def _no_rope(hf_config: fields.HFConfig) -> fields.Values:

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from megatron.bridge.errors import QuantizationError
 from megatron.bridge.models.conversion.hf_files import weight_files, write_shared
@@ -15,10 +17,6 @@ from megatron.bridge.models.hf_pretrained.quantization.source import Dequantized
 from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
 from megatron.bridge.transport.progress import Progress
 from megatron.bridge.transport.staging import StagingFolder
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 
 def dequantize_checkpoint(

@@ -2,23 +2,20 @@
 
 from collections.abc import Buffer, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO, Protocol, TypedDict
+from typing import BinaryIO, Protocol, TypedDict
 
 import torch
+from torch import Tensor
 
 from megatron.bridge.models.conversion.resources import Resources
+from megatron.bridge.models.hf_pretrained.config import JsonObject
+from megatron.bridge.models.hf_pretrained.hf_model import HFModel
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo, encode_header
 from megatron.bridge.models.hf_pretrained.writer import plan_shards
 from megatron.bridge.transport import process_groups
 from megatron.bridge.transport.boxes import Shape
+from megatron.bridge.transport.progress import Progress
 from megatron.bridge.transport.staging import OutputFile, StagingFolder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from megatron.bridge.models.hf_pretrained.config import JsonObject
-    from megatron.bridge.models.hf_pretrained.hf_model import HFModel
-    from megatron.bridge.transport.progress import Progress
 
 
 class FolderMetadata(TypedDict, total=False):

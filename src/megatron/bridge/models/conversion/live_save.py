@@ -2,11 +2,14 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion import weight_stream
 from megatron.bridge.models.conversion.hf_files import FolderMetadata, hf_tensor_infos, output_shards
+from megatron.bridge.models.conversion.hooks import Model, WeightHooks
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, check_names
 from megatron.bridge.models.conversion.quantized_export import (
@@ -15,19 +18,12 @@ from megatron.bridge.models.conversion.quantized_export import (
     quantizer_of,
     weights_to_quantize,
 )
+from megatron.bridge.models.hf_pretrained.hf_model import HFModel
 from megatron.bridge.models.hf_pretrained.range_writer import RangeWriter
-from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
+from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo, write_index
 from megatron.bridge.models.hf_pretrained.writer import SafetensorsWriter
 from megatron.bridge.transport import process_groups
 from megatron.bridge.transport.boxes import shifted, slices
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from megatron.bridge.models.conversion.hooks import Model, WeightHooks
-    from megatron.bridge.models.hf_pretrained.hf_model import HFModel
-    from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo
 
 
 def save(

@@ -6,7 +6,7 @@ import io
 import traceback
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -16,13 +16,10 @@ from torch import nn
 
 from megatron.bridge.errors import BridgeError, ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.models.conversion.provider_checks import check_provider
-from megatron.bridge.models.model_provider import UNSHARDED
+from megatron.bridge.models.model_provider import UNSHARDED, Provider
 from megatron.bridge.models.placement import Parameter, read_entries
+from megatron.bridge.models.transformer.layer_specs import DecoderSpec, DecoderSpecBuilder
 from megatron.bridge.transport import process_groups
-
-if TYPE_CHECKING:
-    from megatron.bridge.models.model_provider import Provider
-    from megatron.bridge.models.transformer.layer_specs import DecoderSpec, DecoderSpecBuilder
 
 # What megatron-core, and transformers for scaled rope, raise when a value of the config is of no use to them.
 _REFUSALS = (

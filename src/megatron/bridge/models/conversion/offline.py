@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from megatron.bridge.errors import CheckpointError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
@@ -23,6 +24,7 @@ from megatron.bridge.models.conversion.hf_files import (
     weight_files,
     write_shared,
 )
+from megatron.bridge.models.conversion.hooks import WeightHooks
 from megatron.bridge.models.conversion.layout import Layout, Piece
 from megatron.bridge.models.conversion.meta_model import meta_placement
 from megatron.bridge.models.conversion.param_mapping import VOCABULARY_WEIGHTS
@@ -37,7 +39,10 @@ from megatron.bridge.models.conversion.quantized_export import (
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.conversion.weight_stream import check_tied, read_hf_tensors
+from megatron.bridge.models.hf_pretrained.hf_model import HFModel
 from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
+from megatron.bridge.models.hf_pretrained.source import WeightSource
+from megatron.bridge.models.model_provider import Provider
 from megatron.bridge.models.placement import Shard
 from megatron.bridge.models.run_config import provider_as_data, write_run_config
 from megatron.bridge.transport import torch_dist
@@ -45,14 +50,6 @@ from megatron.bridge.transport.boxes import Box, common_box
 from megatron.bridge.transport.checkpoint_folder import TOKENIZER_FOLDER, TRACKER_NAME
 from megatron.bridge.transport.progress import Progress
 from megatron.bridge.transport.staging import OutputFile, StagingFolder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from megatron.bridge.models.conversion.hooks import WeightHooks
-    from megatron.bridge.models.hf_pretrained.hf_model import HFModel
-    from megatron.bridge.models.hf_pretrained.source import WeightSource
-    from megatron.bridge.models.model_provider import Provider
 
 # The beginnings of checkpoint keys that do not belong to weights of the model.
 _NOT_WEIGHTS = ("optimizer", "chained_", "rng_state", "rerun_state", "opt_param_scheduler", "common")

@@ -3,22 +3,18 @@
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from megatron.bridge.errors import QuantizationError
 from megatron.bridge.models.conversion.hf_files import TensorBlocks
+from megatron.bridge.models.conversion.plan import WeightConversionTask
+from megatron.bridge.models.hf_pretrained.hf_model import HFModel
+from megatron.bridge.models.hf_pretrained.quantization.quantize import Quantizer
 from megatron.bridge.models.hf_pretrained.quantization.source import DequantizedSource
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from megatron.bridge.models.conversion.plan import WeightConversionTask
-    from megatron.bridge.models.hf_pretrained.hf_model import HFModel
-    from megatron.bridge.models.hf_pretrained.quantization.quantize import Quantizer
-    from megatron.bridge.transport.boxes import Shape
+from megatron.bridge.transport.boxes import Shape
 
 # The weights of linear layers, except for routers, embeddings and the indexers of sparse attention.
 _LINEAR = re.compile(r".*\.linear_\w+\.weight\d*")

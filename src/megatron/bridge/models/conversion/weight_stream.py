@@ -4,33 +4,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
 
 from megatron.bridge.errors import BridgeError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion.hf_files import hf_tensor_infos
+from megatron.bridge.models.conversion.hooks import Model, WeightHooks
 from megatron.bridge.models.conversion.layout import Layout, Sliceable
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan
 from megatron.bridge.models.conversion.quantized_export import quantized, quantizer_of, weights_to_quantize
 from megatron.bridge.models.conversion.sanity import check_weights
+from megatron.bridge.models.hf_pretrained.hf_model import HFModel
+from megatron.bridge.models.hf_pretrained.source import WeightSource
 from megatron.bridge.models.model_building import unwrap_model
 from megatron.bridge.models.placement import Parameter, read_placement
+from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 from megatron.bridge.transport import collectives
 from megatron.bridge.transport.boxes import Box, Shape, shifted, slices
 from megatron.bridge.transport.progress import Progress
-
-if TYPE_CHECKING:
-    from megatron.core.transformer.module import MegatronModule
-    from torch import Tensor
-
-    from megatron.bridge.models.conversion.hooks import Model, WeightHooks
-    from megatron.bridge.models.hf_pretrained.hf_model import HFModel
-    from megatron.bridge.models.hf_pretrained.source import WeightSource
-    from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 
 # The bytes of Megatron weights that one round of collectives moves, by default.
 BUCKET_BYTES = 256 * 2**20

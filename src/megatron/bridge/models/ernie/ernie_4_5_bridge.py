@@ -1,8 +1,7 @@
 """ERNIE 4.5 (dense)."""
 
 from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
 
 
 @MegatronModelBridge.register_bridge(source="Ernie4_5ForCausalLM", target="GPTModel", model_type="ernie4_5")

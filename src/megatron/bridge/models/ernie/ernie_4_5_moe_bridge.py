@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 from megatron.bridge.models.conversion import blocks, fields, layout
 from megatron.bridge.models.conversion.layout import Layout
-from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
 from megatron.bridge.transport.boxes import Shape
 

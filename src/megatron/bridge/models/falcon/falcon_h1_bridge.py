@@ -4,8 +4,7 @@ from dataclasses import replace
 from math import sqrt
 
 from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
 
 
 def _scale(hf_config: fields.HFConfig) -> fields.Values:

@@ -1,14 +1,13 @@
 """Gemma 2."""
 
 from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
 from megatron.bridge.models.gemma.gemma_bridge import SCALED_EMBEDDINGS
 
 
 @MegatronModelBridge.register_bridge(source="Gemma2ForCausalLM", target="GPTModel", model_type="gemma2")
 class Gemma2Bridge(MegatronModelBridge):
-    """Like Gemma, with norms also behind attention and MLP, capped scores and logits, and windows on every other layer."""
+    """Like Gemma, with norms behind attention and MLP too, caps of scores and logits, and windows on every other layer."""
 
     CONFIG = (
         *fields.decoder(hidden_act="hidden_activation"),

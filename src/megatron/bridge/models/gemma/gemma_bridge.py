@@ -3,8 +3,7 @@
 from math import sqrt
 
 from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
 
 SCALED_EMBEDDINGS = fields.Part(to_provider=lambda hf_config: {"embedding_multiplier": sqrt(hf_config.hidden_size)})
 

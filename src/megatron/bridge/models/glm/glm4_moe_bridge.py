@@ -1,8 +1,7 @@
 """GLM-4.5 and GLM-4.6."""
 
 from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
 
 
 @MegatronModelBridge.register_bridge(source="Glm4MoeForCausalLM", target="GPTModel", model_type="glm4_moe")

@@ -2,8 +2,7 @@
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
 from megatron.bridge.models.hunyuan.hunyuan_v1_dense_bridge import HunYuanDenseV1Bridge
 
 

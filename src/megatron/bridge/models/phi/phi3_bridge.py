@@ -1,8 +1,7 @@
 """Phi-3, Phi-3.5 and Phi-4 (text)."""
 
 from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
 
 _ORIGINAL = "original_max_position_embeddings"
 

@@ -6,11 +6,12 @@ channels.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.ssm.utils import _split_tensor_factory
@@ -22,9 +23,6 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from megatron.bridge.errors import BridgeError
 from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 from megatron.bridge.runtime.gated_delta import causal_conv1d
-
-if TYPE_CHECKING:
-    from megatron.core.inference.contexts import StaticInferenceContext
 
 
 @dataclass
