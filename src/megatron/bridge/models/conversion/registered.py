@@ -58,8 +58,8 @@ def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
         UnsupportedModelError: no architecture is named, or none that is named has a bridge.
 
     Example:
-        >>> find_bridge(AutoConfig.from_pretrained("Qwen/Qwen3-0.6B")).architecture
-        'Qwen3ForCausalLM'
+        >>> find_bridge(LlamaConfig(architectures=["LlamaForCausalLM"])).architecture
+        'LlamaForCausalLM'
     """
     bridges = registered_bridges()
     architectures = getattr(hf_config, "architectures", None) or []

@@ -7,7 +7,7 @@ from megatron.bridge.models.gemma.gemma_bridge import SCALED_EMBEDDINGS
 
 @MegatronModelBridge.register_bridge(source="Gemma2ForCausalLM", target="GPTModel", model_type="gemma2")
 class Gemma2Bridge(MegatronModelBridge):
-    """Like Gemma, with norms behind attention and MLP too, capped scores and logits, and windows on half of the layers."""
+    """Like Gemma, plus norms behind attention and MLP, capped scores and logits, and windows on every other layer."""
 
     CONFIG = (
         *fields.decoder(hidden_act="hidden_activation"),
