@@ -1,7 +1,6 @@
 """Ling 2.0 and Ring 2.0, whose config class comes with the model."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 
 @MegatronModelBridge.register_bridge(source="BailingMoeV2ForCausalLM", target="GPTModel", model_type="bailing_moe")

@@ -1,8 +1,7 @@
 """Bamba: Mamba-2 or attention, followed by an MLP, in each layer."""
 
-from megatron.bridge.models.conversion import blocks, fields
 from megatron.bridge.models.conversion.blocks import LAYER
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
 
 

@@ -1,7 +1,6 @@
 """Command R7B and Command A (Cohere 2)."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 
 def _no_rope(hf_config: fields.HFConfig) -> fields.Values:

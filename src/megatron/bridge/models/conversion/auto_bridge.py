@@ -384,8 +384,7 @@ class AutoBridge:
             PlanError: the checkpoint and the model do not match; nothing is written.
             QuantizationError: stored numbers cannot be read as weights, or do not look like any.
 
-        Example:
-            >>> AutoBridge.import_ckpt("Qwen/Qwen3-0.6B", "checkpoints/qwen3")
+        Example: `AutoBridge.import_ckpt("Qwen/Qwen3-0.6B", "checkpoints/qwen3")`
         """
         cls.from_hf_pretrained(hf_model_id, **kwargs).write_megatron_checkpoint(
             megatron_path, torch_dtype, show_progress, resources, force

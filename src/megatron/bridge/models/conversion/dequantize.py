@@ -42,8 +42,7 @@ def dequantize_checkpoint(
         QuantizationError: nothing is quantised, or something cannot be read; nothing is written.
         CheckpointError: `out` already holds something, or the source is damaged.
 
-    Example:
-        >>> dequantize_checkpoint("openai/gpt-oss-20b", "hf/gpt-oss", dtype=torch.bfloat16)
+    Example: `dequantize_checkpoint("openai/gpt-oss-20b", "hf/gpt-oss", dtype=torch.bfloat16)`
     """
     resources = resources or Resources()
     folder = hub.resolve(source, revision=revision)

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from megatron.bridge.models.hf_pretrained.hf_model import HFModel
     from megatron.bridge.models.model_provider import Provider
 
-# What a family imports.
-__all__ = ["MegatronMappingRegistry", "MegatronModelBridge"]
-
 
 class MegatronModelBridge(ABC):
     """How the config and the weights of one HF architecture correspond to Megatron's.

@@ -380,9 +380,7 @@ def _check_tensors(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path)
 def is_weight(key: str) -> bool:
     """Whether a checkpoint's tensor belongs to the model, and not to the optimizer or the like.
 
-    Example:
-        >>> is_weight("decoder.final_layernorm.weight"), is_weight("optimizer.state.exp_avg")
-        (True, False)
+    Example: `is_weight("decoder.final_layernorm.weight"), is_weight("optimizer.state.exp_avg")` is `(True, False)`.
     """
     return not key.startswith(_NOT_WEIGHTS) and "_extra_state" not in key
 

@@ -440,9 +440,7 @@ def _qkv_rows(megatron_param: str, shape: Shape, config: "DecoderConfig") -> dic
 def pattern_to_regex(pattern: str) -> re.Pattern[str]:
     """The regular expression for a name pattern, in which `*` captures digits and `**` captures anything.
 
-    Example:
-        >>> pattern_to_regex("layers.*.weight").fullmatch("layers.12.weight").groups()
-        ('12',)
+    Example: `pattern_to_regex("layers.*.weight").fullmatch("layers.12.weight").groups()` is `('12',)`.
     """
     parts, last = [], 0
     for match in _WILDCARD.finditer(pattern):

@@ -57,9 +57,7 @@ def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
     Raises:
         UnsupportedModelError: no architecture is named, or none that is named has a bridge.
 
-    Example:
-        >>> find_bridge(LlamaConfig(architectures=["LlamaForCausalLM"])).architecture
-        'LlamaForCausalLM'
+    Example: `find_bridge(LlamaConfig(architectures=["LlamaForCausalLM"])).architecture` is `'LlamaForCausalLM'`.
     """
     bridges = registered_bridges()
     architectures = getattr(hf_config, "architectures", None) or []

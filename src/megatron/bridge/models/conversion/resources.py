@@ -14,8 +14,7 @@ class Resources:
             the folder. For processes that do not know of each other (a Slurm array); by default, the ranks of this run
             share the files.
 
-    Example:
-        >>> AutoBridge.import_ckpt(hf, out, resources=Resources(memory=2**30, num_threads=8))
+    Example: `AutoBridge.import_ckpt(hf, out, resources=Resources(memory=2**30, num_threads=8))`
     """
 
     memory: int = 256 * 2**20

@@ -1,7 +1,6 @@
 """DeepSeek-V2."""
 
-from megatron.bridge.models.conversion import fields
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronModelBridge, fields
 from megatron.bridge.models.deepseek.deepseek_v3_bridge import DEEPSEEK, DeepseekV3Bridge
 
 

@@ -1,7 +1,6 @@
 """DeepSeek-V3.2."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronModelBridge, blocks, fields
 from megatron.bridge.models.deepseek.deepseek_v3_bridge import DeepseekV3Bridge
 
 

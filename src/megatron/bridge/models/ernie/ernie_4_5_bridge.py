@@ -1,7 +1,6 @@
 """ERNIE 4.5 (dense)."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 
 @MegatronModelBridge.register_bridge(source="Ernie4_5ForCausalLM", target="GPTModel", model_type="ernie4_5")

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from megatron.bridge.models.conversion import blocks, fields, layout
+from megatron.bridge.models.conversion import layout
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 from megatron.bridge.models.conversion.layout import Layout
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
 from megatron.bridge.transport.boxes import Shape
 

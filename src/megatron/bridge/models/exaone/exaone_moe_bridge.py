@@ -1,7 +1,6 @@
 """EXAONE mixture of experts."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 
 @MegatronModelBridge.register_bridge(source="ExaoneMoeForCausalLM", target="GPTModel", model_type="exaone_moe")

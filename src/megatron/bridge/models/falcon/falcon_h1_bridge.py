@@ -3,8 +3,7 @@
 from dataclasses import replace
 from math import sqrt
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 
 def _scale(hf_config: fields.HFConfig) -> fields.Values:

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from megatron.bridge.models.conversion import fields
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronModelBridge, fields
 from megatron.bridge.models.gemma.gemma2_bridge import Gemma2Bridge
 
 

@@ -1,8 +1,7 @@
 """Gemma 4 (text)."""
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.models.gemma.gemma4_mappings import attention_without_own_values, experts, inputs_per_layer
 from megatron.bridge.models.gemma.gemma_bridge import SCALED_EMBEDDINGS

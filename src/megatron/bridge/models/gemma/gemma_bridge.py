@@ -2,8 +2,7 @@
 
 from math import sqrt
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 SCALED_EMBEDDINGS = fields.Part(to_provider=lambda hf_config: {"embedding_multiplier": sqrt(hf_config.hidden_size)})
 

@@ -1,7 +1,6 @@
 """GLM-4.5 and GLM-4.6."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 
 @MegatronModelBridge.register_bridge(source="Glm4MoeForCausalLM", target="GPTModel", model_type="glm4_moe")

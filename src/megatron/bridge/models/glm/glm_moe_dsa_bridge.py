@@ -1,7 +1,6 @@
 """GLM-5."""
 
-from megatron.bridge.models.conversion import fields
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronModelBridge, fields
 from megatron.bridge.models.deepseek.deepseek_v32_bridge import DeepseekV32Bridge
 
 

@@ -1,7 +1,6 @@
 """Granite 3.x (dense)."""
 
-from megatron.bridge.models.conversion import fields
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronModelBridge, fields
 from megatron.bridge.models.llama.llama_bridge import LlamaBridge
 
 GRANITE = (

@@ -1,7 +1,6 @@
 """Granite 3.x mixtures of experts."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 from megatron.bridge.models.granite.granite_bridge import GRANITE, GraniteBridge
 
 

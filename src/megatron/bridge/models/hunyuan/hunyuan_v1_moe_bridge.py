@@ -1,8 +1,7 @@
 """HunYuan V1 mixture of experts (Hunyuan-A13B)."""
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 from megatron.bridge.models.hunyuan.hunyuan_v1_dense_bridge import HunYuanDenseV1Bridge
 
 

@@ -1,7 +1,6 @@
 """LFM2, dense and with experts."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 _MLP_SIZE_RULE = (
     "intermediate_size", "block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of",

@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 
 def _layer_fields(hf_config: fields.HFConfig) -> fields.Values:

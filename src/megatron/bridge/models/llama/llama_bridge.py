@@ -1,7 +1,6 @@
 """Llama 2 and 3.x, and every model published under the same architecture (SmolLM2, TinyLlama, ...)."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 
 @MegatronModelBridge.register_bridge(source="LlamaForCausalLM", target="GPTModel", model_type="llama")

@@ -1,7 +1,6 @@
 """Mamba-2 (arXiv 2405.21060): no attention, no MLP."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
 
 

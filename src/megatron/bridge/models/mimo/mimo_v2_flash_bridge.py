@@ -3,8 +3,7 @@
 from dataclasses import replace
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 # Fields of the published config.json that its own code reads and transformers does not, each with the value with which
 # transformers computes. A file with another value describes another model.

@@ -1,8 +1,7 @@
 """Ministral 3 (text)."""
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion import fields
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronModelBridge, fields
 from megatron.bridge.models.mistral.mistral_bridge import MistralBridge
 
 

@@ -1,7 +1,6 @@
 """Mistral (text)."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 
 @MegatronModelBridge.register_bridge(source="MistralForCausalLM", target="GPTModel", model_type="mistral")

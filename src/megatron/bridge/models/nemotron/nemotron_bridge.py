@@ -1,7 +1,6 @@
 """Nemotron-3, Nemotron-4 and Minitron (dense)."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 
 @MegatronModelBridge.register_bridge(source="NemotronForCausalLM", target="GPTModel", model_type="nemotron")

@@ -1,7 +1,6 @@
 """Nemotron-H and Nemotron 3: layers of Mamba-2, attention, MLP and experts."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.models.nemotron.prediction_layers import prediction_layers
 

@@ -1,7 +1,6 @@
 """Phi-3, Phi-3.5 and Phi-4 (text)."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 _ORIGINAL = "original_max_position_embeddings"
 

@@ -1,7 +1,6 @@
 """Phi-1, Phi-1.5 and Phi-2."""
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 
 @MegatronModelBridge.register_bridge(source="PhiForCausalLM", target="GPTModel", model_type="phi")

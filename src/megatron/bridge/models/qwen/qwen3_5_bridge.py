@@ -2,8 +2,7 @@
 
 from typing import ClassVar
 
-from megatron.bridge.models.conversion import blocks, fields
-from megatron.bridge.models.conversion.model_bridge import MegatronMappingRegistry, MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 
 
 @MegatronModelBridge.register_bridge(source="Qwen3_5ForCausalLM", target="GPTModel", model_type="qwen3_5_text")

@@ -1,7 +1,6 @@
 """Qwen3-Next."""
 
-from megatron.bridge.models.conversion import fields
-from megatron.bridge.models.conversion.model_bridge import MegatronModelBridge
+from megatron.bridge.models.conversion.family import MegatronModelBridge, fields
 from megatron.bridge.models.qwen.qwen3_5_bridge import Qwen3_5MoeBridge
 
 

@@ -23,9 +23,7 @@ def embeddings(
         norm_bias, lm_head_bias: whether these layers have biases.
         megatron_norm: Megatron's name for the final norm; "final_norm" in a HybridModel.
 
-    Example:
-        >>> embeddings(tied=True)[-1]
-        Dropped('lm_head.weight', 'tied to model.embed_tokens.weight')
+    Example: `embeddings(tied=True)[-1]` is `Dropped('lm_head.weight', 'tied to model.embed_tokens.weight')`.
     """
     mappings: Mappings = [AutoMapping("embedding.word_embeddings.weight", f"{hf}.{embedding}.weight")]
     for kind in kinds(norm_bias):

@@ -53,9 +53,7 @@ def activation_name(function: object) -> str:
     Raises:
         UnsupportedConfigError: it has none.
 
-    Example:
-        >>> activation_name(torch.nn.functional.silu)
-        'silu'
+    Example: `activation_name(torch.nn.functional.silu)` is `'silu'`.
     """
     for name, known in activation_functions().items():
         if known is function:

@@ -34,9 +34,7 @@ def decoder(**hf_names: str | None) -> Parts:
     Args:
         hf_names: for each HF field with another name, that name; `None` if the config class lacks the field.
 
-    Example:
-        >>> "norm_epsilon" in decoder(rms_norm_eps="norm_epsilon", head_dim=None)[0].same
-        True
+    Example: `"norm_epsilon" in decoder(rms_norm_eps="norm_epsilon", head_dim=None)[0].same` is `True`.
     """
     names = {name: hf_names.get(name, name) for name in (*DECODER_FIELDS, "hidden_act", "rope_parameters")}
     mapping = {hf: DECODER_FIELDS[name] for name, hf in names.items() if hf is not None and name in DECODER_FIELDS}

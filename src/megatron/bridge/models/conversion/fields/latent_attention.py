@@ -105,9 +105,7 @@ def indexer_types(num_layers: int, freq: int, offset: int) -> list[str]:
     Args:
         freq, offset: megatron-core's `dsa_indexer_topk_freq` and `dsa_indexer_skip_topk_offset`.
 
-    Example:
-        >>> indexer_types(5, freq=2, offset=1)
-        ['full', 'shared', 'full', 'shared', 'full']
+    Example: `indexer_types(5, freq=2, offset=1)` is `['full', 'shared', 'full', 'shared', 'full']`.
     """
     return ["shared" if max(layer - max(offset, 1), 0) % freq else "full" for layer in range(1, num_layers + 1)]
 

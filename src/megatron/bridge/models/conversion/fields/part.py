@@ -69,8 +69,7 @@ def converted(hf_field: str, field: str, to_provider: Callable[[Any], Any], to_h
         field: the provider's field.
         to_provider, to_hf: convert a value from one side to the other.
 
-    Example:
-        >>> scaling = converted("logits_scaling", "logits_multiplier", lambda x: 1 / x, lambda x: 1 / x)
+    Example: `scaling = converted("logits_scaling", "logits_multiplier", lambda x: 1 / x, lambda x: 1 / x)`
     """
     return Part(
         reads=(hf_field,),
@@ -82,9 +81,7 @@ def converted(hf_field: str, field: str, to_provider: Callable[[Any], Any], to_h
 def irrelevant(reason: str, *names: str) -> Part:
     """HF fields that do not change the computation, all for the same reason.
 
-    Example:
-        >>> irrelevant("generation", "use_cache", "num_logits_to_keep").irrelevant["use_cache"]
-        'generation'
+    Example: `irrelevant("generation", "use_cache", "num_logits_to_keep").irrelevant["use_cache"]` is `'generation'`.
     """
     return Part(irrelevant=dict.fromkeys(names, reason))
 
@@ -107,9 +104,7 @@ def turned_into(name: str, *older: str) -> Part:
 def fixed(**values: object) -> Part:
     """HF fields that may only have one value, or `None`.
 
-    Example:
-        >>> fixed(scoring_func="sigmoid", moe_layer_freq=1).fixed["moe_layer_freq"]
-        1
+    Example: `fixed(scoring_func="sigmoid", moe_layer_freq=1).fixed["moe_layer_freq"]` is `1`.
     """
     return Part(fixed=values)
 
@@ -117,9 +112,7 @@ def fixed(**values: object) -> Part:
 def defaults(**fields: object) -> Part:
     """Provider fields that have the same value in every model of a family.
 
-    Example:
-        >>> defaults(qk_layernorm=True, add_qkv_bias=True).defaults["qk_layernorm"]
-        True
+    Example: `defaults(qk_layernorm=True, add_qkv_bias=True).defaults["qk_layernorm"]` is `True`.
     """
     return Part(defaults=fields)
 
