@@ -78,7 +78,7 @@ def main() -> None:
         headers = time.perf_counter()
         parameters, provider, _ = meta_model.meta_placement(bridge.to_megatron_provider(load_weights=False))
         built = time.perf_counter()
-        plan = build_plan(parameters, bridge._model_bridge.registry(), provider, infos, what=args.model)
+        plan = build_plan(parameters, bridge._model_bridge.registry(), provider, infos, model_name=args.model)
         planned = time.perf_counter()
     num_billions = plan.num_elements / 1e9
     print(f"{args.model}: {num_billions:.0f} B parameters, {len(infos)} HF tensors, {len(plan)} Megatron weights")

@@ -120,7 +120,7 @@ class Built:
         self.registry = bridge._model_bridge.registry()
 
     def plan(self, hf_tensors: dict[str, Info] | None = None) -> Plan:
-        return build_plan(read_placement([self.model]), self.registry, self.provider, hf_tensors, what="tiny")
+        return build_plan(read_placement([self.model]), self.registry, self.provider, hf_tensors, model_name="tiny")
 
 
 def _num_stored(model: torch.nn.Module) -> int:

@@ -151,7 +151,7 @@ def describe(name: str) -> list[dict[str, Any]]:
     provider.finalize()
     (model,) = provider.provide_distributed_model(wrap_with_ddp=False, init_model_with_meta_device=True)
     registry = bridge._model_bridge.registry()
-    plan = build_plan(read_placement([model]), registry, provider, None, what=name)
+    plan = build_plan(read_placement([model]), registry, provider, None, model_name=name)
     in_plan = {task.param_name for task in plan}
     left_out = [name for name, _ in model.named_parameters() if name not in in_plan]
     assert not left_out, f"not in the plan: {left_out}"

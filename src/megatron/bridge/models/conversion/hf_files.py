@@ -19,7 +19,7 @@ from megatron.bridge.transport.staging import OutputFile, StagingFolder
 
 
 class FolderMetadata(TypedDict, total=False):
-    """What the weight files of a folder say besides tensors; empty for the usual (see `SafetensorsWriter`)."""
+    """The metadata of a folder's weight files, as `SafetensorsWriter` takes it; empty for its defaults."""
 
     file_metadata: dict[str, dict[str, str]]
     index_metadata: "JsonObject | None"
@@ -51,7 +51,7 @@ def output_shards(
         filename: [infos.pop(name)._replace(filename=filename) for name in names if name in infos]
         for filename, names in source.shards.items()
     }
-    if infos:  # what the source does not have
+    if infos:  # new ones
         last = list(shards)[-1]
         shards[last] += [info._replace(filename=last) for info in infos.values()]
     shards = {filename: tensors for filename, tensors in shards.items() if tensors}
@@ -85,7 +85,7 @@ def write_shared(
     resources: Resources,
     finish: Callable[[list[dict[str, object]]], None],
 ) -> None:
-    """Writes this process's share of the files. Rank 0 then has `finish` write all else, and publishes the folder."""
+    """Writes this process's share of the files. Rank 0 then has `finish` write the rest, and publishes the folder."""
     part = resources.part or (process_groups.rank(), process_groups.world_size())
     staging.write_files(files, part, resources.num_threads)
     process_groups.barrier()

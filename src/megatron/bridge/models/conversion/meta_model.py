@@ -21,18 +21,13 @@ from megatron.bridge.models.placement import Parameter, read_entries
 from megatron.bridge.models.transformer.layer_specs import DecoderSpec, DecoderSpecBuilder
 from megatron.bridge.transport import process_groups
 
-# What megatron-core, and transformers for scaled rope, raise when a value of the config is of no use to them.
+# What megatron-core, and transformers for scaled rope, raise when they cannot work with a value of the config.
 _REFUSALS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
     StrictDataclassError,
 )  # fmt: skip
-# The whole model, without weights. A config from elsewhere must not tell megatron-core where to write logs, either.
-_ON_META_DEVICE = {
-    **UNSHARDED,
-    "use_cpu_initialization": True,
-    "perform_initialization": False,
-    "config_logger_dir": "",
-}
+# The whole model, without weights.
+_ON_META_DEVICE = {**UNSHARDED, "use_cpu_initialization": True, "perform_initialization": False}
 
 
 def ensure_unsharded() -> None:

@@ -89,7 +89,7 @@ def import_checkpoint(
     if infos is None:
         raise CheckpointError(f"{name}: there are no weights to import, only a config")
     parameters, config, objects = meta_placement(provider, name, len(infos))
-    plan = build_plan(parameters, bridge.registry(hf_pretrained), config, infos, what=name)
+    plan = build_plan(parameters, bridge.registry(hf_pretrained), config, infos, model_name=name)
     check_tied(plan, hf_pretrained.state)
     state = hf_pretrained.state
     if not force:
@@ -272,7 +272,7 @@ class CheckpointWeights:
         num_chunks = sum(len(tensor.chunks) for tensor in self._reader.tensors.values())
         parameters, config, _ = meta_placement(provider, str(folder), num_chunks)
         registry = bridge.registry(hf_pretrained)
-        self.plan = build_plan(parameters, registry, config, None, what=str(folder))
+        self.plan = build_plan(parameters, registry, config, None, model_name=str(folder))
         _check_tensors(self._reader, self.plan, folder)
         infos = hf_tensor_infos(hf_pretrained) or {}
         self.plan.dropped = {name: reason for name in infos if (reason := registry.drop_reason(name))}
@@ -393,5 +393,5 @@ def _target_dtype(stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype
 
 
 def _file_bytes(total: int) -> int:
-    """The size of output files: so many that they can be written in parallel and resumed, but not too many."""
+    """The size of an output file: small enough to write and resume in parts, large enough to keep files few."""
     return min(max(total // 16, 64 * 2**20), 2 * 2**30)

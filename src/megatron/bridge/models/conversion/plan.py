@@ -114,7 +114,7 @@ def build_plan(
     config: "DecoderConfig",
     hf_tensors: Mapping[str, TensorInfo] | None,
     *,
-    what: str,
+    model_name: str,
     allowed_mismatched_params: Iterable[str] = (),
 ) -> Plan:
     """Matches Megatron parameters and HF tensors, and proves that nothing is missing on either side.
@@ -125,7 +125,7 @@ def build_plan(
         registry: the family's mappings.
         config: the provider.
         hf_tensors: the checkpoint's tensors by name; `None` if there is no checkpoint to compare with.
-        what: the name of the model, for errors.
+        model_name: the name of the model, for errors.
         allowed_mismatched_params: Megatron names that keep their present values if the checkpoint lacks them or has
             another shape (a value head instead of the LM head).
 
@@ -161,12 +161,12 @@ def build_plan(
         unread, dropped = _unread(hf_tensors, read_names, registry, _ownership(parameters, config), allowed)
         problems += unread
     if problems:
-        raise _plan_error(what, problems)
+        raise _plan_error(model_name, problems)
     tied = {name: same_as for name, same_as in registry.tied().items() if name in dropped}
     return Plan(tasks, dropped, tied)
 
 
-def check_names(plan: Plan, expected: Mapping[str, TensorInfo], what: str) -> None:
+def check_names(plan: Plan, expected: Mapping[str, TensorInfo], model_name: str) -> None:
     """Raises `PlanError` unless an export of `plan` writes exactly the tensors in `expected` that are not dropped."""
     written = plan.hf_shapes().keys() | plan.tied.keys()
     lost = expected.keys() - written - plan.dropped.keys()
@@ -175,7 +175,7 @@ def check_names(plan: Plan, expected: Mapping[str, TensorInfo], what: str) -> No
     ]
     problems += [f"HF tensor {name}: lost, no Megatron weight holds it" for name in lost]
     if problems:
-        raise _plan_error(what, sorted(problems))
+        raise _plan_error(model_name, sorted(problems))
 
 
 def _task(parameter: Parameter, mapping: MegatronParamMapping, layout: Layout) -> WeightConversionTask:
@@ -266,11 +266,11 @@ def _expert(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def _plan_error(what: str, problems: list[str]) -> PlanError:
+def _plan_error(model_name: str, problems: list[str]) -> PlanError:
     shown = problems[:_MAX_PROBLEMS]
     more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
     lines = "\n".join(f"  - {problem}" for problem in [*shown, *more])
     return PlanError(
-        f"{what}: the two sides do not match, nothing was converted. {len(problems)} problem(s):\n{lines}\n"
+        f"{model_name}: the two sides do not match, nothing was converted. {len(problems)} problem(s):\n{lines}\n"
         "Check that config.json and the weight files belong together; a block that no family describes needs a mapping."
     )

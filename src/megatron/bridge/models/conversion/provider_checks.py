@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # Sizes that this package multiplies and divides by before megatron-core sees them.
 _AT_LEAST_ONE = ("num_layers", "hidden_size", "vocab_size", "make_vocab_size_divisible_by")
-# One number for all layers (every how many of them), or one for each layer.
+# Either one number for all layers, a period, or one number for each layer.
 _FREQUENCIES = ("moe_layer_freq", "linear_attention_freq", "window_attn_skip_freq", "no_rope_freq")
 
 

@@ -57,12 +57,12 @@ class Sample(NamedTuple):
         return None
 
 
-def check_weights(tasks: Iterable["WeightConversionTask"], read: Read, what: str) -> None:
+def check_weights(tasks: Iterable["WeightConversionTask"], read: Read, model_name: str) -> None:
     """Samples the tensors that the tasks read.
 
     Args:
         read: returns the HF tensors of a task, by role.
-        what: the name of the checkpoint, for errors.
+        model_name: the name of the checkpoint, for errors.
 
     Raises:
         QuantizationError: numbers that no initialised or trained layer has; nothing was written.
@@ -71,7 +71,7 @@ def check_weights(tasks: Iterable["WeightConversionTask"], read: Read, what: str
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems[:10])
         raise QuantizationError(
-            f"{what}: these numbers do not look like weights; nothing was converted. {len(problems)} sample(s):\n"
+            f"{model_name}: these numbers do not look like weights; nothing was converted. {len(problems)} sample(s):\n"
             f"{lines}\nThey may be quantised numbers without their scales, or damaged. Look at the checkpoint with "
             "`megatron-bridge inspect`; if the weights are meant to be so, pass --force (force=True)."
         )

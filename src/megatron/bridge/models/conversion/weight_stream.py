@@ -98,7 +98,7 @@ def load(
         bridge.registry(hf_pretrained),
         _config(chunks),
         infos,
-        what=_name(hf_pretrained),
+        model_name=_name(hf_pretrained),
         allowed_mismatched_params=allowed_mismatched_params,
     )
     state = hf_pretrained.state
@@ -186,7 +186,9 @@ def build_global_tasks(
                 pp_ranks[name] = rank_pp
             for box in boxes:
                 owners.setdefault(name, {}).setdefault(box, rank)
-    plan = build_plan(merged.values(), bridge.registry(hf_pretrained), _config(chunks), None, what=_name(hf_pretrained))
+    plan = build_plan(
+        merged.values(), bridge.registry(hf_pretrained), _config(chunks), None, model_name=_name(hf_pretrained)
+    )
     modules = [dict(chunk.named_modules()) for chunk in chunks]
     for task in plan:
         task.pp_rank = pp_ranks[task.global_param_name]

@@ -192,7 +192,7 @@ def _spaced_values(provider: Provider) -> Values:
     }
 
 
-# ERNIE's mixtures: between a first and a last layer, every so many layers one has experts.
+# ERNIE's mixtures: from a first to a last layer, one in every so many has experts.
 SPACED_EXPERT_LAYERS = Part(
     reads=("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval", "moe_num_shared_experts"),
     to_provider=_spaced_fields,
