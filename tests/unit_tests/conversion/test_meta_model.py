@@ -9,6 +9,7 @@ from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models import gpt_provider
 from megatron.bridge.models.conversion.meta_model import meta_placement
 from megatron.bridge.models.model_provider import Provider
+from megatron.bridge.models.placement import read_placement
 from megatron.bridge.runtime import norm
 from tests.tiny_models import TINY_MODELS
 
@@ -81,3 +82,14 @@ def test_more_layers_than_tensors() -> None:
         UnsupportedConfigError, match=r"^the model: the config has 1000000000004 layers, the weights are"
     ):
         meta_placement(provider_of("llama", mtp_num_layers=10**12, num_layers=4), "the model", num_stored=40)
+
+
+def test_a_provider_may_have_a_spec_in_place_of_a_function() -> None:
+    """One ModuleSpec for all layers: the same weights, live and as a checkpoint would hold them."""
+    provider = provider_of("llama")
+    provider.finalize()
+    expected = {parameter.name for parameter in meta_placement(provider)[0]}
+    provider.transformer_layer_spec = gpt_provider.local_layer_spec(provider)
+    assert {parameter.name for parameter in meta_placement(provider)[0]} == expected
+    (model,) = provider.provide_distributed_model(wrap_with_ddp=False)
+    assert {parameter.name for parameter in read_placement([model])} == expected

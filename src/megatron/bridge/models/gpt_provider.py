@@ -1,6 +1,5 @@
 """`GPTModelProvider`: a Megatron config that can build its model."""
 
-import inspect
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ from megatron.bridge.models.transformer.gpt_model import GPTModel
 from megatron.bridge.models.transformer.layer_specs import (
     DecoderSpec,
     DecoderSpecBuilder,
+    built_spec,
     default_layer_spec,
     local_layer_spec,
     mtp_block_spec,
@@ -91,7 +91,4 @@ class GPTModelProvider(ModelProviderMixin[LanguageModule], DecoderConfig):
         }
 
     def _layer_spec(self, vp_stage: int | None) -> DecoderSpec:
-        spec = self.transformer_layer_spec
-        if isinstance(spec, DecoderSpec):
-            return spec
-        return spec(self, vp_stage=vp_stage) if "vp_stage" in inspect.signature(spec).parameters else spec(self)
+        return built_spec(self.transformer_layer_spec, self, vp_stage)

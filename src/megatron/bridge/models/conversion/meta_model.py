@@ -1,7 +1,6 @@
 """The whole model without memory, built on the meta device only to learn what a checkpoint of it holds."""
 
 import copy
-import inspect
 import io
 import traceback
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from megatron.bridge.errors import BridgeError, ParallelLayoutError, Unsupported
 from megatron.bridge.models.conversion.provider_checks import check_provider
 from megatron.bridge.models.model_provider import UNSHARDED, Provider
 from megatron.bridge.models.placement import Parameter, read_entries
-from megatron.bridge.models.transformer.layer_specs import DecoderSpec, DecoderSpecBuilder
+from megatron.bridge.models.transformer.layer_specs import DecoderSpec, DecoderSpecBuilder, built_spec
 from megatron.bridge.transport import process_groups
 
 # What megatron-core, and transformers for scaled rope, raise when they cannot work with a value of the config.
@@ -126,9 +125,7 @@ def _layer_spec(
     layer_spec: "DecoderSpec | DecoderSpecBuilder", provider: "Provider", vp_stage: int | None = None
 ) -> "DecoderSpec":
     """The spec that `layer_spec` is or makes, with experts that share a module."""
-    if callable(layer_spec):
-        accepts_stage = "vp_stage" in inspect.signature(layer_spec).parameters
-        layer_spec = layer_spec(provider, vp_stage=vp_stage) if accepts_stage else layer_spec(provider)
+    layer_spec = built_spec(layer_spec, provider, vp_stage)
     # Layers of a block, the one kind of layer, or the kinds of layers of a stack.
     submodules: Any = getattr(layer_spec, "submodules", None)
     kinds = vars(submodules).values() if submodules is not None else ()

@@ -1,5 +1,6 @@
 """Layer specs: Transformer Engine where it can run, megatron-core's own modules elsewhere. The choice is made here."""
 
+import inspect
 from collections.abc import Callable
 from copy import copy
 from functools import partial
@@ -52,6 +53,14 @@ from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
 # The layers of a decoder: one spec for all, or one for each.
 DecoderSpec = ModuleSpec | TransformerBlockSubmodules
 DecoderSpecBuilder = Callable[..., DecoderSpec]
+
+
+def built_spec(spec: DecoderSpec | DecoderSpecBuilder, config: DecoderConfig, vp_stage: int | None) -> DecoderSpec:
+    """The spec that `spec` is, or makes for a config (and, if it takes it, a `vp_stage`)."""
+    if isinstance(spec, DecoderSpec):  # megatron-core's specs are callable too
+        return spec
+    return spec(config, vp_stage=vp_stage) if "vp_stage" in inspect.signature(spec).parameters else spec(config)
+
 
 # The norm of a gated delta net's output, if its weight multiplies as it is while those of other norms are zero-centred.
 _DELTA_NET_NORM = ModuleSpec(module=TorchNorm, params={"normalization": "RMSNorm", "zero_centered_gamma": False})
