@@ -32,7 +32,7 @@ class BailingMoeV2Bridge(MegatronModelBridge):
                 hf="model.layers.*.attention",
                 qkv_bias=config.use_qkv_bias,
                 qk_norm=config.use_qk_norm,
-                qk_norm_names=blocks.LONG_QK_NORM_NAMES,
+                qk_norm_names=("query_layernorm", "key_layernorm"),
                 fused_qkv="query_key_value",
                 output="dense",
             ),

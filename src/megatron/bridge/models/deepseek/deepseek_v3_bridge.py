@@ -19,7 +19,7 @@ class DeepseekV3Bridge(MegatronModelBridge):
     """Multi-latent attention, and experts chosen by biased sigmoid scores from the best groups of experts."""
 
     PROVIDER_CLASS = "megatron.bridge.models.mla_provider.MLAModelProvider"
-    ROUTER_BIAS: ClassVar[str | None] = blocks.DEEPSEEK_ROUTER_BIAS
+    ROUTER_BIAS: ClassVar[str | None] = "gate.e_score_correction_bias"
     CONFIG = (
         *DEEPSEEK,
         fields.EXPERT_LAYERS,

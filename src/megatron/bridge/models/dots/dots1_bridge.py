@@ -24,5 +24,5 @@ class Dots1Bridge(MegatronModelBridge):
             *blocks.pre_norms(),
             *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True),
             *blocks.gated_mlp(),
-            *blocks.moe(router_bias=blocks.DEEPSEEK_ROUTER_BIAS, shared="shared_experts"),
+            *blocks.moe(router_bias="gate.e_score_correction_bias", shared="shared_experts"),
         )

@@ -19,7 +19,7 @@ class Glm4MoeBridge(MegatronModelBridge):
         layer = [
             *blocks.pre_norms(),
             *blocks.attention(qkv_bias=config.attention_bias, qk_norm=config.use_qk_norm),
-            *blocks.moe(router_bias=blocks.DEEPSEEK_ROUTER_BIAS, shared="shared_experts"),
+            *blocks.moe(router_bias="gate.e_score_correction_bias", shared="shared_experts"),
         ]
         return MegatronMappingRegistry(
             *blocks.embeddings(tied=config.tie_word_embeddings),

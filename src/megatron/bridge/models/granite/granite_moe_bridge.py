@@ -17,7 +17,7 @@ class GraniteMoeBridge(GraniteBridge):
             *blocks.pre_norms(),
             *blocks.attention(qkv_bias=bias, output_bias=bias),
             *blocks.fused_moe(
-                hf=blocks.BLOCK_SPARSE_MOE,
+                hf="model.layers.*.block_sparse_moe",
                 router="router.layer",
                 gate_up="input_linear.weight",
                 down="output_linear.weight",

@@ -29,6 +29,8 @@ class HunYuanDenseV1Bridge(MegatronModelBridge):
         return MegatronMappingRegistry(
             *blocks.embeddings(tied=self.hf_config.tie_word_embeddings),
             *blocks.pre_norms(),
-            *blocks.attention(qkv_bias=bias, output_bias=bias, qk_norm=True, qk_norm_names=blocks.LONG_QK_NORM_NAMES),
+            *blocks.attention(
+                qkv_bias=bias, output_bias=bias, qk_norm=True, qk_norm_names=("query_layernorm", "key_layernorm")
+            ),
             *blocks.gated_mlp(),
         )

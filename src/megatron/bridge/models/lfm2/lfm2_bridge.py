@@ -51,8 +51,8 @@ class _ShortConvBridge(MegatronModelBridge):
             *blocks.embeddings(tied=config.tie_word_embeddings, norm="embedding_norm"),
             *blocks.pre_norms(attention="operator_norm", mlp="ffn_norm"),
             *blocks.short_convolution(config.hidden_size, bias=config.conv_bias),
-            *blocks.attention(qk_norm=True, qk_norm_names=blocks.QK_LAYERNORM_NAMES, output="out_proj"),
-            *blocks.gated_mlp(hf=blocks.FEED_FORWARD, names=blocks.NUMBERED_EXPERT),
+            *blocks.attention(qk_norm=True, qk_norm_names=("q_layernorm", "k_layernorm"), output="out_proj"),
+            *blocks.gated_mlp(hf="model.layers.*.feed_forward", names=("w1", "w3", "w2")),
         )
 
 
@@ -82,8 +82,8 @@ class Lfm2MoeBridge(_ShortConvBridge):
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         experts = blocks.moe(
-            hf=blocks.FEED_FORWARD,
+            hf="model.layers.*.feed_forward",
             router_bias="expert_bias" if self.hf_config.use_expert_bias else None,
-            names=blocks.NUMBERED_EXPERT,
+            names=("w1", "w3", "w2"),
         )
         return MegatronMappingRegistry(*super().mapping_registry().entries, *experts)

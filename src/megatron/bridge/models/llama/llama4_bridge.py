@@ -57,7 +57,7 @@ class Llama4Bridge(MegatronModelBridge):
     )
 
     def mapping_registry(self) -> MegatronMappingRegistry:
-        bias, feed_forward = self.hf_config.attention_bias, blocks.FEED_FORWARD
+        bias, feed_forward = self.hf_config.attention_bias, "model.layers.*.feed_forward"
         return MegatronMappingRegistry(
             *blocks.embeddings(tied=self.hf_config.tie_word_embeddings),
             *blocks.pre_norms(),

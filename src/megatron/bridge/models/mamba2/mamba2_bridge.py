@@ -39,9 +39,9 @@ class Mamba2Bridge(MegatronModelBridge):
         config = self.hf_config
         return MegatronMappingRegistry(
             *blocks.backbone_embeddings(tied=config.tie_word_embeddings),
-            AutoMapping(f"{blocks.LAYER}.mixer.in_proj.layer_norm_weight", blocks.BACKBONE_NORM),
+            AutoMapping(f"{blocks.LAYER}.mixer.in_proj.layer_norm_weight", "backbone.layers.*.norm.weight"),
             *blocks.mamba(
-                hf=blocks.BACKBONE_MIXER,
+                hf="backbone.layers.*.mixer",
                 num_heads=config.num_heads,
                 head_dim=config.head_dim,
                 num_groups=config.n_groups,

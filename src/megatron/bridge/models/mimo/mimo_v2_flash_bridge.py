@@ -68,6 +68,6 @@ class MiMoV2FlashBridge(MegatronModelBridge):
             *blocks.pre_norms(),
             *blocks.attention(qkv_bias=config.attention_bias, heads_differ=True, sinks="attention_sink_bias"),
             *blocks.gated_mlp(),
-            *blocks.moe(router_bias=blocks.DEEPSEEK_ROUTER_BIAS),
+            *blocks.moe(router_bias="gate.e_score_correction_bias"),
             *blocks.no_multi_token_prediction(hf="model.mtp"),
         )

@@ -26,6 +26,6 @@ class MiniMaxM2Bridge(MegatronModelBridge):
             *blocks.pre_norms(),
             *blocks.attention(qk_norm=True),
             *blocks.moe(
-                hf=blocks.BLOCK_SPARSE_MOE, router_bias="e_score_correction_bias", names=blocks.NUMBERED_EXPERT
+                hf="model.layers.*.block_sparse_moe", router_bias="e_score_correction_bias", names=("w1", "w3", "w2")
             ),
         )

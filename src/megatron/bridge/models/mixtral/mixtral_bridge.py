@@ -19,5 +19,5 @@ class MixtralBridge(MegatronModelBridge):
             *blocks.embeddings(tied=self.hf_config.tie_word_embeddings),
             *blocks.pre_norms(),
             *blocks.attention(),
-            *blocks.moe(hf=blocks.BLOCK_SPARSE_MOE, names=blocks.NUMBERED_EXPERT),
+            *blocks.moe(hf="model.layers.*.block_sparse_moe", names=("w1", "w3", "w2")),
         )

@@ -51,11 +51,11 @@ class NemotronHBridge(MegatronModelBridge):
 
     def _layer(self) -> blocks.Mappings:
         """The mappings of a layer of any kind."""
-        config, mixer = self.hf_config, blocks.BACKBONE_MIXER
+        config, mixer = self.hf_config, "backbone.layers.*.mixer"
         names = (None, "up_proj", "down_proj")
         latent = ("fc1_latent_proj.weight", "fc2_latent_proj.weight")
         return [
-            *(AutoMapping(f"{blocks.LAYER}.{norm}", blocks.BACKBONE_NORM) for norm in _NORMS),
+            *(AutoMapping(f"{blocks.LAYER}.{norm}", "backbone.layers.*.norm.weight") for norm in _NORMS),
             *blocks.mamba(
                 hf=mixer,
                 num_heads=config.mamba_num_heads,
@@ -65,6 +65,6 @@ class NemotronHBridge(MegatronModelBridge):
             ),
             *blocks.attention(hf=mixer),
             *blocks.mlp(hf=mixer),
-            *blocks.moe(hf=mixer, names=names, router_bias=blocks.DEEPSEEK_ROUTER_BIAS, shared="shared_experts"),
+            *blocks.moe(hf=mixer, names=names, router_bias="gate.e_score_correction_bias", shared="shared_experts"),
             *blocks.parts(blocks.MLP, mixer, latent),
         ]

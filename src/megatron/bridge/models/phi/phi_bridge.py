@@ -27,7 +27,7 @@ class PhiBridge(MegatronModelBridge):
                 output="dense",
                 qk_norm=config.qk_layernorm,
                 qk_norm_bias=True,
-                qk_norm_names=blocks.QK_LAYERNORM_NAMES,
+                qk_norm_names=("q_layernorm", "k_layernorm"),
             ),
             *blocks.mlp(up="fc1", down="fc2", bias=True),
         )

@@ -10,17 +10,6 @@ LAYER = "decoder.layers.*"
 MLP = f"{LAYER}.mlp"
 HF_LAYER = "model.layers.*"
 
-# HF names of the norms of q and k, in some families.
-LONG_QK_NORM_NAMES = ("query_layernorm", "key_layernorm")
-QK_LAYERNORM_NAMES = ("q_layernorm", "k_layernorm")
-# HF names that several families pass to blocks.
-DEEPSEEK_ROUTER_BIAS = "gate.e_score_correction_bias"
-BLOCK_SPARSE_MOE = "model.layers.*.block_sparse_moe"
-BACKBONE_NORM = "backbone.layers.*.norm.weight"
-BACKBONE_MIXER = "backbone.layers.*.mixer"
-FEED_FORWARD = "model.layers.*.feed_forward"
-NUMBERED_EXPERT = ("w1", "w3", "w2")
-
 
 def kinds(bias: bool) -> tuple[str, ...]:
     """The parameters of a layer: its weight and, if it has one, its bias."""
