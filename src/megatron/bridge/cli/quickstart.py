@@ -12,16 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from megatron.bridge.cli import options, output
 from megatron.bridge.errors import BridgeError, CheckpointError
 from megatron.bridge.transport.parallel_sizes import ONE_RANK, ParallelLayout
-
-if TYPE_CHECKING:
-    from megatron.bridge.verification import LogitComparison, Reference
+from megatron.bridge.verification import LogitComparison, Reference
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"

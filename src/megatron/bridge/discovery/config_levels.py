@@ -1,7 +1,5 @@
 """A model's config, level by level: its own fields, those of its text model, and those of its encoders."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from math import isfinite
@@ -53,7 +51,7 @@ class LeveledConfig:
     """
 
     values: Mapping[str, object]
-    loaded: PretrainedConfig | None
+    loaded: "PretrainedConfig | None"
     refusal: str | None
     kind: str = ""
     kind_reason: str = ""
@@ -90,7 +88,7 @@ class LeveledConfig:
         return "other", "no text model (vocab_size and num_hidden_layers are not both there)"
 
     @property
-    def text_config(self) -> PretrainedConfig | None:
+    def text_config(self) -> "PretrainedConfig | None":
         """transformers' config of the text model."""
         level: PretrainedConfig | None = self.loaded
         if level is None:
@@ -115,7 +113,7 @@ class LeveledConfig:
         """A field of the vision encoder, if it is stated."""
         return None if self.vision_level is None else self._fact(name, self.vision_level, None)
 
-    def _fact(self, name: str, level: tuple[str, ...], loaded: PretrainedConfig | None) -> Fact | None:
+    def _fact(self, name: str, level: tuple[str, ...], loaded: "PretrainedConfig | None") -> Fact | None:
         values = at_level(self.values, level)
         aliases: Mapping[str, str] = getattr(type(loaded), "attribute_map", None) or {}
         for written in (name, aliases.get(name), "torch_dtype" if name == "dtype" else None):
@@ -125,7 +123,7 @@ class LeveledConfig:
         return None if value is None else Fact(name, as_json(value), f"default of {type(loaded).__name__}")
 
 
-def load_levels(model: ModelFiles) -> LeveledConfig:
+def load_levels(model: "ModelFiles") -> LeveledConfig:
     """The config of a model. If transformers does not know or refuses it, only its JSON is used."""
     from megatron.bridge.models.hf_pretrained.config import load_config
 

@@ -5,20 +5,14 @@ has any other weight, nothing is counted rather than too little. The tests compa
 transformers writes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from megatron.bridge.discovery import facts
+from megatron.bridge.discovery.config_levels import LeveledConfig
+from megatron.bridge.discovery.families import FamilyMatch
 from megatron.bridge.discovery.weights import Weight, category
-from megatron.bridge.models.conversion.param_mapping import LayerQKVMapping
-
-if TYPE_CHECKING:
-    from megatron.bridge.discovery.config_levels import LeveledConfig
-    from megatron.bridge.discovery.families import FamilyMatch
-    from megatron.bridge.models.conversion.param_mapping import MegatronParamMapping
+from megatron.bridge.models.conversion.param_mapping import LayerQKVMapping, MegatronParamMapping
 
 Shape = tuple[int, ...]
 

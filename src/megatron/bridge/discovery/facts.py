@@ -1,7 +1,5 @@
 """What a config says about a model, by subject; each value comes with the level of the config that states it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 

@@ -1,20 +1,14 @@
 """What both pages of a report show: numbers, values, chosen layouts, and rows of a label and a text."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
-from typing import TYPE_CHECKING
 
-from megatron.bridge.discovery.layouts import EXPERT_FIELDS
-
-if TYPE_CHECKING:
-    from megatron.bridge.discovery.layouts import ParallelLayout, ParallelLayouts
-    from megatron.bridge.discovery.report import ModelReport, Support
-    from megatron.bridge.discovery.weights import Layer
+from megatron.bridge.discovery.layouts import EXPERT_FIELDS, ParallelLayout, ParallelLayouts
+from megatron.bridge.discovery.report import ModelReport, Support
+from megatron.bridge.discovery.weights import Layer
 
 _MAX_VALUE = 90
 _DIGITS = re.compile(r"(?<=\.)\d+(?=\.)")

@@ -1,20 +1,13 @@
 """Reads a model of the hub without its weights: two JSON files, and the first bytes of each weight file."""
 
-from __future__ import annotations
-
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron.bridge.discovery.model_files import ModelFiles, WeightIndex, add_weights, file_header, weight_index
 from megatron.bridge.errors import HubError
-from megatron.bridge.models.hf_pretrained import hub
+from megatron.bridge.models.hf_pretrained import hub, safetensors_format
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, read_config_json
-from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, SINGLE_NAME, header_size, parse_header
-
-if TYPE_CHECKING:
-    from megatron.bridge.models.hf_pretrained.safetensors_format import StoredTensor
 
 _NUM_REQUESTS = 16  # at once
 _LENGTH_NBYTES = 8
@@ -31,7 +24,7 @@ def read_hub_model(repo_id: str, revision: str | None = None) -> ModelFiles:
         HubError: there is no such model, or the hub cannot be reached.
         CheckpointError: there is no config, or a file is malformed.
     """
-    folder = hub.download(repo_id, revision, [CONFIG_NAME, INDEX_NAME])
+    folder = hub.download(repo_id, revision, [CONFIG_NAME, safetensors_format.INDEX_NAME])
     model = ModelFiles(repo_id, "hub id", read_config_json(folder), folder)
     index = _weight_index(repo_id, folder)
     if _is_offline():
@@ -51,13 +44,13 @@ def _is_offline() -> bool:
 
 
 def _weight_index(repo_id: str, folder: Path) -> WeightIndex:
-    if (folder / INDEX_NAME).is_file():
-        return weight_index(folder / INDEX_NAME)
+    if (folder / safetensors_format.INDEX_NAME).is_file():
+        return weight_index(folder / safetensors_format.INDEX_NAME)
     names = hub.listed_weights(repo_id, folder.name)
-    return WeightIndex([SINGLE_NAME] if SINGLE_NAME in names else names, None)
+    return WeightIndex([safetensors_format.SINGLE_NAME] if safetensors_format.SINGLE_NAME in names else names, None)
 
 
-def _header(repo_id: str, folder: Path, filename: str) -> list[StoredTensor]:
+def _header(repo_id: str, folder: Path, filename: str) -> list[safetensors_format.StoredTensor]:
     """The tensors of one file, at the commit of which `folder` is the snapshot."""
     if (folder / filename).is_file():
         return file_header(folder / filename)
@@ -67,9 +60,9 @@ def _header(repo_id: str, folder: Path, filename: str) -> list[StoredTensor]:
     url = hf_hub_url(repo_id, filename, revision=folder.name)
     with hub.hub_errors(repo_id, folder.name):
         prefix, size = _read_range(url, 0, _LENGTH_NBYTES, path)
-        nbytes = header_size(prefix, size, path)
+        nbytes = safetensors_format.header_size(prefix, size, path)
         text, _ = _read_range(url, _LENGTH_NBYTES, _LENGTH_NBYTES + nbytes, path)
-    return parse_header(text, path)[0]
+    return safetensors_format.parse_header(text, path)[0]
 
 
 def _read_range(url: str, start: int, stop: int, path: str) -> tuple[bytes, int]:

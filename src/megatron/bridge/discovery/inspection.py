@@ -1,11 +1,8 @@
 """`inspect_model`: from a model's name to a report about it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron.bridge.discovery import facts, weights
 from megatron.bridge.discovery.config_levels import TOP_LEVEL, LeveledConfig, at_level, load_levels
@@ -17,10 +14,8 @@ from megatron.bridge.discovery.next_step import decide
 from megatron.bridge.discovery.quantized import find_quantization
 from megatron.bridge.discovery.reading import read_model
 from megatron.bridge.discovery.report import Classes, ModelReport, Parameters, Support, Tying
-
-if TYPE_CHECKING:
-    from megatron.bridge.discovery.weights import Weight
-    from megatron.bridge.models.conversion.hooks import BridgeHooks
+from megatron.bridge.discovery.weights import Weight
+from megatron.bridge.models.conversion.hooks import BridgeHooks
 
 _SECOND_COPY = "tied to "
 

@@ -6,22 +6,18 @@ the two. A weight without a Megatron name counts as whole on every tensor-parall
 is an expert's.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import gcd, lcm
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from megatron.bridge.discovery import facts
-
-if TYPE_CHECKING:
-    from megatron.bridge.discovery.config_levels import LeveledConfig
-    from megatron.bridge.discovery.families import FamilyMatch
-    from megatron.bridge.discovery.weights import Weight
+from megatron.bridge.discovery.config_levels import LeveledConfig
+from megatron.bridge.discovery.families import FamilyMatch
+from megatron.bridge.discovery.weights import Weight
 
 _MAX_TP, _MAX_EP = 64, 4096
 _UNEVEN_PP = (2, 4, 8, 16, 32, 64)
@@ -58,7 +54,7 @@ class _Share:
     expert_whole: int = 0
     vocabulary: dict[int, int] = field(default_factory=lambda: defaultdict(int))  # bytes of a row, by number of rows
 
-    def add(self, other: _Share) -> None:
+    def add(self, other: "_Share") -> None:
         self.whole, self.tensor = self.whole + other.whole, self.tensor + other.tensor
         self.expert, self.expert_whole = self.expert + other.expert, self.expert_whole + other.expert_whole
         for num_rows, nbytes in other.vocabulary.items():

@@ -1,7 +1,5 @@
 """What the files of a model contain: `config.json`, the index, and the headers of the weight files."""
 
-from __future__ import annotations
-
 import gc
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping

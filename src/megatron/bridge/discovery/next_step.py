@@ -1,16 +1,10 @@
 """The decision tree of model support, and the next step to which it leads."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from megatron.bridge.discovery import formatting
-from megatron.bridge.discovery.report import Decision
-
-if TYPE_CHECKING:
-    from megatron.bridge.discovery.report import ModelReport
+from megatron.bridge.discovery.report import Decision, ModelReport
 
 # A vision encoder with more parameters than this is worth splitting across ranks, which takes Megatron's modules.
 _LARGE_ENCODER = 2_000_000_000

@@ -1,18 +1,13 @@
 """What is quantised in a model: what its config says, what its tensors show, and whether the two agree."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from megatron.bridge.discovery.model_files import ModelFiles
 from megatron.bridge.models.hf_pretrained.config import quantization_config
 from megatron.bridge.models.hf_pretrained.quantization.detection import Detection, detect
-
-if TYPE_CHECKING:
-    from megatron.bridge.discovery.model_files import ModelFiles
 
 # By `quant_method`: what the names of the formats of its tensors contain.
 _FORMATS_BY_METHOD = {

@@ -1,7 +1,5 @@
 """Finds and reads a model: a folder, a lone `config.json`, or a model of the hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from megatron.bridge.discovery.hub_reading import read_hub_model

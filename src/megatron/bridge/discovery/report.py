@@ -1,7 +1,5 @@
 """`ModelReport`: everything that an inspection finds out, as plain data."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 

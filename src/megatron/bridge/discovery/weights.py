@@ -1,17 +1,13 @@
 """The weights of a model from headers alone: what each is for, how many parameters it has, and how it is stored."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from megatron.bridge.discovery.model_files import ModelFiles
-    from megatron.bridge.models.hf_pretrained.quantization.detection import Detection
+from megatron.bridge.discovery.model_files import ModelFiles
+from megatron.bridge.models.hf_pretrained.quantization.detection import Detection
 
 # What tensors are for, by their HF names: the first pattern that occurs in a name decides.
 _CATEGORIES = (

@@ -15,15 +15,8 @@ from megatron.core.transformer.transformer_layer import MoETransformerLayer
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.gpt_provider import GPTModelProvider
+from megatron.bridge.models.transformer import layer_specs
 from megatron.bridge.models.transformer.hybrid_stack import HybridStack
-from megatron.bridge.models.transformer.layer_specs import (
-    DecoderSpec,
-    DecoderSpecBuilder,
-    hybrid_mtp_block_spec,
-    layer_submodules,
-    local_layer_spec,
-    transformer_engine_layer_spec,
-)
 from megatron.bridge.models.transformer.mamba_mixer import MambaMixer, mixer_linears
 from megatron.bridge.models.transformer.rotary import apply_rope_parameters
 from megatron.bridge.runtime import capabilities
@@ -35,9 +28,9 @@ _LETTERS = "M*-E"
 def hybrid_stack_spec(config: "HybridProvider") -> ModuleSpec:
     """The spec of the whole stack, with one for each kind of layer, made of what the machine offers."""
     use_transformer_engine = capabilities.has_transformer_engine()
-    layer_spec = transformer_engine_layer_spec if use_transformer_engine else local_layer_spec
+    layer_spec = layer_specs.transformer_engine_layer_spec if use_transformer_engine else layer_specs.local_layer_spec
     attention, mlp = (layer_spec(config, is_moe=False) for _ in range(2))
-    parts = layer_submodules(attention)
+    parts = layer_specs.layer_submodules(attention)
     parts.mlp = parts.pre_mlp_layernorm = IdentityOp
     parts.mlp_bda = IdentityFuncOp
     mlp.module = MLPLayer
@@ -46,7 +39,7 @@ def hybrid_stack_spec(config: "HybridProvider") -> ModuleSpec:
         layers["moe_layer"] = layer_spec(config, is_moe=True)
         layers["moe_layer"].module = MoETransformerLayer
     for spec in layers.values():
-        parts = layer_submodules(spec)
+        parts = layer_specs.layer_submodules(spec)
         parts.input_layernorm = parts.self_attention = IdentityOp
         parts.self_attn_bda = IdentityFuncOp
     mixer = ModuleSpec(
@@ -67,7 +60,7 @@ def hybrid_stack_spec(config: "HybridProvider") -> ModuleSpec:
         submodules=HybridStackSubmodules(
             mamba_layer=ModuleSpec(module=MambaLayer, submodules=mamba),
             attention_layer=attention,
-            mtp_block_spec=hybrid_mtp_block_spec(),
+            mtp_block_spec=layer_specs.hybrid_mtp_block_spec(),
             **layers,
         ),
     )
@@ -92,7 +85,7 @@ class HybridProvider(GPTModelProvider):
     is_hybrid_model: bool = True
     position_embedding_type: str = "none"
     has_kv_cache: ClassVar[bool] = False
-    transformer_layer_spec: DecoderSpec | DecoderSpecBuilder = field(default=hybrid_stack_spec)
+    transformer_layer_spec: layer_specs.DecoderSpec | layer_specs.DecoderSpecBuilder = field(default=hybrid_stack_spec)
 
     def finalize(self) -> None:
         """Like `GPTModelProvider.finalize`.

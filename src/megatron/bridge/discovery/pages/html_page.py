@@ -1,18 +1,13 @@
 """The report as a single HTML file: without scripts, loading nothing, and with all text from the model escaped."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from megatron.bridge.discovery import formatting
+from megatron.bridge.discovery.families import UnknownField
 from megatron.bridge.discovery.pages import pictures
-
-if TYPE_CHECKING:
-    from megatron.bridge.discovery.families import UnknownField
-    from megatron.bridge.discovery.report import ModelReport
+from megatron.bridge.discovery.report import ModelReport
 
 
 def html_page(report: ModelReport) -> str:

@@ -4,16 +4,11 @@ Colours are CSS variables of the page (`--c0`, `--c1`, ...), so that the picture
 shape has a `<title>`, which browsers show and screen readers read out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 from megatron.bridge.discovery import formatting
-
-if TYPE_CHECKING:
-    from megatron.bridge.discovery.weights import Layer
+from megatron.bridge.discovery.weights import Layer
 
 NUM_COLOURS = 10
 _WIDTH = 960

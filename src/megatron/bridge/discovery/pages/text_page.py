@@ -1,22 +1,15 @@
 """The report as a page of text, for terminals with at least 80 columns."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from megatron.bridge.discovery import formatting
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from megatron.bridge.discovery.report import ModelReport
+from megatron.bridge.discovery.report import ModelReport
 
 _BAR = 16
 _MAX_LISTED = 12

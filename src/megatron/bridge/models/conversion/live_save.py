@@ -7,17 +7,11 @@ import torch
 from torch import Tensor
 
 from megatron.bridge.models.conversion import layout as layouts
-from megatron.bridge.models.conversion import weight_stream
+from megatron.bridge.models.conversion import quantized_export, weight_stream
 from megatron.bridge.models.conversion.hf_files import FolderMetadata, hf_tensor_infos, output_shards
 from megatron.bridge.models.conversion.hooks import Model, WeightHooks
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, check_names
-from megatron.bridge.models.conversion.quantized_export import (
-    not_converted,
-    quantized_shards,
-    quantizer_of,
-    weights_to_quantize,
-)
 from megatron.bridge.models.hf_pretrained.hf_model import HFModel
 from megatron.bridge.models.hf_pretrained.range_writer import RangeWriter
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo, write_index
@@ -66,10 +60,10 @@ def save(
     further: dict[str, Tensor] = {}
     quantization_config = None
     if quantization is not None:
-        quantizer = quantizer_of(quantization, hf_pretrained)
-        chosen = weights_to_quantize(plan, quantizer)
-        quantization_config = quantizer.config(not_converted(plan.hf_shapes(), chosen))
-        shards, further = quantized_shards(shards, quantizer, chosen), quantizer.further()
+        quantizer = quantized_export.quantizer_of(quantization, hf_pretrained)
+        chosen = quantized_export.weights_to_quantize(plan, quantizer)
+        quantization_config = quantizer.config(quantized_export.not_converted(plan.hf_shapes(), chosen))
+        shards, further = quantized_export.quantized_shards(shards, quantizer, chosen), quantizer.further()
     elif distributed_save and not bridge.changes_exported_weights:
         _save_ranges(plan, out, shards, options)
         return None

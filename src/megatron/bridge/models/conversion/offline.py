@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron.bridge.errors import CheckpointError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
+from megatron.bridge.models.conversion import quantized_export
 from megatron.bridge.models.conversion.hf_files import (
     TensorBlocks,
     hf_tensor_infos,
@@ -29,13 +30,6 @@ from megatron.bridge.models.conversion.layout import Layout, Piece
 from megatron.bridge.models.conversion.meta_model import meta_placement
 from megatron.bridge.models.conversion.param_mapping import VOCABULARY_WEIGHTS
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan, check_names
-from megatron.bridge.models.conversion.quantized_export import (
-    QuantizedBlocks,
-    not_converted,
-    quantized_shards,
-    quantizer_of,
-    weights_to_quantize,
-)
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.conversion.weight_stream import check_tied, read_hf_tensors
@@ -220,11 +214,11 @@ def export_checkpoint(
     tensors: TensorBlocks = weights
     quantization_config = None
     if quantization is not None:
-        quantizer = quantizer_of(quantization, hf_pretrained)
-        chosen = weights_to_quantize(weights.plan, quantizer)
-        shards = quantized_shards(shards, quantizer, chosen)
-        tensors = QuantizedBlocks(weights, quantizer, chosen)
-        quantization_config = quantizer.config(not_converted(weights.plan.hf_shapes(), chosen))
+        quantizer = quantized_export.quantizer_of(quantization, hf_pretrained)
+        chosen = quantized_export.weights_to_quantize(weights.plan, quantizer)
+        shards = quantized_export.quantized_shards(shards, quantizer, chosen)
+        tensors = quantized_export.QuantizedBlocks(weights, quantizer, chosen)
+        quantization_config = quantizer.config(quantized_export.not_converted(weights.plan.hf_shapes(), chosen))
     sources = [weights.files] if hf_tensor_infos(hf_pretrained) is None else [weights.files, hf_pretrained.state.files]
     content = {name: [[info.name, info.shape, str(info.dtype)] for info in infos] for name, infos in shards.items()}
     fingerprint = ["export", quantization, [files.fingerprint() for files in sources], content, options]

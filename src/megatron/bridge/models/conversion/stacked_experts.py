@@ -7,16 +7,8 @@ Published checkpoints have separate experts, and so does what `save_pretrained` 
 import re
 from collections.abc import Iterable
 
+from megatron.bridge.models.conversion import param_mapping
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
-from megatron.bridge.models.conversion.param_mapping import (
-    AutoMapping,
-    Dropped,
-    FusedExpertMapping,
-    FusedGatedExpertMapping,
-    GatedMLPMapping,
-    MegatronParamMapping,
-    Tied,
-)
 
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.\*\.(gate|up|down)_proj\.weight")
 _GATE_UP, _DOWN = "gate_up_proj", "down_proj"
@@ -33,15 +25,17 @@ def as_stored(registry: MegatronMappingRegistry, hf_names: Iterable[str]) -> Meg
     return MegatronMappingRegistry(*map(_stacked, registry.entries))
 
 
-def _stacked(entry: MegatronParamMapping | Dropped) -> MegatronParamMapping | Dropped:
-    if isinstance(entry, Dropped):
-        name = None if isinstance(entry, Tied) else _stacked_name(entry.hf_param)
-        return entry if name is None else Dropped(name, entry.reason)
+def _stacked(
+    entry: param_mapping.MegatronParamMapping | param_mapping.Dropped,
+) -> param_mapping.MegatronParamMapping | param_mapping.Dropped:
+    if isinstance(entry, param_mapping.Dropped):
+        name = None if isinstance(entry, param_mapping.Tied) else _stacked_name(entry.hf_param)
+        return entry if name is None else param_mapping.Dropped(name, entry.reason)
     name = _stacked_name(next(iter(entry.hf_names.values())))
-    if name is not None and isinstance(entry, GatedMLPMapping):
-        return FusedGatedExpertMapping(entry.megatron_param, name)
-    if name is not None and isinstance(entry, AutoMapping):
-        return FusedExpertMapping(entry.megatron_param, name)
+    if name is not None and isinstance(entry, param_mapping.GatedMLPMapping):
+        return param_mapping.FusedGatedExpertMapping(entry.megatron_param, name)
+    if name is not None and isinstance(entry, param_mapping.AutoMapping):
+        return param_mapping.FusedExpertMapping(entry.megatron_param, name)
     return entry
 
 

@@ -13,12 +13,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.typed_torch import apply_module
 
 from megatron.bridge.models.gpt_provider import GPTModelProvider
-from megatron.bridge.models.transformer.layer_specs import (
-    attention_spec,
-    layer_submodules,
-    mlp_arguments,
-    separate_norms,
-)
+from megatron.bridge.models.transformer import layer_specs
 from megatron.bridge.models.transformer.mamba_mixer import MambaMixer, mixer_linears
 from megatron.bridge.runtime import capabilities
 
@@ -52,16 +47,16 @@ class FalconH1Provider(GPTModelProvider):
     has_kv_cache: ClassVar[bool] = False
 
     def modify_layer_spec(self, spec: ModuleSpec) -> None:
-        layer, attention = layer_submodules(spec), attention_spec(spec)
+        layer, attention = layer_specs.layer_submodules(spec), layer_specs.attention_spec(spec)
         if capabilities.has_transformer_engine():
-            separate_norms(spec, self)  # one norm in front of attention and mixer
+            layer_specs.separate_norms(spec, self)  # one norm in front of attention and mixer
         attention.module = FalconH1Attention
         attention.params["mixer"] = ModuleSpec(
             module=FalconH1Mixer,
             params={"chunk_size": self.mamba_chunk_size, "dt_min": self.mamba_dt_min, "rmsnorm": self.mamba_rms_norm},
             submodules=mixer_linears(norm_in_projection=False),
         )
-        layer.mlp = partial(FalconH1MLP.as_mlp_submodule, **mlp_arguments(layer))
+        layer.mlp = partial(FalconH1MLP.as_mlp_submodule, **layer_specs.mlp_arguments(layer))
 
 
 class FalconH1Attention(SelfAttention):

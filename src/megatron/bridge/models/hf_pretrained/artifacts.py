@@ -1,7 +1,5 @@
 """The files of a model folder that are not weights."""
 
-from __future__ import annotations
-
 import fnmatch
 import json
 import shutil
@@ -50,7 +48,7 @@ _LEFT_OUT = (
 def copy_artifacts(
     source_folder: str | Path,
     out_folder: str | Path,
-    config: PretrainedConfig | None = None,
+    config: "PretrainedConfig | None" = None,
     with_quantization: bool = False,
 ) -> list[str]:
     """Copies everything in a model folder but its weights, so that the output loads like the source.
@@ -120,7 +118,7 @@ def state_quantization(folder: Path, quantization: JsonObject | None, dtype: str
     (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_config(config: PretrainedConfig, out_folder: str | Path) -> None:
+def save_config(config: "PretrainedConfig", out_folder: str | Path) -> None:
     """Writes `config.json` as `save_pretrained` does, but without custom code, which is copied as a file instead."""
     path = Path(out_folder) / CONFIG_NAME
     path.parent.mkdir(parents=True, exist_ok=True)

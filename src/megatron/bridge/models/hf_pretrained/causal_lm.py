@@ -1,7 +1,5 @@
 """A Hugging Face model folder as one object: config, weights, tokenizer and other files, each read when asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from copy import copy
 from functools import cached_property
@@ -40,11 +38,11 @@ class PreTrainedCausalLM:
     def __init__(
         self,
         path: str | Path,
-        config: PretrainedConfig,
+        config: "PretrainedConfig",
         *,
         repo_id: str | None = None,
         trust_remote_code: bool = False,
-        dtype: torch.dtype | None = None,
+        dtype: "torch.dtype | None" = None,
     ) -> None:
         self.path = Path(path)
         self.config = config
@@ -61,7 +59,7 @@ class PreTrainedCausalLM:
         path_or_repo_id: str | Path,
         trust_remote_code: bool = False,
         revision: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: "torch.dtype | None" = None,
         **config_overrides: Any,
     ) -> Self:
         """Finds the folder and loads its config. Weights are neither downloaded nor read yet.
@@ -133,7 +131,7 @@ class PreTrainedCausalLM:
         return other
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer.
 
         Raises:
@@ -141,7 +139,7 @@ class PreTrainedCausalLM:
         """
         return self.load_tokenizer()
 
-    def load_tokenizer(self, **kwargs: Any) -> PreTrainedTokenizerBase:
+    def load_tokenizer(self, **kwargs: Any) -> "PreTrainedTokenizerBase":
         """The tokenizer, loaded with the given settings.
 
         Args:
@@ -160,7 +158,7 @@ class PreTrainedCausalLM:
         return tokenizer
 
     @cached_property
-    def generation_config(self) -> GenerationConfig | None:
+    def generation_config(self) -> "GenerationConfig | None":
         """The folder's `generation_config.json`, or None if there is none.
 
         Raises:
@@ -177,7 +175,7 @@ class PreTrainedCausalLM:
             raise CheckpointError(f"{path}: transformers refuses it: {error!s:.300}") from error
 
     @cached_property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> "PreTrainedModel":
         """The Hugging Face model with its weights, in eval mode, on the CPU: all of it in memory.
 
         Raises:
@@ -237,4 +235,4 @@ class PreTrainedCausalLM:
 
 
 if TYPE_CHECKING:
-    _is_hf_model: type[HFModel] = PreTrainedCausalLM
+    _is_hf_model: "type[HFModel]" = PreTrainedCausalLM

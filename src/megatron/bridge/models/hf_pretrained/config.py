@@ -1,7 +1,5 @@
 """Loading the `config.json` of a Hugging Face model folder."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from collections.abc import Callable, Mapping
@@ -59,7 +57,7 @@ def read_config_json(folder: str | Path) -> dict[str, Any]:
 
 def load_config(
     path: str | Path, *, trust_remote_code: bool = False, overrides: JsonObject | None = None
-) -> PretrainedConfig:
+) -> "PretrainedConfig":
     """Loads a folder's config with transformers' `AutoConfig`.
 
     If transformers does not know the `model_type`, but a family states that it equals another (`kimi_k2` is
@@ -105,7 +103,7 @@ def quantization_config(values: JsonObject) -> dict[str, Any]:
     return {}
 
 
-def remove_quantization(config: PretrainedConfig) -> dict[str, Any]:
+def remove_quantization(config: "PretrainedConfig") -> dict[str, Any]:
     """Removes from a config what it says about quantised weights, and returns that (see `quantization_config`)."""
     removed = quantization_config(config.to_dict())
     parts = [part for part in vars(config).values() if hasattr(part, "to_dict")]
@@ -115,7 +113,7 @@ def remove_quantization(config: PretrainedConfig) -> dict[str, Any]:
     return removed
 
 
-def _make_config(folder: Path, make: Callable[[], PretrainedConfig]) -> PretrainedConfig:
+def _make_config(folder: Path, make: "Callable[[], PretrainedConfig]") -> "PretrainedConfig":
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -132,7 +130,7 @@ def _make_config(folder: Path, make: Callable[[], PretrainedConfig]) -> Pretrain
         raise CheckpointError(f"{folder}: transformers cannot load its config: {error}") from error  # absent code file
 
 
-def _known_class(values: JsonObject) -> type[PretrainedConfig] | None:
+def _known_class(values: JsonObject) -> "type[PretrainedConfig] | None":
     """The config class that a family states for this `model_type`, if transformers does not know it."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -186,7 +184,7 @@ def _check_values(folder: Path, values: JsonObject) -> None:
                 )
 
 
-def _check_overrides(folder: Path, values: JsonObject, config: PretrainedConfig, overrides: JsonObject) -> None:
+def _check_overrides(folder: Path, values: JsonObject, config: "PretrainedConfig", overrides: JsonObject) -> None:
     for name in overrides:
         if name not in values and not hasattr(config, name):
             close = difflib.get_close_matches(name, config.to_dict())

@@ -1,7 +1,5 @@
 """`HFModel`: what the conversion code reads of a Hugging Face model."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,18 +23,18 @@ class HFModel(Protocol):
         quantization_config: what `config.json` says about quantised weights; empty if nothing.
     """
 
-    config: PretrainedConfig
+    config: "PretrainedConfig"
 
     @property
     def model_name_or_path(self) -> str: ...
     @property
     def has_weights(self) -> bool: ...
     @property
-    def state(self) -> WeightSource: ...
+    def state(self) -> "WeightSource": ...
     @property
     def tensor_names(self) -> Collection[str]: ...
     @property
     def quantization_config(self) -> dict[str, Any]: ...
 
-    def save_artifacts(self, folder: str | Path, quantization: JsonObject | None = None) -> list[str]:
+    def save_artifacts(self, folder: str | Path, quantization: "JsonObject | None" = None) -> list[str]:
         """Writes everything but the weights into `folder`; returns the names of the written files, sorted."""

@@ -1,7 +1,5 @@
 """From a path or a Hugging Face hub id to a local folder."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -10,8 +10,6 @@ order of the metadata nor the name of a tensor with an unknown dtype. They are w
 only write a file whose tensors are all in memory.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,7 +75,7 @@ class TensorInfo(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: "torch.dtype"
     filename: str
 
     @property
@@ -104,7 +102,7 @@ class Header(NamedTuple):
     offsets: dict[str, int]
 
 
-def dtype_code(dtype: torch.dtype) -> str:
+def dtype_code(dtype: "torch.dtype") -> str:
     """The safetensors code of a torch dtype: for `torch.bfloat16`, "BF16".
 
     Raises:

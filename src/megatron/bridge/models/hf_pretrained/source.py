@@ -1,7 +1,5 @@
 """Reading the safetensors weights of a Hugging Face model folder."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -56,18 +54,18 @@ class WeightSource(Mapping[str, "torch.Tensor"]):
         return True
 
     @abstractmethod
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> "torch.Tensor":
         """The whole tensor, on the CPU.
 
         Raises:
             CheckpointError: there is no such tensor, or its file was altered since it was opened.
         """
 
-    def view(self, name: str) -> torch.Tensor | QuantizedView:
+    def view(self, name: str) -> "torch.Tensor | QuantizedView":
         """The tensor, or something with its shape and dtype that gives a tensor when it is sliced."""
         return self.read(name)
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str) -> "torch.Tensor":
         if name not in self.infos:
             raise KeyError(name)
         return self.read(name)
@@ -133,7 +131,7 @@ class SafetensorsSource(WeightSource):
         if weight_map is not None:
             _check_index(self.folder, weight_map, self.infos)
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> "torch.Tensor":
         """The tensor, on CPU, as a view of the memory-mapped file.
 
         Raises:

@@ -1,7 +1,5 @@
 """Writing safetensors weights, tensor by tensor and in any order, into files that are laid out beforehand."""
 
-from __future__ import annotations
-
 import bisect
 import os
 import threading
@@ -106,7 +104,7 @@ class SafetensorsWriter:
             self.abort()
             raise
 
-    def write(self, name: str, tensor: torch.Tensor) -> None:
+    def write(self, name: str, tensor: "torch.Tensor") -> None:
         """Writes a whole tensor.
 
         Raises:
@@ -117,7 +115,7 @@ class SafetensorsWriter:
             raise CheckpointError(f"{name}: expected shape {list(info.shape)}, found {list(tensor.shape)}.")
         self._write_bytes(info, 0, tensor)
 
-    def write_rows(self, name: str, first_row: int, tensor: torch.Tensor) -> None:
+    def write_rows(self, name: str, first_row: int, tensor: "torch.Tensor") -> None:
         """Writes rows `[first_row, first_row + tensor.shape[0])` of a tensor's first dim.
 
         Raises:
@@ -206,7 +204,7 @@ class SafetensorsWriter:
             )
         return info
 
-    def _write_bytes(self, info: TensorInfo, start: int, tensor: torch.Tensor) -> None:
+    def _write_bytes(self, info: TensorInfo, start: int, tensor: "torch.Tensor") -> None:
         """Writes the tensor's bytes into `info`'s data, from byte `start` on."""
         if tensor.dtype != info.dtype:
             raise CheckpointError(f"{info.name}: expected dtype {info.dtype}, found {tensor.dtype}.")
@@ -232,7 +230,7 @@ class SafetensorsWriter:
                 os.close(self._descriptors.pop(info.filename))
 
 
-def _buffer(tensor: torch.Tensor) -> memoryview:
+def _buffer(tensor: "torch.Tensor") -> memoryview:
     """The tensor's bytes; a copy only if it is not contiguous or not on CPU."""
     import torch
 

@@ -10,12 +10,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.gpt_provider import GPTModelProvider, default_layer_spec
-from megatron.bridge.models.transformer.layer_specs import (
-    DecoderSpec,
-    DecoderSpecBuilder,
-    attention_submodules,
-    layer_submodules,
-)
+from megatron.bridge.models.transformer import layer_specs
 from megatron.bridge.models.transformer.short_conv import ShortConv, ShortConvConfig, ShortConvSubmodules
 
 
@@ -40,7 +35,7 @@ class Lfm2Provider(ShortConvConfig, GPTModelProvider):
     """
 
     mlp_size_rule: dict[str, object] | None = None
-    transformer_layer_spec: DecoderSpec | DecoderSpecBuilder = short_conv_layer_spec
+    transformer_layer_spec: layer_specs.DecoderSpec | layer_specs.DecoderSpecBuilder = short_conv_layer_spec
 
     def finalize(self) -> None:
         super().finalize()
@@ -52,7 +47,7 @@ class Lfm2Provider(ShortConvConfig, GPTModelProvider):
 
 def _with_short_conv(spec: ModuleSpec) -> ModuleSpec:
     """A layer's spec with a short convolution in place of attention, made of the linear layers of that attention."""
-    layer, attention = layer_submodules(spec), attention_submodules(spec)
+    layer, attention = layer_specs.layer_submodules(spec), layer_specs.attention_submodules(spec)
     assert isinstance(attention, SelfAttentionSubmodules)
     linear_layers = ShortConvSubmodules(in_proj=attention.linear_qkv, out_proj=attention.linear_proj)
     keys = {

@@ -31,18 +31,13 @@ from megatron.core.transformer.torch_norm import LayerNormBuilder
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules, get_transformer_layer_offset
 
+from megatron.bridge.models.transformer import qk_norm
 from megatron.bridge.models.transformer.biased_experts import BiasedExpertLinear
 from megatron.bridge.models.transformer.core_attention import DotProductAttention
 from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
 from megatron.bridge.models.transformer.multi_latent_attention import MultiLatentSelfAttention
 from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
-from megatron.bridge.models.transformer.qk_norm import (
-    NormAfterRope,
-    ProjectionNorm,
-    SelfAttentionWithNormsAfterRope,
-    SeparateHeadNorm,
-)
 from megatron.bridge.models.transformer.residual import POST_NORM_KEYS, BiasDropoutAdd
 from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
 from megatron.bridge.models.transformer.sparse_attention import check_index_sharing, sparse_attention
@@ -301,10 +296,10 @@ def _vary_attention(layer_spec: ModuleSpec, config: DecoderConfig) -> None:
     if config.qk_layernorm and config.qk_layernorm_scope != "head":
         assert isinstance(attention, SelfAttentionSubmodules)
         if config.qk_layernorm_scope == "head_after_rope":
-            spec.module = SelfAttentionWithNormsAfterRope
-            attention.q_layernorm = attention.k_layernorm = NormAfterRope
+            spec.module = qk_norm.SelfAttentionWithNormsAfterRope
+            attention.q_layernorm = attention.k_layernorm = qk_norm.NormAfterRope
         else:
-            norm = ProjectionNorm if config.qk_layernorm_scope == "projection" else SeparateHeadNorm
+            norm = qk_norm.ProjectionNorm if config.qk_layernorm_scope == "projection" else qk_norm.SeparateHeadNorm
             attention.q_layernorm = partial(norm, num_heads=config.num_attention_heads)
             attention.k_layernorm = partial(norm, num_heads=config.num_query_groups or config.num_attention_heads)
 

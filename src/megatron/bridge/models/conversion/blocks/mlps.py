@@ -2,13 +2,8 @@
 
 from collections.abc import Sequence
 
+from megatron.bridge.models.conversion import param_mapping
 from megatron.bridge.models.conversion.blocks.names import MLP, Mappings, kinds
-from megatron.bridge.models.conversion.param_mapping import (
-    AutoMapping,
-    FusedGatedMLPMapping,
-    GatedMLPMapping,
-    TransposedMapping,
-)
 
 
 def gated_mlp(
@@ -39,10 +34,10 @@ def gated_mlp(
         fc1 = f"{MLP}.linear_fc1.{kind}"
         if fused_gate_up is not None:
             gate_up = f"{hf}.{fused_gate_up}.{kind}"
-            mappings.append(FusedGatedMLPMapping(fc1, gate_up, order=fused_order, transposed=transposed))
+            mappings.append(param_mapping.FusedGatedMLPMapping(fc1, gate_up, order=fused_order, transposed=transposed))
         else:
-            mappings.append(GatedMLPMapping(fc1, gate=gate, up=up))
-        mapping = TransposedMapping if transposed and kind == "weight" else AutoMapping
+            mappings.append(param_mapping.GatedMLPMapping(fc1, gate=gate, up=up))
+        mapping = param_mapping.TransposedMapping if transposed and kind == "weight" else param_mapping.AutoMapping
         mappings.append(mapping(f"{MLP}.linear_fc2.{kind}", down))
     return mappings
 
@@ -63,7 +58,7 @@ def mlp(
         transposed: whether their weights are `[in, out]`.
     """
     return [
-        (TransposedMapping if transposed and kind == "weight" else AutoMapping)(
+        (param_mapping.TransposedMapping if transposed and kind == "weight" else param_mapping.AutoMapping)(
             f"{MLP}.{megatron}.{kind}", f"{hf}.{name}.{kind}"
         )
         for megatron, name in (("linear_fc1", up), ("linear_fc2", down))

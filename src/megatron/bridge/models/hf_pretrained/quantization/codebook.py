@@ -1,7 +1,5 @@
 """bitsandbytes' 4-bit numbers: positions in a table of 16 numbers (NF4 or FP4), with a scale for each block."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -54,7 +52,7 @@ class CodebookTensor(QuantizedTensor):
         return f"bitsandbytes {self.kind.upper()}"
 
     @classmethod
-    def find(cls, stored: Mapping[str, Stored], config: JsonObject) -> Iterator[QuantizedTensor | Problem]:
+    def find(cls, stored: Mapping[str, Stored], config: "JsonObject") -> Iterator[QuantizedTensor | Problem]:
         for state in stored:
             match = _STATE.fullmatch(state) if state.endswith(("nf4", "fp4")) else None
             if match is None:
@@ -77,7 +75,7 @@ class CodebookTensor(QuantizedTensor):
     def unread(self) -> tuple[str, ...]:
         return () if self.block else ("state",)
 
-    def read(self, contents: Mapping[str, bytes]) -> CodebookTensor:
+    def read(self, contents: Mapping[str, bytes]) -> "CodebookTensor":
         name = self.parts["state"]
         try:
             state = json.loads(contents["state"])
@@ -104,7 +102,7 @@ class CodebookTensor(QuantizedTensor):
             )
         return replace(self, shape=shape, block=block, nested_block=nested_block, offset=offset)
 
-    def dequantize(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
+    def dequantize(self, parts: "Mapping[str, torch.Tensor]", box: Box, out: "torch.Tensor") -> None:
         """See `QuantizedTensor`; in float32 arithmetic, rounded once."""
         import torch
 
@@ -132,7 +130,7 @@ class CodebookTensor(QuantizedTensor):
                 part = target[row - top : row - top + 1]
                 decode.dequantize_matrix(codes, scales, ((0, 1), columns), part)
 
-    def _absmax(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _absmax(self, parts: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
         absmax = parts["absmax"].reshape(-1)
         if not self.nested_block:
             return absmax

@@ -1,7 +1,5 @@
 """From codes to numbers, in blocks that stay in a core's cache: by their bits, or looked up in tables of bytes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -75,7 +73,7 @@ class Scales:
             numbers *= self.last
 
 
-def dequantize_matrix(codes: Codes, scales: Scales, box: Box, out: torch.Tensor) -> None:
+def dequantize_matrix(codes: "Codes", scales: Scales, box: "Box", out: torch.Tensor) -> None:
     """Writes a box of a matrix of scaled codes, in blocks of bounded size; in float32 arithmetic, rounded once.
 
     Args:
@@ -99,12 +97,12 @@ def dequantize_matrix(codes: Codes, scales: Scales, box: Box, out: torch.Tensor)
                 wanted.copy_(numbers)
 
 
-def byte_codes(matrix: torch.Tensor) -> Codes:
+def byte_codes(matrix: torch.Tensor) -> "Codes":
     """The codes of a matrix of an 8-bit dtype."""
     return lambda rows, columns, out: decode_bytes(matrix[slice(*rows), slice(*columns)], out)
 
 
-def packed_codes(matrix: torch.Tensor, values: tuple[float, ...], is_high_first: bool = False) -> Codes:
+def packed_codes(matrix: torch.Tensor, values: tuple[float, ...], is_high_first: bool = False) -> "Codes":
     """The codes of a matrix of bytes that hold several codes each; see `decode_packed`."""
     return lambda rows, columns, out: decode_packed(matrix[slice(*rows)], values, columns, out, is_high_first)
 
@@ -171,7 +169,7 @@ def decode_packed(
         out.copy_(whole[:, columns[0] - start * per_byte :][:, : out.shape[1]])
 
 
-def row_chunks(top: int, bottom: int, num_columns: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+def row_chunks(top: int, bottom: int, num_columns: int, multiple: int = 1) -> "Iterator[tuple[int, int]]":
     """Consecutive ranges of rows of about `CHUNK` elements; if possible, none crosses a multiple of `multiple` rows."""
     step = max(CHUNK // max(num_columns, 1), 1)
     if multiple > 1 and (step < multiple or multiple * num_columns >= CHUNK // 8):
@@ -190,7 +188,7 @@ def _at(grid: torch.Tensor, rows: slice | torch.Tensor, columns: slice | torch.T
     return as_numbers(grid[rows][:, columns])
 
 
-def _pieces(left: int, right: int, size: int, width: int) -> Iterator[tuple[int, int]]:
+def _pieces(left: int, right: int, size: int, width: int) -> "Iterator[tuple[int, int]]":
     """Cuts a range of columns into pieces of whole blocks; the first and the last piece may be part of a block.
 
     Args:
@@ -208,18 +206,18 @@ def _pieces(left: int, right: int, size: int, width: int) -> Iterator[tuple[int,
 @cache
 def _packed_table(
     values: tuple[float, ...], per_byte: int, is_high_first: bool, dtype: torch.dtype
-) -> NDArray[np.generic]:
+) -> "NDArray[np.generic]":
     numbers, byte, bits = torch.tensor(values, dtype=dtype), torch.arange(256), 8 // per_byte
     shifts = list(range(0, 8, bits))
     parts = [numbers[byte >> shift & (1 << bits) - 1] for shift in (reversed(shifts) if is_high_first else shifts)]
     return _as_words(torch.stack(parts, dim=1))
 
 
-def _as_words(table: torch.Tensor) -> NDArray[np.generic]:
+def _as_words(table: torch.Tensor) -> "NDArray[np.generic]":
     """A table `[N, K]` in which the K numbers of a row are one word."""
     raw = table.contiguous().view(torch.uint8).numpy()
     return raw.view(_WORDS[raw.shape[1]]).ravel()
 
 
-def _words(out: torch.Tensor, itemsize: int) -> NDArray[np.generic]:
+def _words(out: torch.Tensor, itemsize: int) -> "NDArray[np.generic]":
     return out.view(torch.uint8).numpy().view(_WORDS[itemsize])

@@ -1,22 +1,17 @@
 """Finding quantised tensors in a checkpoint, by dtypes, shapes and names: without torch, and without data."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from megatron.bridge.errors import QuantizationError
+from megatron.bridge.models.hf_pretrained.config import JsonObject
 from megatron.bridge.models.hf_pretrained.quantization.codebook import CodebookTensor
 from megatron.bridge.models.hf_pretrained.quantization.float4 import Float4Tensor
 from megatron.bridge.models.hf_pretrained.quantization.packed_int import PackedIntTensor
 from megatron.bridge.models.hf_pretrained.quantization.scaled import FLOAT8_CODES, ScaledTensor
 from megatron.bridge.models.hf_pretrained.quantization.tensor import Problem, QuantizedTensor, Stored
-
-if TYPE_CHECKING:
-    from megatron.bridge.models.hf_pretrained.config import JsonObject
 
 KINDS: tuple[type[QuantizedTensor], ...] = (CodebookTensor, PackedIntTensor, Float4Tensor, ScaledTensor)
 

@@ -1,7 +1,5 @@
 """4-bit floats (E2M1), two in a byte, with a scale for each group of 16 or 32: NVFP4 and MXFP4."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -58,7 +56,7 @@ class Float4Tensor(QuantizedTensor):
         return f"{kind}, a scale per group of {self.group}"
 
     @classmethod
-    def find(cls, stored: Mapping[str, Stored], config: JsonObject) -> Iterator[QuantizedTensor | Problem]:
+    def find(cls, stored: Mapping[str, Stored], config: "JsonObject") -> Iterator[QuantizedTensor | Problem]:
         for name, tensor in stored.items():
             names = _names(name, stored) if tensor.code in ("U8", "I8") and len(tensor.shape) > 1 else None
             if names is None:
@@ -89,7 +87,7 @@ class Float4Tensor(QuantizedTensor):
                 shape = (*shape[:-2], shape[-1], shape[-2])
             yield cls(names.meant, shape, parts, group, axis, is_blocks, name.endswith("_packed"))
 
-    def dequantize(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
+    def dequantize(self, parts: "Mapping[str, torch.Tensor]", box: Box, out: "torch.Tensor") -> None:
         """See `QuantizedTensor`; in float32 arithmetic, rounded once."""
         import torch
 

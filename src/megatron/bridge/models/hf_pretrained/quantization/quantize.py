@@ -1,7 +1,5 @@
 """Quantising weights to FP8 in blocks and to MXFP4, in the forms that transformers loads."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

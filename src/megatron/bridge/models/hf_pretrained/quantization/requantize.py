@@ -1,7 +1,5 @@
 """Writing weights in the form that they have in their source, with its own bytes for those that did not change."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 

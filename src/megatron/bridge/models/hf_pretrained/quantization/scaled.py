@@ -1,7 +1,5 @@
 """8-bit numbers (FP8 or integers) that are multiplied by a scale: one per tensor, channel, group or block."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,7 +59,7 @@ class ScaledTensor(QuantizedTensor):
         return f"{name}, a scale per block of {' x '.join(map(str, self.block[-2:]))}"
 
     @classmethod
-    def find(cls, stored: Mapping[str, Stored], config: JsonObject) -> Iterator[QuantizedTensor | Problem]:
+    def find(cls, stored: Mapping[str, Stored], config: "JsonObject") -> Iterator[QuantizedTensor | Problem]:
         blocks: dict[tuple[object, ...], Shape] = {}  # by shapes and dtypes, which many experts have in common
         for name, tensor in stored.items():
             if tensor.code not in (*FLOAT8_CODES, "I8") or name.endswith(_COMPANIONS):
@@ -91,7 +89,7 @@ class ScaledTensor(QuantizedTensor):
     def unread(self) -> tuple[str, ...]:
         return ("order",) if "order" in self.parts and not self.is_read else ()
 
-    def read(self, contents: Mapping[str, bytes]) -> ScaledTensor:
+    def read(self, contents: Mapping[str, bytes]) -> "ScaledTensor":
         order = int.from_bytes(contents["order"], "little")
         if order != 0:
             raise QuantizationError(
@@ -100,7 +98,7 @@ class ScaledTensor(QuantizedTensor):
             )
         return ScaledTensor(self.name, self.shape, self.parts, self.code, self.block, self.last, is_read=True)
 
-    def dequantize(self, parts: Mapping[str, torch.Tensor], box: Box, out: torch.Tensor) -> None:
+    def dequantize(self, parts: "Mapping[str, torch.Tensor]", box: Box, out: "torch.Tensor") -> None:
         """See `QuantizedTensor`; in float32 arithmetic, rounded once (bitsandbytes' INT8: twice)."""
         from megatron.bridge.models.hf_pretrained.quantization import decode
 
@@ -117,14 +115,14 @@ class ScaledTensor(QuantizedTensor):
             scales = decode.Scales(grid[blocks], (num_rows, num_columns), zero, last=self.last)
             decode.dequantize_matrix(decode.byte_codes(weight[place]), scales, box[-2:], target)
 
-    def _grid(self, scale: torch.Tensor) -> torch.Tensor:
+    def _grid(self, scale: "torch.Tensor") -> "torch.Tensor":
         """The scales (or zero points), with as many axes as the tensor."""
         if scale.numel() == 1:
             return scale.reshape((1,) * len(self.shape))
         return scale.reshape(*scale.shape, *(1,) * (len(self.shape) - scale.dim()))
 
 
-def _block(parts: Mapping[str, str], stored: Mapping[str, Stored], config: JsonObject) -> Shape:
+def _block(parts: Mapping[str, str], stored: Mapping[str, Stored], config: "JsonObject") -> Shape:
     name, scale_name = parts["weight"], parts["scale"]
     tensor, scale = stored[name], stored[scale_name]
     allowed = ("F32", "F16", "BF16") if tensor.code == "I8" else _SCALE_CODES
@@ -154,7 +152,7 @@ def _block(parts: Mapping[str, str], stored: Mapping[str, Stored], config: JsonO
     return block_shape(name, tensor.shape, scale_name, scale.shape, _stated_blocks(scale.code, config))
 
 
-def _stated_blocks(scale_code: str, config: JsonObject) -> list[Shape]:
+def _stated_blocks(scale_code: str, config: "JsonObject") -> list[Shape]:
     """The blocks that a scale can have. A weight that is stored transposed has transposed blocks."""
     blocks: list[Shape] = []
     if size := config.get("weight_block_size"):
@@ -170,7 +168,7 @@ def _stated_blocks(scale_code: str, config: JsonObject) -> list[Shape]:
     return blocks
 
 
-def _is_asymmetric(config: JsonObject) -> bool:
+def _is_asymmetric(config: "JsonObject") -> bool:
     """Whether compressed-tensors' config has integer weights, all of them with zero points."""
     integers = [weights for weights in group_weights(config) if weights.get("type") == "int"]
     return bool(integers) and not any(weights.get("symmetric", True) for weights in integers)
