@@ -15,9 +15,9 @@ from tests.tiny_models import TINY_MODELS
 
 VALUES = ("x", 0, 10**12, ["x", 1], {"x": {"y": 1}}, 1.5)
 ADDED = (
-    *("quantization_config", "text_config", "vision_config", "thinker_config"),
-    *("auto_map", "layers_block_type", "moe_layers"),
-)
+    "quantization_config", "text_config", "vision_config", "thinker_config",
+    "auto_map", "layers_block_type", "moe_layers",
+)  # fmt: skip
 
 
 @shares

@@ -19,9 +19,9 @@ from tests.ranks import run_ranks
 from tests.tiny_models import FIRST_VARIANTS, TINY_MODELS
 
 DENSE = (
-    *("llama-tied", "llama-all-biases", "llama-odd-vocabulary", "gemma3", "gemma4-keys-are-values", "olmo2", "phi"),
-    *("mamba2", "nemotron-h", "lfm2"),
-)
+    "llama-tied", "llama-all-biases", "llama-odd-vocabulary", "gemma3", "gemma4-keys-are-values", "olmo2", "phi",
+    "mamba2", "nemotron-h", "lfm2",
+)  # fmt: skip
 EXPERTS = ("qwen3-moe-dense-layers", "deepseek-v3", "moonlight", "gpt-oss", "qwen3-next", "olmoe", "glm4-moe")
 
 

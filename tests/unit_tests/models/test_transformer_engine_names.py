@@ -13,9 +13,9 @@ from tests.transformer_engine_names import describe
 
 # One variant of each architecture, and those whose modules differ from that one's.
 OTHERS = (
-    *("llama-all-biases", "moonlight", "phi-tied-qk-norm", "stablelm-head-norms", "seed-oss-mlp-bias"),
-    *("gemma4-everything", "gemma4-moe", "lfm2-tied-biases"),
-)
+    "llama-all-biases", "moonlight", "phi-tied-qk-norm", "stablelm-head-norms", "seed-oss-mlp-bias",
+    "gemma4-everything", "gemma4-moe", "lfm2-tied-biases",
+)  # fmt: skip
 NAMES = sorted({*FIRST_VARIANTS, *OTHERS})
 
 Rows = dict[str, list[dict[str, Any]]]

@@ -143,8 +143,8 @@ def _two_layers(prefix: str, hidden: int, width: int, parts: int, end: str = "")
 
 def _norms(kind: str) -> list[str]:
     names = (
-        *("decoder.final_layernorm.", "self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_"),
-        *("pre_mlp_layernorm.", "input_layernorm.", "enorm.", "hnorm.", "final_layernorm."),
-        *("self_attention.linear_proj.post_layernorm.", "mlp.linear_fc2.post_layernorm."),
-    )
+        "decoder.final_layernorm.", "self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_",
+        "pre_mlp_layernorm.", "input_layernorm.", "enorm.", "hnorm.", "final_layernorm.",
+        "self_attention.linear_proj.post_layernorm.", "mlp.linear_fc2.post_layernorm.",
+    )  # fmt: skip
     return [f"{name}{kind}" for name in names]

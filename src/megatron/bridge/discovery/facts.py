@@ -8,44 +8,44 @@ from megatron.bridge.discovery.config_levels import Fact, LeveledConfig
 # The fields of the text model that are shown, by subject, under the names that published configs use.
 TEXT_FIELDS: dict[str, tuple[str, ...]] = {
     "size": (
-        *("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"),
-        *("hidden_act", "dtype"),
+        "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings",
+        "hidden_act", "dtype",
     ),
     "attention": (
-        *("num_attention_heads", "num_key_value_heads", "head_dim", "attention_bias", "use_qk_norm", "sliding_window"),
-        *("use_sliding_window", "layer_types", "attention_chunk_size", "no_rope_layers", "attn_logit_softcapping"),
-        *("final_logit_softcapping", "query_pre_attn_scalar", "attention_multiplier", "num_kv_shared_layers"),
-        *("num_global_key_value_heads", "global_head_dim", "swa_num_key_value_heads", "attn_output_gate"),
+        "num_attention_heads", "num_key_value_heads", "head_dim", "attention_bias", "use_qk_norm", "sliding_window",
+        "use_sliding_window", "layer_types", "attention_chunk_size", "no_rope_layers", "attn_logit_softcapping",
+        "final_logit_softcapping", "query_pre_attn_scalar", "attention_multiplier", "num_kv_shared_layers",
+        "num_global_key_value_heads", "global_head_dim", "swa_num_key_value_heads", "attn_output_gate",
     ),
     "MLA": (
-        *("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
-        *("index_topk", "index_n_heads", "index_head_dim", "indexer_types"),
+        "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+        "index_topk", "index_n_heads", "index_head_dim", "indexer_types",
     ),
     "MoE": (
-        *("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"),
-        *("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token"),
-        *("moe_intermediate_size", "n_shared_experts", "num_shared_experts", "moe_num_shared_experts"),
-        *("shared_expert_intermediate_size", "first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step"),
-        *("mlp_only_layers", "mlp_layer_types", "n_group", "topk_group", "topk_method", "scoring_func"),
-        *("norm_topk_prob", "routed_scaling_factor", "router_aux_loss_coef"),
+        "n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts",
+        "num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts", "num_experts_per_token",
+        "moe_intermediate_size", "n_shared_experts", "num_shared_experts", "moe_num_shared_experts",
+        "shared_expert_intermediate_size", "first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step",
+        "mlp_only_layers", "mlp_layer_types", "n_group", "topk_group", "topk_method", "scoring_func",
+        "norm_topk_prob", "routed_scaling_factor", "router_aux_loss_coef",
     ),
     "MTP": ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "mtp_layers_block_type"),
     "linear attention": (
-        *("full_attention_interval", "linear_conv_kernel_dim", "linear_num_key_heads", "linear_num_value_heads"),
-        *("linear_key_head_dim", "linear_value_head_dim", "layers_block_type", "hybrid_override_pattern"),
-        *("mamba_num_heads", "mamba_n_heads", "mamba_head_dim", "mamba_d_head", "mamba_d_state", "mamba_n_groups"),
-        *("ssm_state_size", "state_size", "n_groups", "conv_kernel", "conv_L_cache", "chunk_size"),
+        "full_attention_interval", "linear_conv_kernel_dim", "linear_num_key_heads", "linear_num_value_heads",
+        "linear_key_head_dim", "linear_value_head_dim", "layers_block_type", "hybrid_override_pattern",
+        "mamba_num_heads", "mamba_n_heads", "mamba_head_dim", "mamba_d_head", "mamba_d_state", "mamba_n_groups",
+        "ssm_state_size", "state_size", "n_groups", "conv_kernel", "conv_L_cache", "chunk_size",
     ),
     "rope": (
-        *("rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor", "rope_local_base_freq"),
-        *("rope_interleave", "use_rope"),
+        "rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor", "rope_local_base_freq",
+        "rope_interleave", "use_rope",
     ),
-}
+}  # fmt: skip
 VISION_FIELDS = (
-    *("model_type", "num_hidden_layers", "depth", "hidden_size", "embed_dim", "num_heads", "num_attention_heads"),
-    *("intermediate_size", "patch_size", "image_size", "spatial_merge_size", "temporal_patch_size"),
-    *("out_hidden_size", "deepstack_visual_indexes"),
-)
+    "model_type", "num_hidden_layers", "depth", "hidden_size", "embed_dim", "num_heads", "num_attention_heads",
+    "intermediate_size", "patch_size", "image_size", "spatial_merge_size", "temporal_patch_size",
+    "out_hidden_size", "deepstack_visual_indexes",
+)  # fmt: skip
 TOP_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "vision_start_token_id", "mm_tokens_per_image")
 
 _LARGEST = 10**10

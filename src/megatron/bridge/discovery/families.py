@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 # Fields that this package, or transformers' config classes, read for every model.
 _ALWAYS_KNOWN = {*IRRELEVANT_FIELDS, *FIXED_FIELDS, "rope_parameters", "rope_theta", "rope_scaling"}
 _ROPE_FIELDS = {
-    *("rope_type", "type", "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings"),
-    *("low_freq_factor", "high_freq_factor", "long_factor", "short_factor", "attention_factor", "beta_fast"),
-    *("beta_slow", "mscale", "mscale_all_dim", "truncate", "alpha"),
-    *("full_attention", "sliding_attention", "llama_4_scaling_beta", "max_position_embeddings"),
-}
+    "rope_type", "type", "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings",
+    "low_freq_factor", "high_freq_factor", "long_factor", "short_factor", "attention_factor", "beta_fast",
+    "beta_slow", "mscale", "mscale_all_dim", "truncate", "alpha",
+    "full_attention", "sliding_attention", "llama_4_scaling_beta", "max_position_embeddings",
+}  # fmt: skip
 _TOKEN = re.compile(r".*_token(_id|_ids|_index)?|.*_token_id_\w+")
 # How the names of the text model's tensors begin in a VLM.
 _TEXT_PREFIX = re.compile(r"^(?:model\.|thinker\.)*(?:language_model|text_model|llm)\.(?:model\.)?|^thinker\.model\.")

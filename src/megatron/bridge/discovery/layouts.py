@@ -23,9 +23,9 @@ _MAX_TP, _MAX_EP = 64, 4096
 _UNEVEN_PP = (2, 4, 8, 16, 32, 64)
 # Provider fields that the tensor-parallel size must divide, and those that the sizes for experts must divide.
 _TP_FIELDS = (
-    *("num_attention_heads", "num_query_groups", "ffn_hidden_size", "moe_shared_expert_intermediate_size"),
-    *("mamba_num_heads", "mamba_num_groups", "linear_num_key_heads", "linear_num_value_heads"),
-)
+    "num_attention_heads", "num_query_groups", "ffn_hidden_size", "moe_shared_expert_intermediate_size",
+    "mamba_num_heads", "mamba_num_groups", "linear_num_key_heads", "linear_num_value_heads",
+)  # fmt: skip
 EXPERT_FIELDS = ("num_moe_experts", "moe_ffn_hidden_size")
 _TRAINING_BYTES = {"float32": 4, "float64": 4}  # per parameter; otherwise training is in bfloat16 or float16
 

@@ -30,9 +30,9 @@ _CATEGORIES = (
 _PATTERNS = tuple((category, re.compile(pattern)) for category, pattern in _CATEGORIES)
 # In the order in which a model computes them.
 CATEGORIES = (
-    *("vision", "audio", "projector", "embedding", "attention", "linear attention", "MLP", "router", "experts"),
-    *("shared experts", "norms", "prediction layers", "output layer", "copies", "other"),
-)
+    "vision", "audio", "projector", "embedding", "attention", "linear attention", "MLP", "router", "experts",
+    "shared experts", "norms", "prediction layers", "output layer", "copies", "other",
+)  # fmt: skip
 OTHER_MODALITIES = ("vision", "audio", "projector")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _PREDICTION = re.compile(r"^(?:model\.)?(?:mtp|mtp_layers|mtp_block|nextn)\.")

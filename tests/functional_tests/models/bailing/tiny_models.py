@@ -27,11 +27,11 @@ _NAMES = {
     "gate.e_score_correction_bias": "gate.expert_bias",
 }
 _SAME_FIELDS = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
-    *("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "hidden_act"),
-    *("moe_intermediate_size", "num_experts_per_tok", "n_group", "topk_group", "norm_topk_prob"),
-    *("routed_scaling_factor", "first_k_dense_replace", "use_qk_norm"),
-)
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim",
+    "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "hidden_act",
+    "moe_intermediate_size", "num_experts_per_tok", "n_group", "topk_group", "norm_topk_prob",
+    "routed_scaling_factor", "first_k_dense_replace", "use_qk_norm",
+)  # fmt: skip
 _FIXED = {
     **{"use_bias": False, "use_rmsnorm": True, "embedding_dropout": 0.0, "output_dropout": 0.0, "rope_scaling": None},
     **{"moe_router_enable_expert_bias": True, "score_function": "sigmoid", "router_dtype": "fp32"},

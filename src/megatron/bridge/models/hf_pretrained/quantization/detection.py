@@ -33,11 +33,11 @@ _UNREADABLE = {
 }
 # Endings of names that nothing but parts of quantised tensors has.
 _COMPANION_ENDINGS = (
-    *("weight_scale_inv", "weight_scale", "weight_scale_2", "weight_zero_point", "weight_global_scale"),
-    *("weight_packed", "weight_shape", "weight_g_idx", ".qweight", ".qzeros", ".scales", ".g_idx", ".SCB"),
-    *("proj_scale_inv", "proj_scale", "_blocks", "_scales", ".qscale_weight", ".absmax", ".quant_map"),
-    *(".weight_format", "quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4"),
-)
+    "weight_scale_inv", "weight_scale", "weight_scale_2", "weight_zero_point", "weight_global_scale",
+    "weight_packed", "weight_shape", "weight_g_idx", ".qweight", ".qzeros", ".scales", ".g_idx", ".SCB",
+    "proj_scale_inv", "proj_scale", "_blocks", "_scales", ".qscale_weight", ".absmax", ".quant_map",
+    ".weight_format", "quant_state.bitsandbytes__nf4", "quant_state.bitsandbytes__fp4",
+)  # fmt: skip
 _MAX_PROBLEMS = 20
 # Fields of a config, or of one of its groups of layers, that are whole numbers (-1: none), and those that are pairs.
 _SIZES = ("group_size", "num_bits", "bits")
