@@ -33,10 +33,10 @@ _SAME_FIELDS = (
     "routed_scaling_factor", "first_k_dense_replace", "use_qk_norm",
 )  # fmt: skip
 _FIXED = {
-    **{"use_bias": False, "use_rmsnorm": True, "embedding_dropout": 0.0, "output_dropout": 0.0, "rope_scaling": None},
-    **{"moe_router_enable_expert_bias": True, "score_function": "sigmoid", "router_dtype": "fp32"},
-    **{"num_nextn_predict_layers": 0, "max_window_layers": 20, "architectures": [LING]},
-}
+    "use_bias": False, "use_rmsnorm": True, "embedding_dropout": 0.0, "output_dropout": 0.0, "rope_scaling": None,
+    "moe_router_enable_expert_bias": True, "score_function": "sigmoid", "router_dtype": "fp32",
+    "num_nextn_predict_layers": 0, "max_window_layers": 20, "architectures": [LING],
+}  # fmt: skip
 _CODE = {"model_type": "bailing_moe", "auto_map": {"AutoConfig": "configuration_bailing_moe_v2.BailingMoeV2Config"}}
 
 

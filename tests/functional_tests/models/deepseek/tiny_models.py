@@ -26,9 +26,9 @@ _KIMI_YARN = {"beta_fast": 1.0, "beta_slow": 1.0}
 _KIMI_JSON = {
     "model_type": "kimi_k2",
     "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
-    **{"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "num_nextn_predict_layers": 0},
-    **{"seq_aux": True, "aux_loss_alpha": 0.001, "ep_size": 1, "pretraining_tp": 1, "attention_bias": False},
-}
+    "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1, "num_nextn_predict_layers": 0,
+    "seq_aux": True, "aux_loss_alpha": 0.001, "ep_size": 1, "pretraining_tp": 1, "attention_bias": False,
+}  # fmt: skip
 _DEEPSEEK_V2 = {
     **MLA,
     "n_routed_experts": 16,
@@ -40,9 +40,9 @@ _DEEPSEEK_V2 = {
 }
 DEEPSEEK_V32 = {
     **_DEEPSEEK_V3,
-    **{"index_topk": 12, "index_head_dim": 24, "index_n_heads": 3, "rope_parameters": {"rope_theta": 10000.0}},
+    "index_topk": 12, "index_head_dim": 24, "index_n_heads": 3, "rope_parameters": {"rope_theta": 10000.0},
     "num_nextn_predict_layers": 1,
-}
+}  # fmt: skip
 
 DEEPSEEK_V3_MODELS = (
     TinyModel("deepseek-v3", _DEEPSEEK, {**_DEEPSEEK_V3, **rope("yarn", **_DEEPSEEK_YARN)}),
@@ -80,12 +80,12 @@ DEEPSEEK_V2_MODELS = (
         "DeepseekV2ForCausalLM",
         {
             **_DEEPSEEK_V2,
-            **{"num_experts_per_tok": 6, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 3},
+            "num_experts_per_tok": 6, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 3,
             **rope("yarn", **{**_DEEPSEEK_YARN, "mscale": 0.7, "mscale_all_dim": 0.7}),
         },
     ),
     TinyModel("deepseek-v2-lite", "DeepseekV2ForCausalLM", {**_DEEPSEEK_V2, "q_lora_rank": None}),
-)
+)  # fmt: skip
 
 DEEPSEEK_V32_MODELS = (
     TinyModel("deepseek-v3.2", "DeepseekV32ForCausalLM", {**DEEPSEEK_V32, **rope("yarn", **_DEEPSEEK_YARN)}),

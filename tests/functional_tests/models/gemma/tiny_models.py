@@ -39,9 +39,9 @@ _GEMMA4_MOE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "
 _GEMMA4_PER_LAYER = {"hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 130}
 # Of six layers the last three use the keys and values of the third and the second.
 _GEMMA4_SHARED = {
-    **{"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3, "num_kv_shared_layers": 3},
+    "num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3, "num_kv_shared_layers": 3,
     "output_hidden_states": True,  # without this, transformers 5.23 fails where layers have no inputs of their own
-}
+}  # fmt: skip
 _GEMMA4_WIDE = {**_GEMMA4_SHARED, "use_double_wide_mlp": True}
 _K_EQ_V = {"attention_k_eq_v": True, "num_key_value_heads": 4, "num_global_key_value_heads": 2}
 

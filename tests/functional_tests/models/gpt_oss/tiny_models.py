@@ -3,9 +3,9 @@
 from tests.tiny_model import TinyModel, rope
 
 _GPT_OSS = {
-    **{"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 24, "sliding_window": 8},
+    "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 24, "sliding_window": 8,
     "swiglu_limit": 0.3,  # so small that it matters with these weights
-}
+}  # fmt: skip
 _GPT_OSS_YARN = {"factor": 32.0, "beta_fast": 32.0, "truncate": False, "original_max_position_embeddings": 16}
 
 GPT_OSS_MODELS = (

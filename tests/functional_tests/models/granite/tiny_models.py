@@ -9,9 +9,9 @@ _GRANITE = {
     "logits_scaling": 0.7,
 }
 _GRANITE_MOE = {
-    **{"num_local_experts": 4, "num_experts_per_tok": 2},
-    **{"embedding_multiplier": 6.0, "attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 4.0},
-}
+    "num_local_experts": 4, "num_experts_per_tok": 2,
+    "embedding_multiplier": 6.0, "attention_multiplier": 0.2, "residual_multiplier": 0.3, "logits_scaling": 4.0,
+}  # fmt: skip
 
 GRANITE_MOE_MODELS = (
     TinyModel("granite-moe", "GraniteMoeForCausalLM", _GRANITE_MOE),

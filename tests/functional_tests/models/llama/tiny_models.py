@@ -10,9 +10,9 @@ _LONGROPE = {
 }
 _LLAMA3 = {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0, "original_max_position_embeddings": 64}
 _LLAMA4 = {
-    **{"num_local_experts": 4, "head_dim": 16, "intermediate_size_mlp": 112},
-    **{"attention_chunk_size": 8, "no_rope_layers": [1, 0, 1, 0], "floor_scale": 4, "attn_scale": 0.5},
-}
+    "num_local_experts": 4, "head_dim": 16, "intermediate_size_mlp": 112,
+    "attention_chunk_size": 8, "no_rope_layers": [1, 0, 1, 0], "floor_scale": 4, "attn_scale": 0.5,
+}  # fmt: skip
 
 LLAMA_MODELS = (
     TinyModel("llama", _LLAMA),

@@ -18,10 +18,10 @@ _MIN_SHARE = 0.004  # of the bar's width: less is invisible
 
 # The same part of a model has the same colour in every picture.
 _FIXED = {
-    **{"attention": 0, "full attention": 0, "MLP": 1, "experts": 2, "linear attention": 3, "mamba": 3, "hybrid": 3},
-    **{"router": 4, "conv": 4, "embedding": 5, "sliding attention": 5, "output layer": 6, "prediction layers": 7},
-    **{"chunked attention": 7, "norms": 8, "shared experts": 9, "vision": 3, "projector": 4, "audio": 9, "copies": 8},
-}
+    "attention": 0, "full attention": 0, "MLP": 1, "experts": 2, "linear attention": 3, "mamba": 3, "hybrid": 3,
+    "router": 4, "conv": 4, "embedding": 5, "sliding attention": 5, "output layer": 6, "prediction layers": 7,
+    "chunked attention": 7, "norms": 8, "shared experts": 9, "vision": 3, "projector": 4, "audio": 9, "copies": 8,
+}  # fmt: skip
 
 
 def colours(names: Iterable[str]) -> dict[str, str]:
