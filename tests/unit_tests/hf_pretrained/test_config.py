@@ -145,6 +145,92 @@ def test_overrides_of_a_nested_config_keep_the_rest(tmp_path: Path) -> None:
     assert config.text_config.num_hidden_layers == 2
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0}
+LENGTH = {"original_max_position_embeddings": 4096}
+# One file in the form of transformers 4 and one in that of transformers 5, of the same model.
+ROPES: list[dict[str, object]] = [
+    {"rope_theta": 1e6, "rope_scaling": None},
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+]
+
+
+@pytest.mark.parametrize("stated", ROPES, ids=["older", "newer"])
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, {**YARN, **LENGTH, "rope_theta": 1e6}),
+        ({"rope_parameters": YARN}, {**YARN, **LENGTH, "rope_theta": 1e6}),
+        ({"rope_scaling": YARN, "rope_theta": 5e5}, {**YARN, **LENGTH, "rope_theta": 5e5}),
+        ({"rope_parameters": {**YARN, "rope_theta": 5e5}, "rope_theta": 5e5}, {**YARN, **LENGTH, "rope_theta": 5e5}),
+        # the length that the model was trained for is the file's, and not the override's
+        ({"rope_scaling": YARN, "max_position_embeddings": 16384}, {**YARN, **LENGTH, "rope_theta": 1e6}),
+        ({"rope_theta": 5e5}, {"rope_type": "default", "rope_theta": 5e5}),
+        ({"rope_scaling": None}, {"rope_type": "default", "rope_theta": 1e6}),
+    ],
+    ids=str,
+)
+def test_overrides_of_a_rope_keep_the_rest(
+    tmp_path: Path, stated: dict[str, object], overrides: dict[str, object], expected: dict[str, object]
+) -> None:
+    folder = write(tmp_path, {"model_type": "qwen3", "max_position_embeddings": 4096, **stated})
+    config = load_config(folder, overrides=overrides)
+    assert config.rope_parameters == expected
+    assert config.max_position_embeddings == overrides.get("max_position_embeddings", 4096)
+
+
+def test_an_override_of_the_same_scaling_keeps_its_numbers(tmp_path: Path) -> None:
+    rope = {**YARN, **LENGTH, "rope_theta": 1e6, "beta_fast": 16.0}
+    folder = write(tmp_path, {"model_type": "qwen3", "rope_parameters": rope})
+    assert load_config(folder, overrides={"rope_scaling": {"factor": 8.0}}).rope_parameters == {**rope, "factor": 8.0}
+    plain = load_config(folder, overrides={"rope_scaling": None}).rope_parameters
+    assert plain == {"rope_type": "default", "rope_theta": 1e6}
+
+
+def test_overrides_of_ropes_for_kinds_of_layers(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"model_type": "gemma3_text", "rope_theta": 5e5, "rope_local_base_freq": 2e4})
+    linear = {"rope_type": "linear", "factor": 8.0}
+    config = load_config(folder, overrides={"rope_parameters": {"full_attention": linear}})
+    assert config.rope_parameters == {
+        "full_attention": {**linear, "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+    }
+    for override in ({"rope_scaling": linear}, {"rope_theta": 1e6}):
+        with pytest.raises(UnsupportedConfigError, match=r"for which one, as in rope_parameters=\{'full_attention'"):
+            load_config(folder, overrides=override)
+
+
+def test_an_override_by_a_second_name(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"model_type": "mixtral", "num_local_experts": 8})
+    assert load_config(folder, overrides={"num_experts": 4}).num_local_experts == 4
+    folder = write(tmp_path, {"model_type": "mixtral", "num_experts": 8})
+    assert load_config(folder, overrides={"num_local_experts": 4}).num_local_experts == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"rope_scaling": {**YARN, "rope_theta": 1e4}, "rope_theta": 1e6}, r"10000\.0 and 1000000\.0 given"),
+        ({"rope_scaling": YARN, "rope_parameters": {"rope_type": "linear"}}, "given for rope_type"),
+        ({"rope_scaling": "yarn"}, "rope_scaling: expected an object, found 'yarn'"),
+        ({"num_local_experts": 8, "n_routed_experts": 16}, "another name of n_routed_experts"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+)
+def test_overrides_that_contradict_something(tmp_path: Path, overrides: dict[str, object], message: str) -> None:
+    folder = write(tmp_path, {"model_type": "deepseek_v3", "num_hidden_layers": 4})
+    with pytest.raises(UnsupportedConfigError, match=message) as caught:
+        load_config(folder, overrides=overrides)
+    assert str(caught.value).startswith(str(folder / "config.json"))
+
+
+def test_an_override_without_effect(tmp_path: Path) -> None:
+    folder = write(tmp_path, {"model_type": "qwen2", "use_sliding_window": False})
+    with pytest.raises(UnsupportedConfigError, match="sliding_window = None although 7 is asked for"):
+        load_config(folder, overrides={"sliding_window": 7})
+    assert load_config(folder, overrides={"sliding_window": 7, "use_sliding_window": True}).sliding_window == 7
+    assert load_config(folder, overrides={"layer_types": None, "num_hidden_layers": 2}).num_hidden_layers == 2
+
+
 def test_unknown_override(llama_folder: Path) -> None:
     with pytest.raises(
         UnsupportedConfigError, match=r"LlamaConfig has no field 'num_hidden_layer' .*num_hidden_layers"

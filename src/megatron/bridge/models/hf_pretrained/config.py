@@ -1,6 +1,5 @@
 """Loading the `config.json` of a Hugging Face model folder."""
 
-import difflib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.errors import CheckpointError, UnsupportedConfigError, UnsupportedModelError
 from megatron.bridge.models.hf_pretrained.config_aliases import known_config_type
+from megatron.bridge.models.hf_pretrained.config_overrides import check_in_force, merged
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -64,14 +64,15 @@ def load_config(
     `deepseek_v3`), the config is read with that one's config class, and the folder's own code is not run.
 
     Overrides replace values of `config.json` before the config is made, so that what the config derives from them
-    (`layer_types` from `num_hidden_layers`) follows. A dict for a nested config, such as `text_config`, replaces only
-    the values that it names: `load_config(path, overrides={"num_hidden_layers": 2})`.
+    (`layer_types` from `num_hidden_layers`) follows: `load_config(path, overrides={"num_hidden_layers": 2})`. For a
+    rotary embedding, however it is spelled, and a nested config, they replace only the values that they name.
 
     Raises:
         CheckpointError: there is no `config.json`, or it is malformed.
         UnsupportedModelError: transformers does not know the `model_type`, or the config's class is in the folder's
             own code and `trust_remote_code` is False.
-        UnsupportedConfigError: transformers refuses a value, or an override names no field of the config.
+        UnsupportedConfigError: transformers refuses a value, or an override names no field of the config, contradicts
+            another, or has no effect.
     """
     from transformers import AutoConfig
 
@@ -86,10 +87,11 @@ def load_config(
     else:
         config = _make_config(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
     if overrides:
-        _check_overrides(folder, values, config, overrides)
-        merged = _merge(values, overrides)
-        _check_values(folder, merged)
-        config = _make_config(folder, lambda: type(config).from_dict(merged, name_or_path=str(folder)))
+        where = str(folder / CONFIG_NAME)
+        new_values = merged(values, config, overrides, where)
+        _check_values(folder, new_values)
+        config = _make_config(folder, lambda: type(config).from_dict(new_values, name_or_path=str(folder)))
+        check_in_force(config, overrides, where)
     return config
 
 
@@ -182,21 +184,3 @@ def _check_values(folder: Path, values: JsonObject) -> None:
                     f"{folder / CONFIG_NAME}: {prefix}{name} must be a whole number from 1 to {largest}, "
                     f"found {size!r:.100}"
                 )
-
-
-def _check_overrides(folder: Path, values: JsonObject, config: "PretrainedConfig", overrides: JsonObject) -> None:
-    for name in overrides:
-        if name not in values and not hasattr(config, name):
-            close = difflib.get_close_matches(name, config.to_dict())
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            raise UnsupportedConfigError(
-                f"{folder / CONFIG_NAME}: {type(config).__name__} has no field {name!r} to override.{hint}"
-            )
-
-
-def _merge(values: JsonObject, overrides: JsonObject) -> dict[str, Any]:
-    merged = dict(values)
-    for name, value in overrides.items():
-        is_nested = name.endswith("_config") and isinstance(value, dict) and isinstance(values.get(name), dict)
-        merged[name] = {**values[name], **value} if is_nested else value
-    return merged
