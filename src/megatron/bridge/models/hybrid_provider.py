@@ -6,7 +6,6 @@ from typing import ClassVar
 from megatron.core.extensions import transformer_engine
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.hybrid.hybrid_block import HybridStackSubmodules
-from megatron.core.models.hybrid.hybrid_model import HybridModel
 from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
 from megatron.core.ssm.mlp_layer import MLPLayer
 from megatron.core.transformer.identity_op import IdentityFuncOp, IdentityOp
@@ -16,6 +15,7 @@ from megatron.core.transformer.transformer_layer import MoETransformerLayer
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.models.transformer import layer_specs
+from megatron.bridge.models.transformer.hybrid_model import HybridModel
 from megatron.bridge.models.transformer.hybrid_stack import HybridStack
 from megatron.bridge.models.transformer.mamba_mixer import MambaMixer, mixer_linears
 from megatron.bridge.models.transformer.rotary import apply_rope_parameters
