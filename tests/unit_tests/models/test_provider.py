@@ -160,3 +160,15 @@ def test_tasks_are_the_public_contract() -> None:
     exported = dict(bridge.export_hf_weights(model, conversion_tasks=Lazy()))
     assert exported.keys() == set(qkv.mapping.hf_param.values())
     assert all((tensor == 7).all() for tensor in exported.values())
+
+
+def test_the_rope_base_is_stated_once() -> None:
+    """`rotary_base` counts for every kind of rope; another base among the rope parameters is refused."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    provider = provider_of("llama")
+    provider.rope_parameters, provider.rotary_base, provider.rotary_percent = yarn, 5e5, 0.5
+    provider.finalize()
+    assert provider.whole_rope_parameters(False) == {**yarn, "rope_theta": 5e5, "partial_rotary_factor": 0.5}
+    provider.rope_parameters = {**yarn, "rope_theta": 1e4}
+    with pytest.raises(UnsupportedConfigError, match=r"rope_theta 10000\.0, but rotary_base is 500000\.0"):
+        provider.finalize()

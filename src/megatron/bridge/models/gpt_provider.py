@@ -59,7 +59,7 @@ class GPTModelProvider(ModelProviderMixin[LanguageModule], DecoderConfig):
             mtp_block_spec=mtp_block_spec(self, layer_spec, vp_stage),
             **self._model_arguments(pre_process, post_process, vp_stage),
         )
-        apply_rope_parameters(model, self.rope_parameters, self.window_rope_parameters, self.seq_length)
+        apply_rope_parameters(model)
         return model
 
     def _model_arguments(

@@ -127,7 +127,7 @@ class HybridProvider(GPTModelProvider):
             **self._model_arguments(pre_process, post_process, vp_stage),
         )
         if self.position_embedding_type == "rope":
-            apply_rope_parameters(model, self.rope_parameters, self.window_rope_parameters, self.seq_length)
+            apply_rope_parameters(model)
         return model
 
     def _pattern_by_stage(self) -> str:

@@ -17,7 +17,8 @@ def test_an_older_file() -> None:
             "sliding_window": 512, "sliding_window_pattern": 6, "cache_implementation": "hybrid",
         },
         {
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000},
+            "rotary_base": 1000000,
+            "rope_parameters": {"rope_type": "default"},
             "window_rope_parameters": {"rope_type": "default", "rope_theta": 10000},
             "window_size": (511, 0),
             "window_attn_skip_freq": [1, 1, 1, 1, 1, 0],

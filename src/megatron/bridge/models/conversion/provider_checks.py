@@ -28,9 +28,9 @@ def check_provider(provider: "DecoderConfig") -> None:
         for field in dataclasses.fields(provider)
         if (expected := _expected(field, getattr(provider, field.name), provider.num_layers))
     ]
-    ropes = (provider.rope_parameters, provider.window_rope_parameters)
-    if not problems and ropes[1] is not None and not all(rope and "rope_theta" in rope for rope in ropes):
-        problems.append("window_rope_parameters: expected a rope_theta in these and in rope_parameters")
+    window = provider.window_rope_parameters
+    if not problems and window is not None and "rope_theta" not in window:
+        problems.append("window_rope_parameters: expected a rope_theta")
     if problems:
         raise UnsupportedConfigError(f"{'; '.join(problems):.2000}; correct the config")
 

@@ -14,7 +14,7 @@ from megatron.bridge.runtime.fusions import fit_config
 
 QK_LAYERNORM_SCOPES = ("head", "projection", "separate_heads", "head_after_rope")
 
-# As in an HF config: `rope_type`, `rope_theta` and the numbers of that type.
+# As in an HF config: `rope_type` and the numbers of that type.
 type RopeParameters = dict[str, Any]
 
 
@@ -47,11 +47,13 @@ class DecoderConfig(TransformerConfig):
     Attributes:
         vocab_size: the rows of the HF embedding, without padding.
         seq_length: the number of positions that the model is made for (HF `max_position_embeddings`).
-        rope_parameters: the HF config's rope parameters; `None` for plain rope with `rotary_base`.
+        rope_parameters: the HF config's rope parameters, without those that are `rotary_base` and `rotary_percent`;
+            `None` for plain rope.
         pad_query_groups: add query groups (and their heads) of zeros where tensor parallelism does not divide them. The
             model computes the same, and exports leave them out.
         unpadded_query_groups: the number before padding; set by `finalize`.
-        window_rope_parameters: those of layers with a sliding window, if they differ; `None` if they do not.
+        window_rope_parameters: those of layers with a sliding window, with their `rope_theta`, if they differ; `None`
+            if they do not.
         window_attention: what the attention of layers with a sliding window has in place of this config's fields.
         attention_output_bias: whether attention's output projection has a bias; `None` follows `add_bias_linear`.
         mlp_bias: whether the MLP's linear layers have biases; `None` follows `add_bias_linear`.
@@ -135,6 +137,12 @@ class DecoderConfig(TransformerConfig):
             raise UnsupportedConfigError(
                 f"{type(self).__name__}: window_attention may hold {', '.join(WINDOW_ATTENTION_FIELDS)}, found "
                 f"{self.window_attention!r:.300}"
+            )
+        theta = (self.rope_parameters or {}).get("rope_theta", self.rotary_base)
+        if theta != self.rotary_base:
+            raise UnsupportedConfigError(
+                f"{type(self).__name__}: rope_parameters holds rope_theta {theta!r:.100}, but rotary_base is "
+                f"{self.rotary_base}; set rotary_base, and leave rope_theta out of rope_parameters"
             )
         self._pad_query_groups()
         self._check_tensor_parallelism()
@@ -232,6 +240,14 @@ class DecoderConfig(TransformerConfig):
     def num_hf_query_groups(self) -> int:
         """The number of query groups that HF has, without those that were added for tensor parallelism."""
         return self.unpadded_query_groups or self.num_query_groups or self.num_attention_heads
+
+    def whole_rope_parameters(self, has_window: bool) -> RopeParameters:
+        """The rope parameters as an HF config states them, in the layers with a sliding window or in the others."""
+        own = self.window_rope_parameters if has_window else None
+        parameters = {"rope_type": "default", "rope_theta": self.rotary_base, **(own or self.rope_parameters or {})}
+        if parameters["rope_type"] != "proportional" and self.rotary_percent != 1.0:
+            parameters["partial_rotary_factor"] = self.rotary_percent
+        return parameters
 
     def head_dim(self, has_window: bool) -> int:
         """Dimensions per head, in the layers with a sliding window or in the others."""

@@ -135,24 +135,15 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
         return super().get_emb(max_seq_len, offset)
 
 
-def apply_rope_parameters(
-    model: "GPTModel | HybridModel",
-    rope_parameters: RopeParameters | None,
-    window_rope_parameters: RopeParameters | None,
-    max_position_embeddings: int,
-) -> None:
-    """Gives a model the rotary embedding that an HF config describes. Default rope is left as it is.
-
-    Args:
-        window_rope_parameters: those of the layers with a sliding window, if they differ.
-    """
-    if not rope_parameters or not hasattr(model, "rotary_pos_emb"):
-        return
-    kind = rope_parameters.get("rope_type", "default")
-    if kind == "default" and window_rope_parameters is None:
-        return
+def apply_rope_parameters(model: "GPTModel | HybridModel") -> None:
+    """Gives a model the rotary embedding, or the two, that its config describes. Default rope is left as it is."""
     config = model.config
     assert isinstance(config, DecoderConfig)
+    rope_parameters, max_position_embeddings = config.whole_rope_parameters(False), config.seq_length
+    window_rope_parameters = None if config.window_rope_parameters is None else config.whole_rope_parameters(True)
+    kind = rope_parameters["rope_type"]
+    if not hasattr(model, "rotary_pos_emb") or (kind == "default" and window_rope_parameters is None):
+        return
     if kind != "default" or window_rope_parameters is not None:
         model.rotary_pos_emb = _rotary_embedding(model, rope_parameters, max_position_embeddings, has_window=False)
     scalings = [attention_scaling(rope_parameters, config.head_dim(False), max_position_embeddings)] * 2

@@ -1,5 +1,7 @@
 """Multi-latent attention (MLA, arXiv 2405.04434)."""
 
+from types import SimpleNamespace
+
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion.fields.common import decoder
 from megatron.bridge.models.conversion.fields.part import (
@@ -37,8 +39,9 @@ def _rotary_fields(hf_config: HFConfig) -> Values:
     Raises:
         UnsupportedConfigError: another kind, or numbers for which megatron-core's YaRN for MLA has no field.
     """
-    parameters = rotary_fields(hf_config)["rope_parameters"]
-    fields = {"rotary_base": float(parameters["rope_theta"]), "rope_parameters": parameters}
+    rotary_fields(hf_config)  # which checks them
+    parameters = dict(hf_config.rope_parameters)
+    fields = {"rotary_base": float(parameters.pop("rope_theta")), "rope_parameters": parameters}
     kind = parameters.get("rope_type", "default")
     if kind == "default":
         # Even without YaRN, megatron-core scales the softmax by the factor and mscale_all_dim.
@@ -65,15 +68,34 @@ def _rotary_fields(hf_config: HFConfig) -> Values:
     }
 
 
+def _rotary_values(provider: Provider) -> Values:
+    """The inverse of `_rotary_fields`: what the HF config said, or if the fields were changed since, what they say."""
+    stated = {"rope_type": "default", **(provider.rope_parameters or {}), "rope_theta": provider.rotary_base}
+    try:
+        implied = _rotary_fields(SimpleNamespace(rope_parameters=stated))
+    except UnsupportedConfigError:
+        implied = {"rope_type": None}
+    if all(getattr(provider, name) == value for name, value in implied.items() if name != "rope_parameters"):
+        return {"rope_parameters": stated}
+    changed = {"rope_type": "default", "rope_theta": provider.rotary_base}
+    if provider.rope_type == "yarn":
+        changed |= {"rope_type": "yarn", "factor": provider.rotary_scaling_factor}
+        names = ("original_max_position_embeddings", "beta_fast", "beta_slow")
+        changed |= {name: getattr(provider, name) for name in names}
+        if provider.mscale_all_dim:
+            changed |= {"mscale": provider.mscale, "mscale_all_dim": provider.mscale_all_dim}
+    return {"rope_parameters": changed}
+
+
 # A decoder with multi-latent attention, to be used instead of `DECODER`.
 LATENT_ATTENTION_DECODER = (
     *decoder(head_dim=None, rope_parameters=None),
     same(
-        "kv_lora_rank", "v_head_dim", "rope_parameters",
+        "kv_lora_rank", "v_head_dim",
         qk_nope_head_dim="qk_head_dim", qk_rope_head_dim="qk_pos_emb_head_dim",
     ),
     Part(
-        reads=("q_lora_rank",),
+        reads=("q_lora_rank", "rope_parameters"),
         irrelevant={
             "qk_head_dim": "the sum of qk_nope_head_dim and qk_rope_head_dim",
             "head_dim": "another name of qk_rope_head_dim",
@@ -82,7 +104,7 @@ LATENT_ATTENTION_DECODER = (
         fixed={"attention_bias": False, "rope_interleave": True},
         defaults={"qk_layernorm": True},
         to_provider=lambda hf_config: _latents(hf_config) | _rotary_fields(hf_config),
-        to_hf=lambda provider: {"q_lora_rank": provider.q_lora_rank},
+        to_hf=lambda provider: {"q_lora_rank": provider.q_lora_rank, **_rotary_values(provider)},
     ),
 )  # fmt: skip
 

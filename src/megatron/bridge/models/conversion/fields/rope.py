@@ -33,9 +33,16 @@ def rotary_fields(hf_config: HFConfig) -> Values:
         "position_embedding_type": "rope",
         "rotary_base": float(parameters["rope_theta"]),
         "rotary_percent": rotary_percent,
-        "rope_parameters": dict(parameters),
-        "window_rope_parameters": dict(window) if window else None,
+        "rope_parameters": _without_own_fields(parameters, "rope_theta"),
+        "window_rope_parameters": _without_own_fields(window) if window else None,
     }
+
+
+def _without_own_fields(parameters: Mapping[str, Any], *names: str) -> Values:
+    """The parameters for which a provider has no field of their own, so that each number is stated once."""
+    is_proportional = parameters.get("rope_type") == "proportional"
+    own = (*names, *(() if is_proportional else ("partial_rotary_factor",)))
+    return {name: value for name, value in parameters.items() if name not in own}
 
 
 def _rotary_percent(parameters: Mapping[str, Any]) -> float:
@@ -46,9 +53,9 @@ def _rotary_percent(parameters: Mapping[str, Any]) -> float:
 
 def rotary_values(provider: Provider) -> Values:
     """The inverse of `rotary_fields`."""
-    parameters = provider.rope_parameters or {"rope_type": "default", "rope_theta": provider.rotary_base}
+    parameters = provider.whole_rope_parameters(False)
     if provider.window_rope_parameters is not None:
-        parameters = {"full_attention": parameters, "sliding_attention": provider.window_rope_parameters}
+        parameters = {"full_attention": parameters, "sliding_attention": provider.whole_rope_parameters(True)}
     return {"rope_parameters": parameters}
 
 
