@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
-from megatron.bridge.discovery.layouts import EXPERT_FIELDS, ParallelLayout, ParallelLayouts
+from megatron.bridge.discovery.layouts import ParallelLayout, ParallelLayouts
 from megatron.bridge.discovery.report import ModelReport, Support
 from megatron.bridge.discovery.weights import Layer
+from megatron.bridge.models.transformer.parallel_rules import EXPERT_FIELDS
 
 _MAX_VALUE = 90
 _DIGITS = re.compile(r"(?<=\.)\d+(?=\.)")

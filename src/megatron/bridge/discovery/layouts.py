@@ -18,15 +18,10 @@ from megatron.bridge.discovery import facts
 from megatron.bridge.discovery.config_levels import LeveledConfig
 from megatron.bridge.discovery.families import FamilyMatch
 from megatron.bridge.discovery.weights import Weight
+from megatron.bridge.models.transformer.parallel_rules import divisors, expert_sizes, tensor_sizes
 
 _MAX_TP, _MAX_EP = 64, 4096
 _UNEVEN_PP = (2, 4, 8, 16, 32, 64)
-# Provider fields that the tensor-parallel size must divide, and those that the sizes for experts must divide.
-_TP_FIELDS = (
-    "num_attention_heads", "num_query_groups", "ffn_hidden_size", "moe_shared_expert_intermediate_size",
-    "mamba_num_heads", "mamba_num_groups", "linear_num_key_heads", "linear_num_value_heads",
-)  # fmt: skip
-EXPERT_FIELDS = ("num_moe_experts", "moe_ffn_hidden_size")
 _TRAINING_BYTES = {"float32": 4, "float64": 4}  # per parameter; otherwise training is in bfloat16 or float16
 
 # Megatron weights that are split across tensor-parallel ranks, by their names within a layer.
@@ -150,8 +145,7 @@ def parallel_layouts(
 ) -> ParallelLayouts | None:
     """The layouts that megatron-core's divisibility rules allow; `None` for a model without decoder layers.
 
-    The rules are those of `GPTModelProvider.finalize` and, in megatron-core 0.19, of `TransformerConfig.__post_init__`,
-    `MambaMixer.__init__`, `get_num_layers_to_build` and `parallel_state.initialize_model_parallel`.
+    The rules are those of `parallel_rules`, and of megatron-core's `parallel_state.initialize_model_parallel`.
 
     Args:
         weights: the weights whose bytes are counted; may be empty.
@@ -161,17 +155,18 @@ def parallel_layouts(
     num_layers = facts.num_layers(config)
     if config.text_level is None or not num_layers:
         return None
-    sizes = provider_sizes(family)
-    num_experts = sizes.get("num_moe_experts", 0)
+    fields = {name: value for name, value in family.fields.items() if type(value) is not int or facts.as_size(value)}
+    cut, experts = tensor_sizes(fields), expert_sizes(fields)
+    sizes, num_experts = {**cut, **experts}, experts.get("num_moe_experts", 0)
     dtype = config.text("dtype") or config.top("dtype")
     nbytes = _TRAINING_BYTES.get(str(dtype.value), 2) if dtype else 2
-    tp = _divisors(gcd(*(size for name, size in sizes.items() if name in _TP_FIELDS)) or 1, _MAX_TP)
-    pp, ep = _divisors(num_layers, num_layers), _divisors(num_experts or 1, _MAX_EP)
+    tp = divisors(gcd(*cut.values()) or 1, _MAX_TP)
+    pp, ep = divisors(num_layers, num_layers), divisors(num_experts or 1, _MAX_EP)
     is_hybrid = config.text("layers_block_type") is not None
     uneven = [] if is_hybrid else [size for size in _UNEVEN_PP if size < num_layers and size not in pp]
     layouts = ParallelLayouts(tp, pp, uneven, ep, sizes, nbytes, [], [])
     model = _Model(weights, family, num_layers, is_tied, nbytes, with_transformer_engine)
-    expert_width = sizes.get("moe_ffn_hidden_size", 0)
+    expert_width = experts.get("moe_ffn_hidden_size", 0)
     splits_experts = num_experts and "expert_tensor_parallel_size" not in family.fields
     for num_stages in (*pp, *uneven):
         counts = layers_per_stage(num_layers, num_stages)
@@ -201,18 +196,6 @@ def layers_per_stage(num_layers: int, num_stages: int) -> list[int]:
         between = num_layers // num_stages
     ends = num_layers - between * (num_stages - 2)
     return [ends - ends // 2, *[between] * (num_stages - 2), ends // 2]
-
-
-def provider_sizes(family: FamilyMatch) -> dict[str, int]:
-    """The provider fields that parallel sizes must divide, with their values."""
-    names = (*_TP_FIELDS, *EXPERT_FIELDS)
-    sizes = {name: size for name in names if (size := facts.as_size(family.fields.get(name)))}
-    if "num_attention_heads" in sizes:
-        sizes.setdefault("num_query_groups", sizes["num_attention_heads"])
-        window = family.fields.get("window_attention")
-        groups = window.get("num_query_groups") if isinstance(window, Mapping) else None
-        sizes["num_query_groups"] = gcd(sizes["num_query_groups"], facts.as_size(groups))
-    return sizes
 
 
 class _Model:
@@ -279,7 +262,3 @@ def _notes(sizes: Mapping[str, int], has_experts: bool) -> list[str]:
     if has_experts:
         notes.append("training experts with TP needs sequence_parallel")
     return notes
-
-
-def _divisors(number: int, largest: int) -> list[int]:
-    return [size for size in range(1, min(number, largest) + 1) if number % size == 0]

@@ -91,8 +91,7 @@ class HybridProvider(GPTModelProvider):
         """Like `GPTModelProvider.finalize`.
 
         Raises:
-            UnsupportedConfigError: a pattern does not describe `num_layers` layers, or tensor parallelism does not
-                divide the mixers' heads or groups.
+            UnsupportedConfigError: a pattern does not describe `num_layers` layers.
         """
         pattern = self.hybrid_layer_pattern.replace("|", "")
         predicted = self.mtp_hybrid_override_pattern or ""
@@ -106,13 +105,6 @@ class HybridProvider(GPTModelProvider):
                 f"HybridProvider: hybrid_layer_pattern: expected {self.num_layers} letters of M, *, -, E, "
                 f"found {self.hybrid_layer_pattern!r}"
             )
-        tp = self.tensor_model_parallel_size
-        for name in ("mamba_num_heads", "mamba_num_groups"):
-            if "M" in pattern and (getattr(self, name) or 0) % tp:
-                raise UnsupportedConfigError(
-                    f"HybridProvider: {name} is {getattr(self, name)}, which tensor_model_parallel_size {tp} does not "
-                    "divide; choose another"
-                )
         super().finalize()
 
     def provide(

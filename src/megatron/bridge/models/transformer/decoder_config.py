@@ -10,6 +10,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.utils import is_layer_window_attention
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
+from megatron.bridge.models.transformer.parallel_rules import layout_problems
 from megatron.bridge.runtime.fusions import fit_config
 
 QK_LAYERNORM_SCOPES = ("head", "projection", "separate_heads", "head_after_rope")
@@ -131,7 +132,7 @@ class DecoderConfig(TransformerConfig):
 
         Raises:
             UnsupportedConfigError: megatron-core refuses a value or a combination of values.
-            ParallelLayoutError: tensor parallelism does not divide the heads or the feed-forward size.
+            ParallelLayoutError: a parallel size does not divide what it splits (heads, widths, experts, layers).
         """
         if not set(self.window_attention or ()) <= set(WINDOW_ATTENTION_FIELDS):
             raise UnsupportedConfigError(
@@ -145,7 +146,10 @@ class DecoderConfig(TransformerConfig):
                 f"{self.rotary_base}; set rotary_base, and leave rope_theta out of rope_parameters"
             )
         self._pad_query_groups()
-        self._check_tensor_parallelism()
+        problems = layout_problems(vars(self))
+        if problems:
+            hint = "; pad_query_groups allows any tp for heads and groups" if "num_query_groups" in problems[0] else ""
+            raise ParallelLayoutError(f"{type(self).__name__}: {'; '.join(problems)}{hint}")
         if self.qk_layernorm_scope not in QK_LAYERNORM_SCOPES:
             raise UnsupportedConfigError(
                 f"{type(self).__name__}: qk_layernorm_scope must be one of {', '.join(QK_LAYERNORM_SCOPES)}, found "
@@ -157,8 +161,10 @@ class DecoderConfig(TransformerConfig):
         try:
             super().__post_init__()
         except (ValueError, AssertionError) as error:
+            layout = self.pipeline_model_parallel_layout
+            given = f" (with pipeline_model_parallel_layout {layout!s:.300})" if layout is not None else ""
             raise UnsupportedConfigError(
-                f"{type(self).__name__}: megatron-core refuses this config: {error}"
+                f"{type(self).__name__}: megatron-core refuses this config{given}: {error}"
             ) from error
 
     def _pad_query_groups(self) -> None:
@@ -181,34 +187,6 @@ class DecoderConfig(TransformerConfig):
         if window == present:
             self.window_attention = {**(self.window_attention or {}), "num_query_groups": self.num_query_groups}
         self.num_attention_heads = self.num_query_groups * heads_per_group
-
-    def _check_tensor_parallelism(self) -> None:
-        tp = self.tensor_model_parallel_size
-        sizes = {
-            "num_attention_heads": self.num_attention_heads,
-            "num_query_groups": self.num_query_groups,
-            "num_query_groups of layers with a window": (self.window_attention or {}).get("num_query_groups"),
-            "ffn_hidden_size": self.ffn_hidden_size,
-        }
-        problems = [f"{name} is {size}" for name, size in sizes.items() if size and size % tp]
-        if problems:
-            raise ParallelLayoutError(
-                f"tensor_model_parallel_size {tp} must divide every sharded dimension, but {', '.join(problems)}; "
-                "choose another tensor_model_parallel_size, or (for heads and groups) set pad_query_groups"
-            )
-        pp = self.pipeline_model_parallel_size * (self.virtual_pipeline_model_parallel_size or 1)
-        uneven = (
-            self.num_layers_in_first_pipeline_stage
-            or self.num_layers_in_last_pipeline_stage
-            or self.account_for_embedding_in_pipeline_split
-            or self.account_for_loss_in_pipeline_split
-            or self.pipeline_model_parallel_layout
-        )
-        if self.num_layers % pp and not uneven:
-            raise ParallelLayoutError(
-                f"{self.num_layers} layers cannot be split over {pp} pipeline stages evenly; set "
-                "num_layers_in_first_pipeline_stage / num_layers_in_last_pipeline_stage, or another pipeline size"
-            )
 
     def modify_layer_spec(self, spec: ModuleSpec) -> None:
         """Changes the spec of a layer in place, for a family whose layers have modules of their own.
