@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+from transformers import LlamaConfig
 
 from megatron.bridge.cli import main, output
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained.source import SafetensorsSource
-from megatron.bridge.transport import process_groups
+from megatron.bridge.transport import launcher, process_groups
 from megatron.bridge.verification import compare_folders
+from tests.tiny_models import TINY_MODELS
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +141,19 @@ def test_generate(hf_folder, tmp_path, capsys):
     assert capsys.readouterr().out == found["text"] + "\n"
 
 
+@pytest.fixture(scope="module")
+def bare_folder(tmp_path_factory):
+    """A tiny model with 4 experts, for which transformers makes a tokenizer that knows one special token."""
+    folder = tmp_path_factory.mktemp("tiny") / "bare"
+    TINY_MODELS["qwen3-moe"].save(folder)
+    return folder
+
+
+def test_compare_without_a_tokenizer(bare_folder, capsys):
+    code, found = run_json(capsys, "compare", bare_folder)
+    assert (code, found["passed"], found["num_tokens"]) == (0, True, 32)
+
+
 def errors() -> list:
     return [
         pytest.param(["import", "{missing}", "{out}"], "HubError", "no such folder", id="no_such_model"),
@@ -150,15 +165,34 @@ def errors() -> list:
         pytest.param(["generate", "{hf}", "--prompt", "x", "--top-p", "2"], "BridgeError", "top_p", id="top_p"),
         pytest.param(["compare", "{hf}", "--prompt", ""], "BridgeError", "no tokens", id="empty_prompt"),
         pytest.param(["quickstart", "--workdir", "{hf}"], "CheckpointError", "not empty", id="workdir"),
+        pytest.param(
+            ["generate", "{bare}", "--prompt", "x"], "CheckpointError", "no tokenizer; .*--hf", id="no_tokenizer"
+        ),
+        pytest.param(
+            ["compare", "{bare}", "--prompt", "x"], "CheckpointError", "no tokenizer", id="no_tokenizer_for_text"
+        ),
+        pytest.param(["compare", "{hf}", "--tp", "7"], "ParallelLayoutError", r"\(tp\) 7 does not divide", id="tp"),
+        pytest.param(["generate", "{hf}", "--prompt", "x", "--pp", "3"], "ParallelLayoutError", r"\(pp\)", id="pp"),
+        pytest.param(["roundtrip", "{bare}", "--ep", "3"], "ParallelLayoutError", "num_moe_experts is 4", id="ep"),
+        pytest.param(["roundtrip", "{hf}", "--ep", "2"], "ParallelLayoutError", "no experts", id="no_experts"),
+        pytest.param(["compare", "{missing}", "--tp", "2"], "HubError", "no such folder", id="nothing_on_ranks"),
+        pytest.param(["compare", "{deep}", "--pp", "8192"], "ParallelLayoutError", "machine", id="too_many_ranks"),
+        pytest.param(
+            ["compare", "{other}", "--tp", "2"], "UnsupportedModelError", "Llama4ForC.* inspect", id="no_bridge"
+        ),
     ]
 
 
 @pytest.mark.parametrize(("argv", "kind", "text"), errors())
-def test_bad_input_is_one_clean_message(argv, kind, text, hf_folder, tmp_path, capsys):
+def test_bad_input_is_one_clean_message(argv, kind, text, hf_folder, bare_folder, tmp_path, capsys, monkeypatch):
     import re
 
     (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(launcher, "launch", lambda *_, **__: pytest.fail("ranks were started"))
     places = {"missing": "no/such-model", "empty": tmp_path / "empty", "hf": hf_folder, "out": tmp_path / "out"}
+    places |= {"bare": bare_folder, "deep": tmp_path / "deep", "other": tmp_path / "other"}
+    LlamaConfig(architectures=["LlamaForCausalLM"], num_hidden_layers=8192).save_pretrained(places["deep"])
+    LlamaConfig(architectures=["Llama5ForCausalLM"]).save_pretrained(places["other"])
     argv = [argument.format(**places) for argument in argv]
     code, found = run_json(capsys, *argv)
     assert (code, found["error"]) == (2, kind)

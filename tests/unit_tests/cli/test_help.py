@@ -56,6 +56,16 @@ def test_a_usage_error_is_as_light():
     assert "--nonsense" in result.stderr
 
 
+def test_a_layout_is_refused_without_torch(tmp_path):
+    fields = {"model_type": "llama", "num_attention_heads": 8, "hidden_size": 64, "intermediate_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **fields}))
+    lines, heavy = [["compare", str(tmp_path), "--tp", "3"]], ["torch", "megatron.core"]
+    arguments = [sys.executable, "-c", SCRIPT, json.dumps(lines), json.dumps(heavy)]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(result.stdout) == [[2, "", []]]
+    assert result.stderr.startswith(f"error: {tmp_path}: tensor_model_parallel_size (tp) 3 does not divide")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_an_example_and_the_common_options(command, capsys):
     assert main([command, "--help"]) == 0

@@ -72,7 +72,7 @@ def roundtrip(
     Example: [bold]megatron-bridge roundtrip Qwen/Qwen3-0.6B --tp 2[/bold]
     """
     layout = ParallelLayout(tp, pp, ep)
-    ranks.join(context.obj, layout)
+    ranks.join(context.obj, layout, hf, revision)
     from megatron.bridge import verification
 
     start = time.monotonic()
@@ -131,7 +131,7 @@ def compare(
     if prompt is not None and seq_length is not None:
         raise typer.BadParameter("give either --prompt or --seq-length")
     layout = ParallelLayout(tp, pp, ep)
-    ranks.join(context.obj, layout)
+    ranks.join(context.obj, layout, hf, revision)
     from megatron.bridge import verification
 
     start = time.monotonic()

@@ -86,7 +86,7 @@ def generate(
 
     params = SamplingParams(max_new_tokens, temperature, top_k, top_p, seed)
     layout = ParallelLayout(tp, pp)
-    ranks.join(context.obj, layout)
+    ranks.join(context.obj, layout, model, revision)
     pieces = []
     console = output.console(quiet=as_json)
     output.hide_loading_bars()

@@ -57,7 +57,6 @@ def open_model(
     from megatron.bridge.models.transformer.decoder_config import set_dtype
     from megatron.bridge.transport import process_groups
 
-    process_groups.initialize(tp=layout.tp, pp=layout.pp, ep=layout.ep)
     iteration = checkpoint_iteration(name)
     if iteration is not None:
         hf_pretrained = PreTrainedCausalLM.from_pretrained(
@@ -67,6 +66,7 @@ def open_model(
         provider, _ = live_checkpoint.load_model_config(iteration)
         if dtype is not None:
             set_dtype(provider, dtype)
+        process_groups.initialize(tp=layout.tp, pp=layout.pp, ep=layout.ep)
         model = live_checkpoint.load_megatron_model(iteration, layout.provider_fields, provider)
         return OpenedModel(model, tokenizer, eos_token_ids(hf_pretrained))
     bridge = AutoBridge.from_hf_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
@@ -74,6 +74,7 @@ def open_model(
     if tokenizer_from is not None:
         hf_pretrained = PreTrainedCausalLM.from_pretrained(tokenizer_from, trust_remote_code=trust_remote_code)
     tokenizer = hf_pretrained.tokenizer
+    process_groups.initialize(tp=layout.tp, pp=layout.pp, ep=layout.ep)
     model = provider_for(bridge, layout, dtype).provide_distributed_model(wrap_with_ddp=False)
     return OpenedModel(model, tokenizer, eos_token_ids(hf_pretrained))
 

@@ -1,5 +1,8 @@
 """The table of supported architectures, filled by the families as they are imported."""
 
+import difflib
+import re
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -7,6 +10,8 @@ from megatron.bridge.errors import UnsupportedModelError
 from megatron.bridge.models.hf_pretrained.config_aliases import import_families
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PretrainedConfig
 
     from megatron.bridge.models.conversion.hooks import BridgeHooks
@@ -18,6 +23,10 @@ NOT_REPRESENTABLE = {
         "hand-over between its pipeline stages carry one"
     )
 }
+
+_MAX_NEAREST = 3
+# What the name of an architecture says of its head rather than of its layers.
+_HEAD = re.compile(r"(For[A-Z]\w*|LMHeadModel|Model)$")
 
 _BRIDGES: "dict[str, RegisteredBridge]" = {}
 
@@ -64,16 +73,42 @@ def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
     for architecture in architectures:
         if architecture in bridges:
             return bridges[architecture]
-    named = ", ".join(architectures) if architectures else "none"
-    name = getattr(hf_config, "name_or_path", "")
+    raise no_bridge(architectures, getattr(hf_config, "name_or_path", ""), type(hf_config).__name__)
+
+
+def no_bridge(architectures: "Sequence[str]", name: str = "", config_class: str = "") -> UnsupportedModelError:
+    """The error for architectures that have no bridge: why one cannot have any, or which have similar names.
+
+    Args:
+        architectures: those that the config names.
+        name: the model's folder or hub id.
+        config_class: the class of its config.
+    """
+    subject = " of ".join(filter(None, (config_class, name))) or "the config"
     for architecture in architectures:
         if architecture in NOT_REPRESENTABLE:
-            raise UnsupportedModelError(
-                f"{type(hf_config).__name__}{f' of {name}' if name else ''}: {architecture} cannot be converted: "
-                f"{NOT_REPRESENTABLE[architecture]}. It needs layers of its own in megatron-core first."
+            return UnsupportedModelError(
+                f"{subject}: {architecture} cannot be converted: {NOT_REPRESENTABLE[architecture]}. It needs layers of "
+                "its own in megatron-core first."
             )
-    raise UnsupportedModelError(
-        f"{type(hf_config).__name__}{f' of {name}' if name else ''}: no bridge for architecture {named}. "
-        f"Supported: {', '.join(sorted(bridges))}. "
-        "`megatron-bridge models` lists them; a new one is a subclass of MegatronModelBridge."
+    named = ", ".join(architectures) if architectures else "none (it states no architectures)"
+    near = ", ".join(nearest_names(architectures))
+    similar = f"Supported ones with a similar name: {near}" if near else "No supported one has a similar name"
+    return UnsupportedModelError(
+        f"{subject}: no bridge for architecture {named}. {similar}. Run `megatron-bridge inspect "
+        f"{shlex.quote(name) if name else 'MODEL'}` to see which family is nearest to its config and weights, and what "
+        "is missing; `megatron-bridge models` lists what is supported."
     )
+
+
+def nearest_names(architectures: "Sequence[str]") -> list[str]:
+    """Up to three architectures that have a bridge and a name like those given, the most similar first.
+
+    `nearest_names(["Qwen4ForCausalLM"])` begins with "Qwen2ForCausalLM" or another of Qwen's.
+    """
+    known = {_HEAD.sub("", name).lower(): name for name in sorted(registered_bridges())}
+    found: dict[str, None] = {}
+    for architecture in architectures:
+        wanted = _HEAD.sub("", architecture).lower()
+        found |= dict.fromkeys(known[near] for near in difflib.get_close_matches(wanted, known, _MAX_NEAREST))
+    return list(found)[:_MAX_NEAREST]

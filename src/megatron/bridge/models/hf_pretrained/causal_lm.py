@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from megatron.bridge.models.hf_pretrained.hf_model import HFModel
 
+_TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "*.tiktoken")
+
 
 class PreTrainedCausalLM:
     """A Hugging Face model: its config is read at once, and everything else on first use.
@@ -150,11 +152,17 @@ class PreTrainedCausalLM:
         """
         from transformers import AutoTokenizer
 
+        hint = "put its files (tokenizer.json) there, or take another model's tokenizer (--hf, tokenizer_from)"
         try:
             settings = {"trust_remote_code": self.trust_remote_code, **kwargs}
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path, **settings)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path}: no tokenizer that transformers can load: {error}") from error
+            has_files = any(next(self.path.glob(pattern), None) for pattern in _TOKENIZER_FILES)
+            reason = f" that transformers can load ({' '.join(str(error).split()):.300})" if has_files else ""
+            raise CheckpointError(f"{self.path}: no tokenizer{reason}; {hint}") from error
+        # For a folder without a tokenizer, transformers makes one that knows special tokens and nothing else.
+        if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
+            raise CheckpointError(f"{self.path}: no tokenizer; {hint}")
         return tokenizer
 
     @cached_property
