@@ -16,12 +16,12 @@ from megatron.bridge.models.proven import Proof
 from megatron.bridge.runtime import capabilities
 from tests.proof_record import CASE, Case, as_property
 from tests.ranks import run_ranks
-from tests.tiny_models import ALL_MODELS, TOLERANCE, TinyModel
+from tests.rounding import reference
+from tests.tiny_models import ALL_MODELS, TinyModel
 
 __all__ = [
     "EXPERT_LAYOUTS",
     "LAYOUTS",
-    "TOLERANCE",
     "ConversionSuite",
     "Parity",
     "all_cases",
@@ -108,9 +108,9 @@ class ConversionSuite:
         record_property(CASE, case_of(tiny, layout))
         found = parity(tiny, layouts_of(tiny)[layout], tmp_path)
         assert found.changed == []
-        assert found.max_diff <= tiny.tolerance, f"logits of up to {found.scale:.1f}"
-        reference = tiny.architecture if tiny.architecture != tiny.published_architecture else None
-        record_property(*as_property(Proof(*case_of(tiny, layout), found.max_diff, True, reference)))
+        assert found.max_diff <= found.tolerance, f"logits of up to {found.scale:.1f}"
+        other = tiny.architecture if tiny.architecture != tiny.published_architecture else None
+        record_property(*as_property(Proof(*case_of(tiny, layout), found.max_diff, True, other)))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Parity:
         max_diff: largest absolute difference of logits over all ranks.
         scale: largest absolute logit of transformers.
         changed: names of HF tensors that the export lost, added or changed in any bit.
-        tolerance: the model's.
+        tolerance: how large `max_diff` may be.
     """
 
     max_diff: float
@@ -140,14 +140,13 @@ def parity(tiny: TinyModel, layout: dict[str, Any], folder: Path) -> Parity:
     tokens = torch.randint(
         0, hf_model.config.vocab_size, (2, tiny.seq_length), generator=torch.Generator().manual_seed(1)
     )
-    with torch.no_grad():
-        reference = hf_model(tokens).logits
+    expected, tolerance = reference(hf_model, tokens)
     run = partial(convert_and_run, trust_remote_code=tiny.trust_remote_code)
     results = run_on(layout, run, folder / "hf", tokens, layout, folder / "out")
-    assert all(logits.shape == reference.shape for logits in results)
-    max_diff = max((logits - reference).abs().max().item() for logits in results)
+    assert all(logits.shape == expected.shape for logits in results)
+    max_diff = max((logits - expected).abs().max().item() for logits in results)
     changed = changed_tensors(folder / "hf", folder / "out")
-    return Parity(max_diff, reference.abs().max().item(), changed, tiny.tolerance)
+    return Parity(max_diff, expected.abs().max().item(), changed, tolerance)
 
 
 def changed_tensors(source: Path, exported: Path) -> list[str]:

@@ -8,8 +8,6 @@ from typing import Any, ClassVar
 import torch
 import transformers
 
-TOLERANCE = 1e-5  # on logits of about 1 to 3
-
 BASE = {
     "vocab_size": 128,
     "hidden_size": 64,
@@ -42,7 +40,6 @@ class TinyModel:
         seq_length: of the compared sequences.
         splits_experts: whether megatron-core can cut single experts over ranks (not with biases).
         seed: of the weights; another than 0 where, with 0, two experts' scores for some token are equal up to rounding.
-        tolerance: largest difference of logits; above the default only where transformers' own rounding is above it.
         config_json: fields that `config.json` has instead, for models that transformers knows by another name.
     """
 
@@ -52,7 +49,6 @@ class TinyModel:
     seq_length: int = 40
     splits_experts: bool = True
     seed: int = 0
-    tolerance: float = TOLERANCE
     config_json: dict[str, Any] = field(default_factory=dict)
 
     # Whether only the folder's own code has the config class.

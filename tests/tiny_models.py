@@ -6,9 +6,9 @@ Every suite that runs over families runs over these.
 import importlib
 from pathlib import Path
 
-from tests.tiny_model import TOLERANCE, TinyModel, randomize, rope
+from tests.tiny_model import TinyModel, randomize, rope
 
-__all__ = ["ALL_MODELS", "FIRST_VARIANTS", "TINY_MODELS", "TOLERANCE", "TinyModel", "randomize", "rope"]
+__all__ = ["ALL_MODELS", "FIRST_VARIANTS", "TINY_MODELS", "TinyModel", "randomize", "rope"]
 
 
 def _of_all_families() -> dict[str, TinyModel]:

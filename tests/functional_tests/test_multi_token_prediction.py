@@ -12,7 +12,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMS
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import PlanError, UnsupportedConfigError
-from tests.parity import TOLERANCE, Parity, build_on, changed_tensors, run_on
+from tests.parity import Parity, build_on, changed_tensors, run_on
+from tests.rounding import reference
 from tests.tiny_models import TINY_MODELS, randomize
 
 FAMILIES = ("deepseek-v3", "deepseek-v3.2", "glm4-moe", "glm-moe-dsa", "glm-moe-dsa-shared-indices")
@@ -119,16 +120,17 @@ def prediction_parity(name: str, layout: dict[str, Any], folder: Path) -> Parity
     model, prediction = save_with_prediction_layer(name, folder / "hf")
     tokens = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
     results = run_on(layout, _run, folder / "hf", tokens, layout, folder / "out")
-    with torch.no_grad():
-        main = model(tokens).logits
-    expected = reference_logits(model, prediction, tokens)
+    main, tolerance = reference(model, tokens)
+    expected, of_prediction = reference(
+        (model, prediction), tokens, lambda models, tokens: reference_logits(*models, tokens)
+    )
     found = [result[:, :-1, : expected.shape[-1]] for result, _ in results if result is not None]
     assert found
     diffs = [(result - expected).abs().max() for result in found]
     diffs += [(logits - main).abs().max() for _, logits in results]
     max_diff = max(diff.item() for diff in diffs)
     changed = changed_tensors(folder / "hf", folder / "out")
-    return Parity(max_diff, expected.abs().max().item(), changed, TINY_MODELS[name].tolerance)
+    return Parity(max_diff, expected.abs().max().item(), changed, max(tolerance, of_prediction))
 
 
 @pytest.mark.parametrize(("name", "layout"), CASES)
@@ -157,7 +159,6 @@ class MiMoPrediction(torch.nn.Module):
 
 
 @pytest.mark.parametrize("layout", [{}, {"tp": 2, "sequence_parallel": True}, {"pp": 2}], ids=["tp1", "tp2-sp", "pp2"])
-@torch.no_grad()
 def test_prediction_layer_of_mimo(layout: dict[str, Any], tmp_path: Path) -> None:
     model = TINY_MODELS["mimo"].save(tmp_path / "hf")
     prediction = MiMoPrediction(model.config).eval()
@@ -167,13 +168,19 @@ def test_prediction_layer_of_mimo(layout: dict[str, Any], tmp_path: Path) -> Non
     save_file({**load_file(path), **extra}, path, metadata={"format": "pt"})
     tokens = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
     results = run_on(layout, _run, tmp_path / "hf", tokens, layout, tmp_path / "out")
-    hidden = model.model(tokens).last_hidden_state[:, :-1]
-    angles = model.model.rotary_emb(hidden, torch.arange(tokens.shape[1] - 1)[None])
-    expected = model.lm_head(prediction(model.model.embed_tokens(tokens[:, 1:]), hidden, angles))
+
+    def compute(models: Any, tokens: torch.Tensor) -> torch.Tensor:
+        model, prediction = models
+        hidden = model.model(tokens).last_hidden_state[:, :-1]
+        angles = model.model.rotary_emb(hidden, torch.arange(tokens.shape[1] - 1)[None])
+        return model.lm_head(prediction(model.model.embed_tokens(tokens[:, 1:]), hidden, angles))
+
+    expected, tolerance = reference((model, prediction), tokens, compute)
     found = [result for result, _ in results if result is not None]
     assert found
-    assert all((result[:, :-1, : expected.shape[-1]] - expected).abs().max() <= TOLERANCE for result in found)
-    assert all((logits - model(tokens).logits).abs().max() <= TOLERANCE for _, logits in results)
+    assert all((result[:, :-1, : expected.shape[-1]] - expected).abs().max() <= tolerance for result in found)
+    main, tolerance = reference(model, tokens)
+    assert all((logits - main).abs().max() <= tolerance for _, logits in results)
     assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []
 
 

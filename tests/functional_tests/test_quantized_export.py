@@ -16,7 +16,8 @@ from megatron.bridge.inference.full_logits import full_logits
 from megatron.bridge.models.hf_pretrained.quantization import quantize
 from tests.parity import build_on, run_on
 from tests.quantized import FP8_BLOCK, in_bytes, is_linear, save_quantized, stored_bytes
-from tests.tiny_models import TINY_MODELS, TOLERANCE
+from tests.rounding import reference
+from tests.tiny_models import TINY_MODELS
 
 TOKENS = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
 
@@ -107,16 +108,15 @@ def test_fp8_is_loaded_by_transformers(name: str, tmp_path: Path) -> None:
     bridge.export_ckpt(tmp_path / "megatron", tmp_path / "fp8", quantization="fp8")
     config = json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"]
     assert {"lm_head", "model.embed_tokens"} <= set(config["modules_to_not_convert"])
-    reference = getattr(transformers, TINY_MODELS[name].architecture).from_pretrained(
+    hf_model = getattr(transformers, TINY_MODELS[name].architecture).from_pretrained(
         tmp_path / "fp8",
         dtype=torch.float32,
         attn_implementation="eager",
         quantization_config=FineGrainedFP8Config(**{**config, "dequantize": True}),
     )
     model = AutoBridge.from_hf_pretrained(tmp_path / "fp8").to_megatron_model(wrap_with_ddp=False)
-    with torch.no_grad():
-        expected = reference.eval()(TOKENS).logits
-    assert (full_logits(model, TOKENS) - expected).abs().max() <= TOLERANCE
+    expected, tolerance = reference(hf_model.eval(), TOKENS)
+    assert (full_logits(model, TOKENS) - expected).abs().max() <= tolerance
     plain = full_logits(bridge.to_megatron_model(wrap_with_ddp=False), TOKENS)
     assert 1e-3 < (plain - expected).abs().mean() < 0.1, "quantised, but the same model"
 
@@ -128,16 +128,15 @@ def test_mxfp4_is_loaded_by_transformers(tmp_path: Path) -> None:
     bridge.export_ckpt(tmp_path / "megatron", tmp_path / "mxfp4", quantization="mxfp4")
     stored = load_file(tmp_path / "mxfp4" / "model.safetensors")
     assert stored["model.layers.0.mlp.experts.down_proj_blocks"].dtype == torch.uint8
-    reference = transformers.GptOssForCausalLM.from_pretrained(
+    hf_model = transformers.GptOssForCausalLM.from_pretrained(
         tmp_path / "mxfp4",
         dtype=torch.float32,
         attn_implementation="eager",
         quantization_config=Mxfp4Config(dequantize=True),
     )
     model = AutoBridge.from_hf_pretrained(tmp_path / "mxfp4").to_megatron_model(wrap_with_ddp=False)
-    with torch.no_grad():
-        expected = reference.eval()(TOKENS).logits
-    assert (full_logits(model, TOKENS) - expected).abs().max() <= TOLERANCE
+    expected, tolerance = reference(hf_model.eval(), TOKENS)
+    assert (full_logits(model, TOKENS) - expected).abs().max() <= tolerance
     again = AutoBridge.from_hf_pretrained(tmp_path / "mxfp4")
     again.save_hf_pretrained(model, tmp_path / "again", quantization="source")
     assert stored_bytes(tmp_path / "again") == stored_bytes(tmp_path / "mxfp4")

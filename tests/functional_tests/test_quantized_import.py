@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from megatron.bridge import AutoBridge
 from megatron.bridge.inference.full_logits import full_logits
 from megatron.bridge.models.hf_pretrained.quantization.quantize import MXFP4Quantizer
-from tests.parity import TOLERANCE, convert_and_run, run_on
+from tests.parity import convert_and_run, run_on
 from tests.quantized import FP8_BLOCK, FP8_CONFIG, Tensors, fp8_blocks, save_quantized
+from tests.rounding import reference
 from tests.unit_tests.hf_pretrained.quantization.formats import compressed
 from tests.unit_tests.hf_pretrained.quantization.words import AWQ_ORDER, less_one, packed_words
 
@@ -124,8 +125,8 @@ FORMS: dict[str, tuple[Form, dict[str, Any]]] = {
 }
 
 
-def save(form: str, name: str, folder: Path) -> torch.Tensor:
-    """Saves a tiny model in a format; returns the logits of transformers with the numbers that are stored."""
+def save(form: str, name: str, folder: Path) -> tuple[torch.Tensor, float]:
+    """Saves a tiny model in a format; transformers' `reference` logits with the numbers that are stored."""
     quantize, config = FORMS[form]
     numbers: Tensors = {}
 
@@ -135,28 +136,23 @@ def save(form: str, name: str, folder: Path) -> torch.Tensor:
         return {module + part: tensor.contiguous() for part, tensor in parts.items()}
 
     model = save_quantized(name, folder, stored, config)
-    before = _logits(model)
+    before, _ = reference(model, TOKENS)
     plain = folder / "plain"
     model.save_pretrained(plain)  # names as they are published, whatever the model's own
     save_file({**load_file(plain / "model.safetensors"), **numbers}, plain / "model.safetensors", {"format": "pt"})
     quantized = type(model).from_pretrained(plain, dtype=torch.float32, attn_implementation="eager").eval()
-    expected = _logits(quantized)
+    expected, tolerance = reference(quantized, TOKENS)
     assert 1e-4 < (expected - before).abs().mean() < 0.5, "quantised, but the same model"
-    return expected
-
-
-@torch.no_grad()
-def _logits(model: Any) -> torch.Tensor:
-    return model(TOKENS).logits
+    return expected, tolerance
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_offline(form: str, tmp_path: Path) -> None:
-    expected = save(form, "llama", tmp_path / "hf")
+    expected, tolerance = save(form, "llama", tmp_path / "hf")
     AutoBridge.import_ckpt(tmp_path / "hf", tmp_path / "megatron")
     bridge = AutoBridge.from_hf_pretrained(tmp_path / "hf")
     model = bridge.load_megatron_model(tmp_path / "megatron", wrap_with_ddp=False)
-    assert (full_logits(model, TOKENS) - expected).abs().max() <= TOLERANCE
+    assert (full_logits(model, TOKENS) - expected).abs().max() <= tolerance
 
 
 LAYOUTS = {"tp2": ("llama", {"tp": 2}), "ep2": ("qwen3-moe", {"ep": 2, "etp": 1})}
@@ -167,9 +163,9 @@ LAYOUTS = {"tp2": ("llama", {"tp": 2}), "ep2": ("qwen3-moe", {"ep": 2, "etp": 1}
 def test_live(form: str, layout: str, tmp_path: Path) -> None:
     """Each rank reads its own slices."""
     name, sizes = LAYOUTS[layout]
-    expected = save(form, name, tmp_path / "hf")
+    expected, tolerance = save(form, name, tmp_path / "hf")
     results = run_on(sizes, convert_and_run, tmp_path / "hf", TOKENS, sizes, tmp_path / "out")
-    assert all((logits - expected).abs().max() <= TOLERANCE for logits in results)
+    assert all((logits - expected).abs().max() <= tolerance for logits in results)
 
 
 @pytest.mark.parametrize("sizes", [{"tp": 2, "etp": 1}, {"ep": 2, "etp": 1}], ids=str)
@@ -183,12 +179,12 @@ def test_mxfp4_of_gpt_oss(sizes: dict[str, int], tmp_path: Path) -> None:
         config,
         lambda name: name.endswith(("up_proj", "down_proj")),
     )
-    reference = transformers.GptOssForCausalLM.from_pretrained(
+    hf_model = transformers.GptOssForCausalLM.from_pretrained(
         tmp_path / "hf",
         dtype=torch.float32,
         attn_implementation="eager",
         quantization_config=transformers.Mxfp4Config(dequantize=True),
     )
-    expected = _logits(reference.eval())
+    expected, tolerance = reference(hf_model.eval(), TOKENS)
     results = run_on(sizes, convert_and_run, tmp_path / "hf", TOKENS, sizes, tmp_path / "out")
-    assert all((logits - expected).abs().max() <= TOLERANCE for logits in results)
+    assert all((logits - expected).abs().max() <= tolerance for logits in results)

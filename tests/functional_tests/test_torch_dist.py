@@ -9,8 +9,9 @@ import torch
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import CheckpointError
-from tests.parity import TOLERANCE, changed_tensors
+from tests.parity import changed_tensors
 from tests.ranks import run_ranks
+from tests.rounding import reference
 from tests.tiny_models import TINY_MODELS
 
 
@@ -73,10 +74,9 @@ def test_import_is_loaded_by_megatron_core(name: str, tp: int, tmp_path: Path) -
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     folder = tmp_path / "megatron" / "iter_0000000"
     results = run_ranks(_plain_megatron_core, tp, folder, config, tp, tokens, tp=tp)
-    with torch.no_grad():
-        reference = hf_model(tokens).logits
+    expected, tolerance = reference(hf_model, tokens)
     for logits in results:
-        assert (logits - reference).abs().max().item() <= TOLERANCE
+        assert (logits - expected).abs().max().item() <= tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

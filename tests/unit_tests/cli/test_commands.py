@@ -109,10 +109,10 @@ def test_roundtrip(hf_folder, tmp_path, capsys):
 def test_compare(hf_folder, capsys):
     code, found = run_json(capsys, "compare", hf_folder, "--max-new-tokens", 8, "--prompt", "Paris is")
     assert code == 0
-    assert 0 <= found["max_abs_diff"] < 1e-5 < found["scale"]
+    assert 0 <= found["max_abs_diff"] <= found["tolerance"] < found["scale"]
     assert found["num_new_tokens"] == found["num_same_new_tokens"] == 8
     assert found["num_same_argmax"] == found["num_tokens"] > 0
-    assert (found["passed"], found["dtype"], found["tolerance"]) == (True, "float32", 2e-4)
+    assert (found["passed"], found["dtype"]) == (True, "float32")
 
 
 def test_compare_fails_above_the_tolerance(hf_folder, capsys):

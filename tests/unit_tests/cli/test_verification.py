@@ -96,15 +96,15 @@ def test_dropped_tensors_are_not_missed():
 @pytest.mark.parametrize(
     ("comparison", "passes"),
     [
-        (LogitComparison(5, 1e-4, 3.0, 5), True),
-        (LogitComparison(5, 3e-4, 3.0, 5), False),
-        (LogitComparison(5, float("nan"), 3.0, 5), False),
-        (LogitComparison(5, 1e-4, 3.0, 5, 8, 8), True),
-        (LogitComparison(5, 1e-4, 3.0, 5, 8, 7), False),
+        (LogitComparison(5, 1e-4, 3.0, 2e-4, 5), True),
+        (LogitComparison(5, 3e-4, 3.0, 2e-4, 5), False),
+        (LogitComparison(5, float("nan"), 3.0, 2e-4, 5), False),
+        (LogitComparison(5, 1e-4, 3.0, 2e-4, 5, 8, 8), True),
+        (LogitComparison(5, 1e-4, 3.0, 2e-4, 5, 8, 7), False),
     ],
 )
 def test_passing(comparison, passes):
-    assert comparison.passes(2e-4) is passes
+    assert comparison.passes is passes
 
 
 def hf_logits(folder) -> torch.Tensor:
@@ -122,7 +122,7 @@ def test_comparison_on_two_ranks(layout, qwen3_folder):
 
     first, second = run_ranks(on_a_rank, 2, **layout)
     assert first == second
-    assert first.passes(1e-5)
+    assert first.passes
     assert first.num_same_new_tokens == 6
     assert first.scale == hf_logits(qwen3_folder).abs().max()
 
@@ -132,9 +132,9 @@ def test_a_wrong_weight_is_noticed(qwen3_folder):
     bridge = AutoBridge.from_hf_pretrained(qwen3_folder)
     model = bridge.to_megatron_model(wrap_with_ddp=False)
     reference = hf_reference(bridge.hf_pretrained, TOKENS, torch.float32, 6)
-    assert compare_with(reference, model).passes(1e-5)
+    assert compare_with(reference, model).passes
     with torch.no_grad():
         attention = model[0].decoder.layers[1].self_attention
         attention.q_layernorm.weight.copy_(attention.q_layernorm.weight.flip(0))
-    assert not compare_with(reference, model).passes(2e-4)
+    assert not compare_with(reference, model).passes
     process_groups.destroy()

@@ -12,8 +12,8 @@ from megatron.bridge.errors import BridgeError, ParallelLayoutError
 from megatron.bridge.inference import SamplingParams, generate_tokens
 from megatron.bridge.inference.cached_forward import CachedForward
 from megatron.bridge.models.gpt_provider import GPTModelProvider
-from tests.parity import TOLERANCE
 from tests.ranks import run_ranks
+from tests.rounding import ROUNDING, reference
 from tests.tiny_models import TINY_MODELS
 
 LAYOUTS = {
@@ -159,13 +159,14 @@ def test_greedy_tokens_and_logits_are_those_of_transformers(name, layout, tmp_pa
     length, num_new = LENGTHS[name]
     prompt = prompt_of(length)
     expected, logits = hf_greedy(hf_model, prompt, num_new, use_cache=False)
+    _, tolerance = reference(hf_model, torch.tensor([prompt + expected]))
     results = on_ranks(decode, LAYOUTS[layout], tmp_path, LAYOUTS[layout], prompt, num_new)
     assert [tokens for tokens, _ in results] == [expected] * len(results)
     computed = [computed for _, computed in results if computed is not None]
     assert len(computed) == len(results) // LAYOUTS[layout].get("pp", 1)
     for ours in computed:
         assert ours.shape == logits.shape
-        assert (ours - logits).abs().max() <= TOLERANCE
+        assert (ours - logits).abs().max() <= tolerance
     if name not in LENGTH_DEPENDENT:
         assert hf_greedy(hf_model, prompt, num_new, use_cache=True)[0] == expected
 
@@ -273,19 +274,21 @@ def test_dropout_is_off(tmp_path):
     assert list(generate_tokens(model, prompt_of(10), SamplingParams(max_new_tokens=8))) == expected
 
 
-def bfloat16_logits(folder: Path, layout: dict[str, Any]) -> tuple[Any, Any, str]:
+def bfloat16_logits(folder: Path, layout: dict[str, Any], prompt: list[int], tokens: list[int]) -> tuple[Any, str]:
     model = build(folder, **layout, bf16=True, params_dtype=torch.bfloat16, pipeline_dtype=torch.bfloat16)
-    return *with_and_without_cache(model), type(model[0]).__name__
+    return step_logits(model, prompt, tokens), type(model[0]).__name__
 
 
 @pytest.mark.parametrize("layout", ["tp1", "pp2"])
 def test_a_wrapped_half_precision_model(layout, tmp_path):
-    TINY_MODELS["llama"].save(tmp_path)
-    for ours, whole, wrapper in on_ranks(bfloat16_logits, LAYOUTS[layout], tmp_path, LAYOUTS[layout]):
+    hf_model = TINY_MODELS["llama"].save(tmp_path, torch.bfloat16)
+    prompt, tokens = prompt_of(10), prompt_of(6)
+    expected, tolerance = reference(hf_model, torch.tensor([prompt + tokens]))
+    for ours, wrapper in on_ranks(bfloat16_logits, LAYOUTS[layout], tmp_path, LAYOUTS[layout], prompt, tokens):
         assert wrapper == "Float16Module"
         if ours is not None:
             assert ours.dtype == torch.float32
-            assert (ours - whole).abs().max() <= 0.03 * whole.abs().max()  # bfloat16 has 8 bits
+            assert (ours - expected[0, len(prompt) - 1 : -1]).abs().max() <= tolerance
 
 
 def test_learned_positions():
@@ -302,7 +305,7 @@ def test_learned_positions():
     model = provider.provide_distributed_model(wrap_with_ddp=False)
     ours, whole = with_and_without_cache(model)
     assert whole.abs().max() > 0.05
-    assert (ours - whole).abs().max() <= 1e-6
+    assert (ours - whole).abs().max() <= ROUNDING
 
 
 def with_and_without_cache(model: list[Any]) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -345,7 +348,7 @@ def moe_logits(layout: dict[str, int], sequence_parallel: bool) -> tuple[torch.T
 def test_mixture_of_experts_with_a_cache_is_as_without(num_ranks, layout, sequence_parallel):
     for ours, whole in run_ranks(moe_logits, num_ranks, layout, sequence_parallel, timeout=60, **layout):
         assert whole.abs().max() > 0.05
-        assert (ours - whole).abs().max() <= 1e-6
+        assert (ours - whole).abs().max() <= ROUNDING
 
 
 @pytest.fixture(scope="module")

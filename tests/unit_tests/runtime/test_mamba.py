@@ -7,6 +7,7 @@ from transformers.models.mamba2 import modeling_mamba2
 from transformers.models.nemotron_h import modeling_nemotron_h
 
 from megatron.bridge.runtime import mamba
+from tests.rounding import ROUNDING, Float64, tolerance
 
 MODULES = (modeling_mamba2, modeling_nemotron_h, modeling_bamba)
 HEADS, SIZE, GROUPS, STATES = 4, 3, 2, 5
@@ -28,7 +29,10 @@ def test_scan(module: object, length: int, dt_limit: tuple[float, float], random
     A, D, dt_bias = -torch.rand(HEADS, generator=random), *torch.randn(2, HEADS, generator=random)
     arguments = {"chunk_size": 8, "D": D, "dt_bias": dt_bias, "dt_softplus": True, "dt_limit": dt_limit}
     expected = module.mamba2_chunk_scan(x, dt, A, B, C, **arguments)  # type: ignore[attr-defined]
-    torch.testing.assert_close(mamba.chunk_scan(x, dt, A, B, C, **arguments), expected, rtol=1e-5, atol=1e-5)
+    with Float64():
+        wide = [tensor.double() for tensor in (x, dt, A, B, C)]
+        exact = module.mamba2_chunk_scan(*wide, **{**arguments, "D": D.double(), "dt_bias": dt_bias.double()})  # type: ignore[attr-defined]
+    assert (mamba.chunk_scan(x, dt, A, B, C, **arguments) - expected).abs().max() <= tolerance(expected, exact)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 64])
@@ -43,7 +47,7 @@ def test_scan_is_the_recurrence(chunk_size: int, random: torch.Generator) -> Non
         state = decay * state + (dt[:, s, :, None] * x[:, s])[..., None] * B[:, s, :, None]
         outputs.append((state * C[:, s, :, None]).sum(-1))
     found = mamba.chunk_scan(x, dt, A, B, C, chunk_size)
-    torch.testing.assert_close(found, torch.stack(outputs, 1), rtol=1e-4, atol=1e-5)
+    assert (found - torch.stack(outputs, 1)).abs().max() <= ROUNDING
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])

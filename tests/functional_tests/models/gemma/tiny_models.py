@@ -33,8 +33,6 @@ _GEMMA4 = {
     "final_logit_softcapping": 3.0,
     "hidden_size_per_layer_input": 0,
 }
-# Scores are not scaled, so that the softmax is steep: transformers in float32 is up to 5.7e-5 from itself in float64.
-_GEMMA4_TOLERANCE = 5e-5
 _GEMMA4_MOE = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
 _GEMMA4_PER_LAYER = {"hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 130}
 # Of six layers the last three use the keys and values of the third and the second.
@@ -62,27 +60,17 @@ GEMMA3_MODELS = (
 )
 
 GEMMA4_MODELS = (
-    TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4, tolerance=_GEMMA4_TOLERANCE),
+    TinyModel("gemma4", "Gemma4ForCausalLM", _GEMMA4),
     TinyModel("gemma4-keys-are-values", "Gemma4ForCausalLM", {**_GEMMA4, **BIAS, **TIED, **_K_EQ_V}),
-    TinyModel(
-        "gemma4-moe", "Gemma4ForCausalLM", {**_GEMMA4, **TIED, **_K_EQ_V, **_GEMMA4_MOE}, tolerance=_GEMMA4_TOLERANCE
-    ),
-    TinyModel("gemma4-per-layer", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_PER_LAYER}, tolerance=_GEMMA4_TOLERANCE),
-    TinyModel("gemma4-shared", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_SHARED}, tolerance=_GEMMA4_TOLERANCE),
-    TinyModel(
-        "gemma4-shared-wide", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_WIDE, **TIED}, tolerance=_GEMMA4_TOLERANCE
-    ),
-    TinyModel(
-        "gemma4-e2b",
-        "Gemma4ForCausalLM",
-        {**_GEMMA4, **TIED, **_GEMMA4_WIDE, **_GEMMA4_PER_LAYER},
-        tolerance=_GEMMA4_TOLERANCE,
-    ),
+    TinyModel("gemma4-moe", "Gemma4ForCausalLM", {**_GEMMA4, **TIED, **_K_EQ_V, **_GEMMA4_MOE}),
+    TinyModel("gemma4-per-layer", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_PER_LAYER}),
+    TinyModel("gemma4-shared", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_SHARED}),
+    TinyModel("gemma4-shared-wide", "Gemma4ForCausalLM", {**_GEMMA4, **_GEMMA4_WIDE, **TIED}),
+    TinyModel("gemma4-e2b", "Gemma4ForCausalLM", {**_GEMMA4, **TIED, **_GEMMA4_WIDE, **_GEMMA4_PER_LAYER}),
     TinyModel(
         "gemma4-everything",
         "Gemma4ForCausalLM",
         {**_GEMMA4, **BIAS, **_K_EQ_V, **_GEMMA4_MOE, "top_k_experts": 1, **_GEMMA4_WIDE, **_GEMMA4_PER_LAYER},
-        tolerance=_GEMMA4_TOLERANCE,
     ),
 )
 TINY_MODELS = (*GEMMA_MODELS, *GEMMA2_MODELS, *GEMMA3_MODELS, *GEMMA4_MODELS)

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron.bridge import AutoBridge
-from tests.parity import TOLERANCE, build_on, changed_tensors, run_on
+from tests.parity import build_on, changed_tensors, run_on
+from tests.rounding import reference
 from tests.tiny_models import TINY_MODELS, TinyModel
 
 KINDS = ["full_attention", "moe"]
@@ -70,6 +71,7 @@ def reference_logits(model: Any, inner_models: list[Any], inputs: list[Any], tok
     """Logits of each depth, `[B, S - depth - 1, V]`."""
     eps, hidden, logits = model.config.layer_norm_epsilon, model.model(tokens).last_hidden_state, []
     for depth, (inner, given) in enumerate(zip(inner_models, inputs, strict=True)):
+        given = {name: value.to(hidden.dtype) for name, value in given.items()}
         embeddings = model.get_input_embeddings()(tokens[:, depth + 1 :])
         parts = _norm(embeddings, given["enorm"], eps), _norm(hidden[:, :-1], given["hnorm"], eps)
         projected = torch.cat(parts, dim=-1) @ given["eh_proj"].T
@@ -99,14 +101,18 @@ def test_prediction_layers(layout: dict[str, Any], tmp_path: Path) -> None:
     model, inner_models, inputs = save_with_prediction_layers(tmp_path / "hf")
     tokens = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
     results = run_on(layout, _run, tmp_path / "hf", tokens, layout, tmp_path / "out")
-    with torch.no_grad():
-        main = model(tokens).logits
-    assert all((logits - main).abs().max() <= TOLERANCE for _, logits in results)
+    main, tolerance = reference(model, tokens)
+    assert all((logits - main).abs().max() <= tolerance for _, logits in results)
     found = [predictions for predictions, _ in results if predictions]
     assert found
-    for depth, expected in enumerate(reference_logits(model, inner_models, inputs, tokens)):
+    for depth in range(DEPTH):
+        expected, tolerance = reference(
+            (model, *inner_models),
+            tokens,
+            lambda models, tokens, depth=depth: reference_logits(models[0], models[1:], inputs, tokens)[depth],
+        )
         for predictions in found:
-            assert (predictions[depth][:, : -depth - 1, : expected.shape[-1]] - expected).abs().max() <= TOLERANCE
+            assert (predictions[depth][:, : -depth - 1, : expected.shape[-1]] - expected).abs().max() <= tolerance
     assert changed_tensors(tmp_path / "hf", tmp_path / "out") == []
 
 
