@@ -1,6 +1,8 @@
 """Megatron checkpoints of a live model: saved and loaded by megatron-core, with the provider beside the weights."""
 
-from collections.abc import Mapping, Sequence
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +37,30 @@ def save_megatron_model(
         folder.mkdir(parents=True, exist_ok=True)
     process_groups.barrier()
     state = {name: chunk.sharded_state_dict() for name, chunk in _named(chunks).items()}
-    dist_checkpointing.save(state, str(folder))
+    with _writing_in_this_process():
+        dist_checkpointing.save(state, str(folder))
     if process_groups.rank() == 0:
         write_run_config(folder, config_of(chunks[0]), hf_model_id)
         (Path(path) / TRACKER_NAME).write_text(str(iteration))
     process_groups.barrier()
     return folder
+
+
+@contextmanager
+def _writing_in_this_process() -> Iterator[None]:
+    """Gives megatron-core's writer a queue of this process for its results.
+
+    Its own belongs to a server process, even when the writer runs here. Starting that process runs the user's script
+    again, which fails if the script has no `if __name__ == "__main__"`.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    before = filesystem_async._results_queue
+    filesystem_async._results_queue = queue.Queue()  # type: ignore[assignment]  # of another module
+    try:
+        yield
+    finally:
+        filesystem_async._results_queue = before
 
 
 def load_megatron_weights(model: "Sequence[MegatronModule]", path: str | Path) -> None:
