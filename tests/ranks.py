@@ -11,7 +11,6 @@ without destroying them, never collect the parent's garbage, and inherit no cach
 import contextlib
 import faulthandler
 import gc
-import inspect
 import os
 import pickle
 import signal
@@ -90,7 +89,7 @@ def run_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout: float
         finally:
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # with its children: the checkpoint writer has a server
+                    os.killpg(process.pid, signal.SIGKILL)  # with its children
                 process.kill()
                 process.join()
             for pipe in pipes:
@@ -136,10 +135,6 @@ def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -
             torch.backends.cudnn.allow_tf32 = False  # what is compared is float32
         dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks, timeout=patience)
         process_groups.initialize(**layout)
-        from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-        # The checkpoint writer's server, forked from here, has torch; spawned, it would take seconds to import it.
-        inspect.unwrap(filesystem_async.get_write_results_queue).__defaults__ = ("fork",)
         message = pickle.dumps((False, fn(*args)))
         dist.barrier()  # a rank that leaves early would break the others' connections
     except BaseException:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from megatron.bridge.inference.generate import eos_token_ids
 from megatron.bridge.models.conversion.auto_bridge import AutoBridge
@@ -67,7 +67,7 @@ def open_model(
         if dtype is not None:
             set_dtype(provider, dtype)
         process_groups.initialize(tp=layout.tp, pp=layout.pp, ep=layout.ep)
-        model = live_checkpoint.load_megatron_model(iteration, layout.provider_fields, provider)
+        model = live_checkpoint.load_megatron_model(iteration, _fields(layout), provider)
         return OpenedModel(model, tokenizer, eos_token_ids(hf_pretrained))
     bridge = AutoBridge.from_hf_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
     hf_pretrained = bridge.hf_pretrained
@@ -88,5 +88,9 @@ def provider_for(bridge: AutoBridge, layout: ParallelLayout, dtype: "torch.dtype
         dtype: of weights and computation; default: the model's own.
     """
     provider = bridge.to_megatron_provider()
-    provider.apply_overrides_and_finalize(dtype, {**layout.provider_fields, "pad_query_groups": layout.tp > 1})
+    provider.apply_overrides_and_finalize(dtype, _fields(layout))
     return provider
+
+
+def _fields(layout: ParallelLayout) -> dict[str, Any]:
+    return {**layout.provider_fields, "pad_query_groups": layout.tp > 1}

@@ -4,6 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from megatron.core.models.common.language_module.language_module import LanguageModule
+from megatron.core.pipeline_parallel.utils import (
+    is_pp_first_stage,
+    is_pp_last_stage,
+    is_vp_first_stage,
+    is_vp_last_stage,
+)
+from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron.bridge.models.model_provider import ModelProviderMixin
 from megatron.bridge.models.transformer.decoder_config import DecoderConfig, padded_vocab_size, set_dtype
@@ -66,12 +73,12 @@ class GPTModelProvider(ModelProviderMixin[LanguageModule], DecoderConfig):
         self, pre_process: bool | None, post_process: bool | None, vp_stage: int | None
     ) -> dict[str, Any]:
         """The arguments that every language model of megatron-core is built with."""
-        from megatron.core import parallel_state
-
+        groups = self._pg_collection or ProcessGroupCollection.use_mpu_process_groups(["pp"])
+        num_stages = self.virtual_pipeline_model_parallel_size
         if pre_process is None:
-            pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+            pre_process = is_vp_first_stage(vp_stage or 0, num_stages) and is_pp_first_stage(groups.pp)
         if post_process is None:
-            post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+            post_process = is_vp_last_stage(vp_stage or 0, num_stages) and is_pp_last_stage(groups.pp)
         return {
             "config": self,
             "vocab_size": self.padded_vocab_size,

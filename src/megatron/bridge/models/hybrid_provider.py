@@ -107,6 +107,11 @@ class HybridProvider(GPTModelProvider):
             )
         super().finalize()
 
+    def reset_layout(self) -> None:
+        """Like `DecoderConfig.reset_layout`; takes the ends of pipeline stages out of the pattern."""
+        super().reset_layout()
+        self.hybrid_layer_pattern = self.hybrid_layer_pattern.replace("|", "")
+
     def provide(
         self, pre_process: bool | None = None, post_process: bool | None = None, vp_stage: int | None = None
     ) -> HybridModel:

@@ -1,6 +1,7 @@
 """Megatron checkpoints of a live model: saved and loaded by megatron-core, with the provider beside the weights."""
 
 import queue
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,7 @@ def load_megatron_weights(model: "Sequence[MegatronModule]", path: str | Path) -
     """
     from megatron.core import dist_checkpointing
 
-    from megatron.bridge.models.model_building import unwrap_model
+    from megatron.bridge.models.model_building import config_of, unwrap_model
     from megatron.bridge.models.placement import read_entries
     from megatron.bridge.transport.torch_dist import TorchDistReader
 
@@ -87,6 +88,8 @@ def load_megatron_weights(model: "Sequence[MegatronModule]", path: str | Path) -
         for name in objects:
             if state[name].unique_key not in reader.objects:
                 del state[name]
+        if config_of(chunk).unpadded_query_groups is not None:
+            _allow_other_padding(state)
         # One parameter may be several entries of a checkpoint: the projection of a gated delta net is.
         wanted_keys = {shard.key for parameter in read_entries(state) for shard in parameter.shards}
         lost |= wanted_keys - reader.tensors.keys()
@@ -99,6 +102,13 @@ def load_megatron_weights(model: "Sequence[MegatronModule]", path: str | Path) -
     loaded: Any = dist_checkpointing.load(request, str(folder))
     for chunk_name, chunk in chunks.items():
         chunk.load_state_dict(loaded[chunk_name], strict=False)
+
+
+def _allow_other_padding(state: "Mapping[str, Any]") -> None:
+    """Lets attention weights be loaded from a checkpoint with more or fewer query groups of zeros than the model."""
+    for name, entry in state.items():
+        if re.search(r"\.self_attention\.linear_(qkv\.(weight|bias)|proj\.weight)$", name):
+            entry.allow_shape_mismatch = True
 
 
 def _named(chunks: "Sequence[MegatronModule]") -> "dict[str, MegatronModule]":
@@ -132,10 +142,9 @@ def load_megatron_model(
     from megatron.bridge import runtime
 
     runtime.enter()
-    from megatron.bridge.models.model_provider import UNSHARDED
-
     provider = load_model_config(path)[0] if provider is None else provider
-    for name, value in {**UNSHARDED, **(mp_overrides or {})}.items():
+    provider.reset_layout()
+    for name, value in (mp_overrides or {}).items():
         if not hasattr(provider, name):
             raise AttributeError(f"{type(provider).__name__} has no field {name!r}")
         setattr(provider, name, value)

@@ -64,6 +64,9 @@ def build_chunks(config: DecoderConfig, provide: Callable[..., MegatronModule]) 
     """
     num_stages = config.virtual_pipeline_model_parallel_size
     stages: Iterable[int | None] = [None] if num_stages is None else range(num_stages)
+    if num_stages is not None:
+        # Process groups do not depend on it, but megatron-core also asks its parallel state.
+        parallel_state.set_virtual_pipeline_model_parallel_world_size(num_stages)
     chunks = []
     with torch.device("meta") if config.init_model_with_meta_device else nullcontext():
         for stage in stages:

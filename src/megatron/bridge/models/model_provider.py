@@ -25,17 +25,6 @@ else:
 type Hook = Callable[[list[MegatronModule]], list[MegatronModule] | None]
 type Provider = ModelProviderMixin[MegatronModule]  # a `DecoderConfig` that builds a model, of whatever class
 
-# The parallel sizes of a model that every rank holds whole.
-UNSHARDED: dict[str, int | None] = {
-    "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
-    "virtual_pipeline_model_parallel_size": None,
-    "context_parallel_size": 1,
-    "expert_model_parallel_size": 1,
-    "expert_tensor_parallel_size": None,
-    "sequence_parallel": False,
-}
-
 
 class ModelProviderMixin[ModelT: "MegatronModule"](_Config):
     """Building and wrapping, for a `DecoderConfig` that has `provide`."""
@@ -165,11 +154,11 @@ class ModelProviderMixin[ModelT: "MegatronModule"](_Config):
             self.init_model_with_meta_device = init_model_with_meta_device
         if pg_collection is not None:
             self._pg_collection = pg_collection
-        elif self._pg_collection is None and not parallel_state.model_parallel_is_initialized():
+        self.finalize()  # a pipeline layout says how many chunks there are
+        if self._pg_collection is None and not parallel_state.model_parallel_is_initialized():
             self.initialize_model_parallel()
         if self._pg_collection is None:
             model_building.check_parallel_sizes(self)
-        self.finalize()
         if use_megatron_fsdp or use_torch_fsdp2:
             raise UnsupportedConfigError(
                 "provide_distributed_model: FSDP wrapping is not offered; use wrap_with_ddp=True"

@@ -1,10 +1,12 @@
 """`run_config.yaml`: the provider of a Megatron checkpoint, as plain data.
 
-The `model` section names the provider's class under `_target_` and gives the fields that differ from its defaults.
+The `model` section names the provider's class under `_target_` and gives the fields that differ from its defaults. How
+the model was spread over the ranks that saved it is no part of it: the `layout` section tells, and nothing reads it.
 Functions and dtypes are written as `{_target_: dotted.name, _call_: false}`. Reading instantiates nothing but provider
 classes of this package, and resolves nothing but the names in an allow-list: the file is data.
 """
 
+import copy
 import dataclasses
 import enum
 import importlib
@@ -61,7 +63,14 @@ def write_run_config(folder: Path, provider: "DecoderConfig", hf_model_id: str |
         folder: the iteration's folder.
         hf_model_id: hub id or folder that the model came from, kept for export.
     """
-    content = {"model": provider_as_data(provider), "checkpoint": {"hf_model_id": hf_model_id}}
+    model = copy.copy(provider)
+    model.reset_layout()
+    layout = {
+        name: value if isinstance(value, bool | int | str) else str(value)
+        for name, value in vars(provider).items()
+        if vars(model)[name] is not value
+    }
+    content = {"model": provider_as_data(model), "layout": layout, "checkpoint": {"hf_model_id": hf_model_id}}
     (folder / RUN_CONFIG_NAME).write_text(yaml.safe_dump(content, sort_keys=False))
 
 
@@ -158,6 +167,7 @@ def read_provider(folder: Path) -> "ModelProviderMixin[MegatronModule]":
     provider = provider_class()
     for name, value in model.items():
         setattr(provider, name, _decode(value, path))
+    provider.reset_layout()  # earlier versions wrote the layout into the same section
     return provider
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from megatron.bridge.errors import BridgeError, ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.models.conversion.provider_checks import check_provider
-from megatron.bridge.models.model_provider import UNSHARDED, Provider
+from megatron.bridge.models.model_provider import Provider
 from megatron.bridge.models.placement import Parameter, read_entries
 from megatron.bridge.models.transformer.layer_specs import DecoderSpec, DecoderSpecBuilder, built_spec
 from megatron.bridge.transport import process_groups
@@ -26,7 +26,7 @@ _REFUSALS = (
     StrictDataclassError,
 )  # fmt: skip
 # The whole model, without weights.
-_ON_META_DEVICE = {**UNSHARDED, "use_cpu_initialization": True, "perform_initialization": False}
+_ON_META_DEVICE = {"use_cpu_initialization": True, "perform_initialization": False}
 
 
 def ensure_unsharded() -> None:
@@ -74,6 +74,7 @@ def meta_placement(
     try:
         check_provider(provider)
         _check_num_layers(provider, num_stored)
+        provider.reset_layout()
         for field, value in changes.items():
             setattr(provider, field, value)
         provider.finalize()

@@ -28,7 +28,7 @@ from megatron.bridge.models.conversion.hf_files import (
 from megatron.bridge.models.conversion.hooks import WeightHooks
 from megatron.bridge.models.conversion.layout import Layout, Piece
 from megatron.bridge.models.conversion.meta_model import meta_placement
-from megatron.bridge.models.conversion.param_mapping import VOCABULARY_WEIGHTS
+from megatron.bridge.models.conversion.param_mapping import padded_axis
 from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan, check_names
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.conversion.sanity import check_weights
@@ -267,7 +267,7 @@ class CheckpointWeights:
         parameters, config, _ = meta_placement(provider, str(folder), num_chunks)
         registry = bridge.registry(hf_pretrained)
         self.plan = build_plan(parameters, registry, config, None, model_name=str(folder))
-        _check_tensors(self._reader, self.plan, folder)
+        _check_tensors(self._reader, self.plan, config, folder)
         infos = hf_tensor_infos(hf_pretrained) or {}
         self.plan.dropped = {name: reason for name in infos if (reason := registry.drop_reason(name))}
         self.plan.tied = {name: same_as for name, same_as in registry.tied().items() if name in infos}
@@ -351,7 +351,7 @@ def _num_rows(shape: tuple[int, ...]) -> int:
     return shape[0] if shape else 1
 
 
-def _check_tensors(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path) -> None:
+def _check_tensors(reader: torch_dist.TorchDistReader, plan: Plan, config: "Provider", folder: Path) -> None:
     problems = []
     expected = {shard.key: (task, shard.global_shape) for task in plan for shard in task.shards}
     for key, (task, shape) in sorted(expected.items()):
@@ -359,9 +359,11 @@ def _check_tensors(reader: torch_dist.TorchDistReader, plan: Plan, folder: Path)
             problems.append(f"Megatron weight {key}: missing in the checkpoint")
             continue
         stored = reader.tensors[key].shape
-        # The number of padding rows depends on the tensor-parallel size with which the checkpoint was saved.
-        is_padded = task.global_param_name in VOCABULARY_WEIGHTS and stored[1:] == shape[1:]
-        if stored != shape and not is_padded:
+        axis = padded_axis(task.global_param_name, config)
+        if axis is not None:  # how much is added depends on the tensor-parallel size with which it was saved
+            axis += len(shape) - len(task.shards[0].box)
+            stored, shape = (size[:axis] + size[axis + 1 :] for size in (stored, shape))
+        if stored != shape:
             problems.append(f"Megatron weight {key}: expected {list(shape)}, found {list(stored)} in the checkpoint")
     for key in sorted(reader.tensors.keys() - expected.keys()):
         if is_weight(key):

@@ -26,6 +26,17 @@ _EXPERT_INDEX = re.compile(r"\d+$")
 VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight", "output_layer.bias")
 
 
+def padded_axis(name: str, config: "DecoderConfig") -> int | None:
+    """The axis at whose end a Megatron weight may have padding for tensor parallelism, if there is one."""
+    if name in VOCABULARY_WEIGHTS:
+        return 0
+    if config.unpadded_query_groups is None:
+        return None
+    axes = {"self_attention.linear_qkv.weight": 0, "self_attention.linear_qkv.bias": 0}
+    axes["self_attention.linear_proj.weight"] = 1
+    return next((axis for ending, axis in axes.items() if name.endswith(ending)), None)
+
+
 class MegatronParamMapping:
     """Base class: a Megatron parameter and the HF tensor or tensors that it is made of. Names may be patterns.
 

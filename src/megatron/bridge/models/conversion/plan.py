@@ -237,9 +237,8 @@ def _ownership(parameters: list[Parameter], config: "DecoderConfig") -> Callable
     Names of layers and experts that the model does not have at all belong on every rank, so that they are reported.
     """
     # Outside layers, names on this rank count: the last stage's copy of tied embeddings is its output layer.
-    places = {
-        _place(parameter.name if _LAYER.match(parameter.name) else parameter.param_name) for parameter in parameters
-    }
+    names = (parameter.name if _LAYER.match(parameter.name) else parameter.param_name for parameter in parameters)
+    places = {_place(name, config) for name in names}
     experts = {expert for parameter in parameters if (expert := _expert(parameter.name)) is not None}
 
     def owns(name: str) -> bool:
@@ -248,16 +247,18 @@ def _ownership(parameters: list[Parameter], config: "DecoderConfig") -> Callable
             return True
         if expert is not None and expert < (config.num_moe_experts or 0) and expert not in experts:
             return False
-        return _place(name) in places
+        return _place(name, config) in places
 
     return owns
 
 
-def _place(name: str) -> str:
+def _place(name: str, config: "DecoderConfig") -> str:
     """The layer of a parameter, or else the end of the pipeline to which it belongs."""
     match = _LAYER.match(name)
     if match:
         return match.group()
+    if config.mtp_standalone and name.startswith("decoder.final_"):
+        return "last layer"  # elsewhere, the last stage has both the last layer and the output layer
     return "embedding" if name.partition(".")[0].endswith("embedding") else "head"
 
 

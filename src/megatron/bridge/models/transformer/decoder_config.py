@@ -29,6 +29,36 @@ class WindowAttention(TypedDict, total=False):
 
 WINDOW_ATTENTION_FIELDS = tuple(WindowAttention.__annotations__)
 
+# The fields that say how a model is spread over ranks, as they are when each rank holds it whole.
+UNSHARDED: dict[str, object] = {
+    "tensor_model_parallel_size": 1,
+    "tensor_parallel_num_weight_shards": None,
+    "gtp_weight_remat_size": 1,
+    "sequence_parallel": False,
+    "tp_comm_overlap": False,
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "microbatch_group_size_per_vp_stage": None,
+    "num_layers_in_first_pipeline_stage": None,
+    "num_layers_in_last_pipeline_stage": None,
+    "account_for_embedding_in_pipeline_split": False,
+    "account_for_loss_in_pipeline_split": False,
+    "pipeline_model_parallel_layout": None,
+    "mtp_standalone": False,
+    "defer_embedding_wgrad_compute": False,
+    "context_parallel_size": 1,
+    "hierarchical_context_parallel_sizes": None,
+    "hybrid_context_parallel": False,
+    "cp_comm_type": None,
+    "expert_model_parallel_size": 1,
+    "expert_tensor_parallel_size": None,
+    "expert_tensor_parallel_num_weight_shards": None,
+    "expert_gtp_weight_remat_size": 1,
+    "overlap_moe_expert_parallel_comm": False,
+    "delay_wgrad_compute": False,
+    "pad_query_groups": False,
+}
+
 
 def padded_vocab_size(vocab_size: int, make_vocab_size_divisible_by: int, tensor_model_parallel_size: int) -> int:
     """The number of embedding rows: `vocab_size` rounded up so that all tensor-parallel ranks get equally many.
@@ -187,6 +217,11 @@ class DecoderConfig(TransformerConfig):
         if window == present:
             self.window_attention = {**(self.window_attention or {}), "num_query_groups": self.num_query_groups}
         self.num_attention_heads = self.num_query_groups * heads_per_group
+
+    def reset_layout(self) -> None:
+        """Sets what says how the model is spread over ranks (`UNSHARDED`) as for a model that each rank holds whole."""
+        for name, value in UNSHARDED.items():
+            setattr(self, name, value)
 
     def modify_layer_spec(self, spec: ModuleSpec) -> None:
         """Changes the spec of a layer in place, for a family whose layers have modules of their own.

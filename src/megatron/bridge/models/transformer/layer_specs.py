@@ -212,8 +212,11 @@ def mtp_block_spec(
     if not config.mtp_num_layers:
         return None
     use_transformer_engine = capabilities.has_transformer_engine()
+    usual_layer_spec = transformer_engine_layer_spec if use_transformer_engine else local_layer_spec
     if config.experimental_attention_variant == "gated_delta_net":
-        layer_spec = (transformer_engine_layer_spec if use_transformer_engine else local_layer_spec)(config)
+        layer_spec = usual_layer_spec(config)
+    elif isinstance(layer_spec, TransformerBlockSubmodules) and not layer_spec.layer_specs:  # no decoder layer is here
+        layer_spec = usual_layer_spec(config, is_moe=moe_layers(config)[-1])
     block: MultiTokenPredictionBlockSubmodules | None
     block = gpt_layer_specs.get_gpt_mtp_block_spec(config, layer_spec, use_transformer_engine, vp_stage=vp_stage)
     if block is not None and not use_transformer_engine:
