@@ -1,14 +1,19 @@
 """Providers: deferred checks, hooks and wrapping."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.models.gpt_provider import padded_vocab_size
 from megatron.bridge.models.model_building import unwrap_model
+from tests.functional_tests.test_multi_token_prediction import save_with_prediction_layer
+from tests.ranks import run_ranks
 from tests.tiny_models import TINY_MODELS
 
 
@@ -99,6 +104,42 @@ def test_hooks_run_in_order_and_may_return_nothing() -> None:
     provider.provide_distributed_model(wrap_with_ddp=False, pre_wrap_hook=lambda chunks: calls.append("instead"))
     assert calls == ["instead", "after"]
     assert len(model) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "num_prediction_layers"),
+    [("llama", 0), ("qwen3-moe", 0), ("qwen2-moe", 0), ("deepseek-v3", 1), ("nemotron-3", 0), ("gemma4-moe", 0)],
+)
+def test_process_groups_given_to_a_provider(name: str, num_prediction_layers: int, tmp_path: Path) -> None:
+    """megatron-core makes deep copies of a config, in which process groups and hooks stay the same objects."""
+    if num_prediction_layers:
+        save_with_prediction_layer(name, tmp_path, num_nextn_predict_layers=num_prediction_layers)
+    else:
+        TINY_MODELS[name].save(tmp_path)
+    assert run_ranks(_train_with_process_groups, 2, tmp_path, tp=2, etp=1) == [True, True]
+
+
+def _train_with_process_groups(folder: Path) -> bool:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    bridge = AutoBridge.from_hf_pretrained(folder)
+    provider = bridge.to_megatron_provider()
+    overrides = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_tensor_parallel_size": 1}
+    provider.apply_overrides_and_finalize(overrides=overrides)
+    if provider.num_moe_experts is None:
+        provider._pg_collection = groups
+        model = provider.provide_distributed_model()
+    else:
+        model = provider.provide_distributed_model(pg_collection=groups)
+    copied = copy.deepcopy(provider)
+    assert copied._pg_collection is groups and copied._pre_wrap_hooks is provider._pre_wrap_hooks
+    assert copied.rope_parameters is not provider.rope_parameters or provider.rope_parameters is None
+    tokens = torch.arange(24)[None]
+    model[0](tokens, tokens, None).float().mean().backward()
+    exported = dict(bridge.export_hf_weights(model, cpu=True))
+    source = load_file(folder / "model.safetensors")
+    return all(torch.equal(exported[key], tensor) for key, tensor in source.items())
 
 
 def test_wrapping() -> None:

@@ -8,6 +8,7 @@ import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.enums import ModelType
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module, MegatronModule
 from torch import nn
 
@@ -106,6 +107,7 @@ def wrap_ddp(
     ddp_config: DistributedDataParallelConfig | None,
     data_parallel_random_init: bool,
     overlap_param_gather_with_optimizer_step: bool,
+    pg_collection: ProcessGroupCollection | None = None,
 ) -> list[MegatronModule]:
     """Wraps each chunk in megatron-core's DistributedDataParallel."""
     ddp_config = ddp_config or DistributedDataParallelConfig()
@@ -116,6 +118,7 @@ def wrap_ddp(
             module=chunk,
             # Later chunks overlap with the backward pass of earlier ones, and buckets would delay communication.
             disable_bucketing=index > 0 or overlap_param_gather_with_optimizer_step,
+            pg_collection=pg_collection,
         )
         for index, chunk in enumerate(chunks)
     ]

@@ -169,7 +169,12 @@ class ModelProviderMixin[ModelT: "MegatronModule"](_Config):
         chunks = model_building.wrap_mixed_precision(self, chunks, mixed_precision_wrapper)
         if wrap_with_ddp:
             chunks = model_building.wrap_ddp(
-                self, chunks, ddp_config, data_parallel_random_init, overlap_param_gather_with_optimizer_step
+                self,
+                chunks,
+                ddp_config,
+                data_parallel_random_init,
+                overlap_param_gather_with_optimizer_step,
+                self._pg_collection,
             )
         return _run_hooks(chunks, self._post_wrap_hooks if post_wrap_hook is None else post_wrap_hook)
 

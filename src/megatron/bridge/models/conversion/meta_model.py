@@ -26,7 +26,7 @@ _REFUSALS = (
     StrictDataclassError,
 )  # fmt: skip
 # The whole model, without weights.
-_ON_META_DEVICE = {"use_cpu_initialization": True, "perform_initialization": False}
+_ON_META_DEVICE = {"use_cpu_initialization": True, "perform_initialization": False, "_pg_collection": None}
 
 
 def ensure_unsharded() -> None:

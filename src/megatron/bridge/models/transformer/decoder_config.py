@@ -1,13 +1,15 @@
 """`DecoderConfig`, which describes a decoder in the fields of a Megatron config, and `set_dtype`."""
 
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.utils import is_layer_window_attention
+from torch.distributed import ProcessGroup
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.models.transformer.parallel_rules import layout_problems
@@ -156,6 +158,20 @@ class DecoderConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         """Does nothing: megatron-core's checks run in `finalize()`, when every field has its value."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A deep copy that shares what belongs to this process: process groups, and functions with what they hold.
+
+        megatron-core copies the config in some layers. Process groups cannot be copied, and a function may be bound to
+        the model or to the weights to load.
+        """
+        copied = memo[id(self)] = copy(self)
+        for name, value in vars(self).items():
+            if not (
+                name.startswith("_") or callable(value) or isinstance(value, ProcessGroup | ProcessGroupCollection)
+            ):
+                setattr(copied, name, deepcopy(value, memo))
+        return copied
 
     def finalize(self) -> None:
         """Completes and checks the config. Call it after the last change; it may be called again.
