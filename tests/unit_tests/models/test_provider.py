@@ -165,7 +165,7 @@ def test_meta_device_takes_no_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocab_size", "tp", "padded"), [(128, 1, 128), (128, 2, 256), (131, 1, 131), (131, 2, 132), (50257, 4, 50260)]
+    ("vocab_size", "tp", "padded"), [(128, 1, 128), (128, 2, 128), (131, 1, 131), (131, 2, 132), (50257, 4, 50260)]
 )
 def test_vocabulary_padding(vocab_size: int, tp: int, padded: int) -> None:
     bridge = AutoBridge.from_hf_config(TINY_MODELS["llama"].hf_config())

@@ -59,8 +59,7 @@ class _Share:
         """The bytes on each rank."""
         padded = 0
         for num_rows, nbytes in self.vocabulary.items():
-            multiple = min(num_rows & -num_rows, 128) * tp  # the families' `make_vocab_size_divisible_by`
-            padded += -(-num_rows // multiple) * multiple // tp * nbytes
+            padded += -(-num_rows // tp) * nbytes
         return self.whole + self.tensor // tp + self.expert // (ep * etp) + self.expert_whole // ep + padded
 
 

@@ -263,8 +263,8 @@ class MegatronModelBridge(ABC):
 
     @staticmethod
     def make_vocab_size_divisible_by(vocab_size: int) -> int:
-        """The largest power of two up to 128 that divides the vocabulary size, so that TP 1 needs no padding."""
-        return min(vocab_size & -vocab_size, 128)
+        """What the number of rows on each rank is a multiple of: 1, so that rows are added only as ranks need them."""
+        return 1
 
     def registry(self, hf_pretrained: "HFModel | None" = None) -> MegatronMappingRegistry:
         """The mappings, with experts mapped as `hf_pretrained` stores them, if it has weights.

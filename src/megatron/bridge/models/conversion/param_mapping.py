@@ -28,7 +28,7 @@ VOCABULARY_WEIGHTS = ("embedding.word_embeddings.weight", "output_layer.weight",
 
 def padded_axis(name: str, config: "DecoderConfig") -> int | None:
     """The axis at whose end a Megatron weight may have padding for tensor parallelism, if there is one."""
-    if name in VOCABULARY_WEIGHTS:
+    if name.endswith(VOCABULARY_WEIGHTS):
         return 0
     if config.unpadded_query_groups is None:
         return None

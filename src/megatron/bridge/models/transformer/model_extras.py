@@ -16,6 +16,9 @@ class ModelExtras(LanguageModule):
     - `embedding_dropout`;
     - `lm_head_bias`: `output_layer.bias`, `[V]`, cut like the vocabulary;
     - `logits_multiplier`, then `final_logit_softcapping` c: `c * tanh(logits / c)` (arXiv 2408.00118, section 2).
+
+    The logits of rows that were added for tensor parallelism are the smallest number of their dtype, so that no softmax
+    gives them a share and they get no gradient. They are not infinite, because 0 times infinity is not a number.
     """
 
     config: DecoderConfig
@@ -44,13 +47,26 @@ class ModelExtras(LanguageModule):
             bias = torch.zeros(num_rows, dtype=config.params_dtype, device=device)
             self.output_layer.bias = torch.nn.Parameter(bias)
             set_tensor_model_parallel_attributes(self.output_layer.bias, is_parallel=True, dim=0, stride=1)
+        if self.post_process:
+            # On the module, because prediction layers and their losses call it, as clients do.
+            self.output_layer.register_forward_hook(self._finish_logits)
 
     def _multiply_embeddings(self, module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
         return output * torch.tensor(self.config.embedding_multiplier, dtype=output.dtype, device=output.device)
 
-    def _scale_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        logits = super()._scale_logits(logits)
+    def _finish_logits(
+        self, module: torch.nn.Module, args: object, output: tuple[torch.Tensor, torch.Tensor | None]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logits, bias = output
         if self.config.logits_multiplier != 1.0:
             logits = logits * self.config.logits_multiplier
         cap = self.config.final_logit_softcapping
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        num_logits = logits.shape[-1]
+        first = 0 if num_logits == self.config.padded_vocab_size else self.tp_group.rank() * num_logits
+        num_real = max(self.config.vocab_size - first, 0)
+        if num_real < num_logits:
+            lowest = torch.finfo(logits.dtype).min
+            logits = torch.nn.functional.pad(logits[..., :num_real], (0, num_logits - num_real), value=lowest)
+        return logits, bias
