@@ -9,7 +9,6 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.utils import is_layer_window_attention
-from torch.distributed import ProcessGroup
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
 from megatron.bridge.models.transformer.parallel_rules import layout_problems
@@ -167,9 +166,7 @@ class DecoderConfig(TransformerConfig):
         """
         copied = memo[id(self)] = copy(self)
         for name, value in vars(self).items():
-            if not (
-                name.startswith("_") or callable(value) or isinstance(value, ProcessGroup | ProcessGroupCollection)
-            ):
+            if not (name.startswith("_") or callable(value) or isinstance(value, ProcessGroupCollection)):
                 setattr(copied, name, deepcopy(value, memo))
         return copied
 
