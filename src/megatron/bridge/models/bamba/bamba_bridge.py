@@ -26,6 +26,7 @@ class BambaBridge(MegatronModelBridge):
     PROVIDER_CLASS = "megatron.bridge.models.hybrid_provider.HybridProvider"
     CONFIG = (
         *fields.decoder(num_hidden_layers=None, head_dim=None),
+        fields.PARTIAL_ROPE,
         fields.mamba("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_chunk_size"),
         fields.STEP_LIMIT,
         fields.Part(

@@ -1,5 +1,6 @@
 """`AutoBridge`: one object for every conversion between a Hugging Face model and its Megatron form."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,12 +15,16 @@ if TYPE_CHECKING:
     from megatron.core.transformer.module import MegatronModule
     from transformers import PretrainedConfig
 
+    from megatron.bridge.models.conversion.export_report import ExportReport
     from megatron.bridge.models.conversion.hooks import BridgeHooks, Model
     from megatron.bridge.models.conversion.plan import WeightConversionTask
     from megatron.bridge.models.conversion.resources import Resources
     from megatron.bridge.models.conversion.weight_stream import HFWeightInfo, HFWeightTuple, LoadReport
     from megatron.bridge.models.hf_pretrained.config import JsonObject
     from megatron.bridge.models.model_provider import Provider
+
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class _ConfigOnly(PreTrainedCausalLM):
@@ -37,10 +42,17 @@ class _ConfigOnly(PreTrainedCausalLM):
     def has_weights(self) -> bool:
         return False
 
-    def save_artifacts(self, folder: str | Path, quantization: "JsonObject | None" = None) -> list[str]:
-        from megatron.bridge.models.hf_pretrained.artifacts import save_config, state_quantization
+    def save_artifacts(
+        self,
+        folder: str | Path,
+        quantization: "JsonObject | None" = None,
+        config: "PretrainedConfig | None" = None,
+        dtype: "torch.dtype | None" = None,
+    ) -> list[str]:
+        from megatron.bridge.models.hf_pretrained.artifacts import save_config, state_dtype, state_quantization
 
-        save_config(self.config, folder)
+        save_config(self.config if config is None else config, folder)
+        state_dtype(Path(folder), dtype)
         if quantization or getattr(self.config, "quantization_config", None):
             state_quantization(Path(folder), quantization)
         return ["config.json"]
@@ -61,6 +73,7 @@ class AutoBridge:
         hf_pretrained: the HF model: config, weights (memory-mapped), tokenizer and other files.
         export_weight_dtype: the name of a dtype for exports, for clients that ask for it.
         load_report: what the last load of weights did on this rank.
+        export_report: how the last export differs from the source, if it does.
 
     Example:
         >>> bridge = AutoBridge.from_hf_pretrained("Qwen/Qwen3-0.6B")
@@ -77,6 +90,7 @@ class AutoBridge:
         find_bridge(self.hf_pretrained.config)
         self.export_weight_dtype = "bf16"
         self.load_report: LoadReport | None = None
+        self.export_report: ExportReport | None = None
 
     # Construction
 
@@ -284,7 +298,7 @@ class AutoBridge:
         model: "Model",
         path: str | Path,
         show_progress: bool = False,
-        strict: bool = True,
+        strict: bool | None = None,
         merge_adapter_weights: bool = True,
         distributed_save: bool = False,
         save_every_n_ranks: int = 1,
@@ -294,7 +308,8 @@ class AutoBridge:
         """Writes a live model's weights as safetensors, with the files and the order of the source (collective).
 
         Args:
-            strict: the tensors must be exactly those of the source.
+            strict: True: the tensors must be exactly those of the source. False: differences are logged, and kept in
+                `export_report`. Default: only prediction layers that the model does not have may be absent.
             distributed_save: every rank writes its own byte ranges of the files, and nothing is gathered; `path` must
                 be on a file system that all ranks share. Otherwise rank 0 writes.
             save_every_n_ranks: accepted for clients that pass it; ranges are written by the ranks that hold them.
@@ -307,18 +322,22 @@ class AutoBridge:
             PlanError: tensors of one side are missing from the other; nothing is written.
         """
         from megatron.bridge.models.conversion import live_save
+        from megatron.bridge.models.conversion.exported_config import ExportedConfig
 
-        return live_save.save(
+        written = live_save.save(
             self._model_bridge,
             self.hf_pretrained,
             model,
             Path(path),
+            exported=ExportedConfig(self.hf_pretrained.config, {}),
             show_progress=show_progress,
             strict=strict,
             distributed_save=distributed_save,
             weight_dtype=weight_dtype,
             quantization=quantization,
         )
+        self._note(written.report, path)
+        return written.quantization_config
 
     def save_hf_pretrained(
         self,
@@ -326,7 +345,7 @@ class AutoBridge:
         path: str | Path,
         show_progress: bool = False,
         source_path: str | Path | None = None,
-        strict: bool = True,
+        strict: bool | None = None,
         merge_adapter_weights: bool = True,
         distributed_save: bool = False,
         save_every_n_ranks: int = 1,
@@ -335,23 +354,40 @@ class AutoBridge:
     ) -> None:
         """Writes a live model as an HF folder: weights, config, tokenizer and the other files (collective).
 
+        `config.json` describes the model as it is now: where its provider was changed, it has the model's values.
+
         Args:
             source_path: the folder or hub id to take config, tokenizer and other files from; default: the bridge's.
-            strict, distributed_save, save_every_n_ranks, quantization: see `save_hf_weights`.
+            strict: see `save_hf_weights`. With True, the config may not differ from the source's either.
+            distributed_save, save_every_n_ranks, quantization: see `save_hf_weights`.
+
+        Raises:
+            PlanError: a difference that `strict` refuses; nothing is written.
+            UnsupportedConfigError: the model was changed in a way that no HF config of its architecture can say.
         """
+        from megatron.bridge.models.conversion import live_save
+        from megatron.bridge.models.conversion.exported_config import exported_config
+        from megatron.bridge.models.model_building import config_of, unwrap_model
         from megatron.bridge.transport import process_groups
 
-        quantization_config = self.save_hf_weights(
+        source, bridge = self._source(source_path), self._model_bridge
+        exported = exported_config(bridge, source, config_of(unwrap_model(model)[0]))
+        bridge.hf_config = exported.config
+        written = live_save.save(
+            bridge,
+            self.hf_pretrained,
             model,
-            path,
+            Path(path),
+            exported=exported,
             show_progress=show_progress,
             strict=strict,
             distributed_save=distributed_save,
             weight_dtype=weight_dtype,
             quantization=quantization,
         )
+        self._note(written.report, path)
         if process_groups.rank() == 0:
-            self._source(source_path).save_artifacts(Path(path), quantization_config)
+            source.save_artifacts(Path(path), written.quantization_config, exported.config, written.dtype)
         process_groups.barrier()
 
     # Megatron checkpoints
@@ -426,7 +462,7 @@ class AutoBridge:
         megatron_path: str | Path,
         hf_path: str | Path,
         show_progress: bool = False,
-        strict: bool = True,
+        strict: bool | None = None,
         source_path: str | Path | None = None,
         torch_dtype: "torch.dtype | None" = None,
         resources: "Resources | None" = None,
@@ -437,35 +473,44 @@ class AutoBridge:
         Args:
             megatron_path: the checkpoint, or one of its iterations.
             hf_path: the output folder.
-            strict: the tensors must be exactly those of the source model, if it has weights.
+            strict: see `save_hf_pretrained`.
             source_path: the folder or hub id to take the config, the tokenizer and the names of weight files from;
                 default: the bridge's.
             torch_dtype: convert the weights to this dtype; default: they keep the one they are stored in.
             resources: memory, threads and share of the work. By default, the ranks of torchrun share the files.
             quantization: see `export_hf_weights`.
+
+        Raises:
+            PlanError, UnsupportedConfigError: as for `save_hf_pretrained`.
         """
         from megatron.bridge import runtime
 
         runtime.enter()
         from megatron.bridge.models.conversion import offline
+        from megatron.bridge.models.conversion.exported_config import exported_config
         from megatron.bridge.models.live_checkpoint import load_model_config
         from megatron.bridge.transport import process_groups
         from megatron.bridge.transport.checkpoint_folder import iteration_folder
 
         folder = iteration_folder(megatron_path)
         provider, _ = load_model_config(folder)
-        offline.export_checkpoint(
-            self._model_bridge,
-            self._source(source_path),
+        source, bridge = self._source(source_path), self._model_bridge
+        exported = exported_config(bridge, source, provider)
+        bridge.hf_config = exported.config
+        report = offline.export_checkpoint(
+            bridge,
+            source,
             provider,
             folder,
             Path(hf_path),
+            exported=exported,
             dtype=torch_dtype,
             strict=strict,
             resources=resources,
             show_progress=show_progress,
             quantization=quantization,
         )
+        self._note(report, hf_path)
         process_groups.barrier()
 
     def save_megatron_model(
@@ -515,6 +560,14 @@ class AutoBridge:
         from megatron.bridge.transport.checkpoint_folder import iteration_folder
 
         return (read_run_config(iteration_folder(path)).get("checkpoint") or {}).get("hf_model_id")
+
+    def _note(self, report: "ExportReport", out: str | Path) -> None:
+        """Keeps what an export wrote otherwise than the source has it, and logs it on rank 0."""
+        from megatron.bridge.transport import process_groups
+
+        self.export_report = report
+        if (lines := report.lines()) and process_groups.rank() == 0:
+            _LOGGER.warning("%s is not as its source:\n%s", out, "\n".join(f"  - {line}" for line in lines))
 
     def _source(self, path: str | Path | None) -> PreTrainedCausalLM:
         """The HF model to read from: this bridge's, or the one at a path."""

@@ -1,7 +1,9 @@
 """The weight files of an HF folder: which tensor goes into which file, and writing them in blocks of rows."""
 
+from collections import Counter
 from collections.abc import Buffer, Callable, Iterator, Mapping, Sequence
 from functools import partial
+from math import prod
 from typing import BinaryIO, Protocol, TypedDict
 
 import torch
@@ -28,6 +30,15 @@ class FolderMetadata(TypedDict, total=False):
 def hf_tensor_infos(hf_pretrained: "HFModel") -> Mapping[str, TensorInfo] | None:
     """The shapes, dtypes and files of a checkpoint's tensors, by name; `None` if there is only a config."""
     return hf_pretrained.state.infos if getattr(hf_pretrained, "has_weights", False) else None
+
+
+def main_dtype(shapes: Mapping[str, Shape], dtypes: "Mapping[str, torch.dtype]") -> "torch.dtype | None":
+    """The dtype that most elements of floating-point tensors have: the one to state in `config.json`."""
+    num_elements: Counter[torch.dtype] = Counter()
+    for name, shape in shapes.items():
+        if dtypes[name].is_floating_point and dtypes[name].itemsize > 1:
+            num_elements[dtypes[name]] += prod(shape)
+    return num_elements.most_common(1)[0][0] if num_elements else None
 
 
 def output_shards(

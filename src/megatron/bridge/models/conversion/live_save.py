@@ -2,16 +2,19 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion import quantized_export, weight_stream
-from megatron.bridge.models.conversion.hf_files import FolderMetadata, hf_tensor_infos, output_shards
-from megatron.bridge.models.conversion.hooks import Model, WeightHooks
+from megatron.bridge.models.conversion.export_report import ExportReport, compare_with_source
+from megatron.bridge.models.conversion.exported_config import ExportedConfig, source_tensors
+from megatron.bridge.models.conversion.hf_files import FolderMetadata, main_dtype, output_shards
+from megatron.bridge.models.conversion.hooks import BridgeHooks, Model
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
-from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, check_names
+from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask
 from megatron.bridge.models.hf_pretrained.hf_model import HFModel
 from megatron.bridge.models.hf_pretrained.range_writer import RangeWriter
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo, write_index
@@ -20,53 +23,64 @@ from megatron.bridge.transport import process_groups
 from megatron.bridge.transport.boxes import shifted, slices
 
 
+class Written(NamedTuple):
+    """What an export wrote.
+
+    Attributes:
+        report: how it differs from the source.
+        dtype: the dtype of most of the weights, before they were quantised; `None` if there are no floating-point ones.
+        quantization_config: `None` for plain weights.
+    """
+
+    report: ExportReport
+    dtype: "torch.dtype | None"
+    quantization_config: dict[str, object] | None
+
+
 def save(
-    bridge: "WeightHooks",
+    bridge: "BridgeHooks",
     hf_pretrained: "HFModel",
     model: "Model",
     out: Path,
     *,
     show_progress: bool = False,
-    strict: bool = True,
+    exported: ExportedConfig,
+    strict: bool | None = None,
     distributed_save: bool = False,
     weight_dtype: "torch.dtype | None" = None,
     quantization: str | None = None,
-) -> dict[str, object] | None:
+) -> Written:
     """Writes the weight files (collective).
 
     Args:
-        strict: the tensors must be exactly those of the source.
+        bridge: a bridge of the exported config.
+        exported: the config of the export.
+        strict: see `compare_with_source`.
         distributed_save: every rank writes the byte ranges of what it holds, and nothing is gathered. Otherwise rank 0
             writes each tensor as it is gathered.
         quantization: the form to quantise weights in (see `quantized_export.quantizer_of`).
 
-    Returns:
-        The `quantization_config` of what was written; `None` for plain weights.
-
     Raises:
         QuantizationError: an unknown form, or one in which a changed weight cannot be written.
-        PlanError: `strict`, and the tensors are not exactly those of the source; nothing is written.
+        PlanError: the export differs from the source in a way that `strict` refuses; nothing is written.
     """
     plan = Plan(weight_stream.build_global_tasks(bridge, hf_pretrained, model))
-    infos = hf_tensor_infos(hf_pretrained)
-    registry = bridge.registry(hf_pretrained)
-    if infos is not None:
-        plan.dropped = {name: reason for name in infos if (reason := registry.drop_reason(name))}
-        plan.tied = {name: same_as for name, same_as in registry.tied().items() if name in infos}
-        if strict:
-            check_names(plan, infos, str(out))
+    if (source := source_tensors(bridge, hf_pretrained)) is not None:
+        plan.tied = {name: same for name, same in bridge.registry(hf_pretrained).tied().items() if name in source[0]}
+    report = compare_with_source(plan, source, exported.changes, strict, str(out))
     dtypes = {info.name: info.dtype for info in weight_stream.describe(plan.tasks, weight_dtype)}
     shards, options = output_shards(plan.hf_shapes(), dtypes, plan.tied, hf_pretrained)
     further: dict[str, Tensor] = {}
-    quantization_config = None
+    written = Written(report, main_dtype(plan.hf_shapes(), dtypes), None)
     if quantization is not None:
         quantizer = quantized_export.quantizer_of(quantization, hf_pretrained)
         chosen = quantized_export.weights_to_quantize(plan, quantizer)
-        quantization_config = quantizer.config(quantized_export.not_converted(plan.hf_shapes(), chosen))
+        config = quantizer.config(quantized_export.not_converted(plan.hf_shapes(), chosen))
+        written = written._replace(quantization_config=config)
         shards, further = quantized_export.quantized_shards(shards, quantizer, chosen), quantizer.further()
     elif distributed_save and not bridge.changes_exported_weights:
         _save_ranges(plan, out, shards, options)
-        return None
+        return written
     is_writer = process_groups.rank() == 0
     with SafetensorsWriter(out, shards, **options) if is_writer else nullcontext() as writer:
         for name, tensor in weight_stream.export(
@@ -85,7 +99,7 @@ def save(
             for name, tensor in further.items():
                 writer.write(name, tensor)
     process_groups.barrier()
-    return quantization_config
+    return written
 
 
 def _save_ranges(plan: Plan, out: Path, shards: "dict[str, list[TensorInfo]]", options: FolderMetadata) -> None:

@@ -88,8 +88,13 @@ class MegatronMappingRegistry:
 
     def drop_reason(self, hf_param: str) -> str | None:
         """Why an HF tensor is left out on purpose; `None` if it is not."""
+        mark = self.drop_mark(hf_param)
+        return mark.reason if mark else None
+
+    def drop_mark(self, hf_param: str) -> Dropped | None:
+        """The mark by which an HF tensor is left out on purpose; `None` if it is not."""
         match = self._drop_index.find(hf_param)
-        return match[0].reason if match else None
+        return match[0] if match else None
 
     def tied(self) -> dict[str, str]:
         """HF names of second copies, each with the name of the original that it must equal."""

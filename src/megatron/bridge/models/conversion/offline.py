@@ -18,18 +18,21 @@ from torch import Tensor
 from megatron.bridge.errors import CheckpointError, PlanError
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion import quantized_export
+from megatron.bridge.models.conversion.export_report import ExportReport, compare_with_source
+from megatron.bridge.models.conversion.exported_config import ExportedConfig, source_tensors
 from megatron.bridge.models.conversion.hf_files import (
     TensorBlocks,
     hf_tensor_infos,
+    main_dtype,
     output_shards,
     weight_files,
     write_shared,
 )
-from megatron.bridge.models.conversion.hooks import WeightHooks
+from megatron.bridge.models.conversion.hooks import BridgeHooks, WeightHooks
 from megatron.bridge.models.conversion.layout import Layout, Piece
 from megatron.bridge.models.conversion.meta_model import meta_placement
 from megatron.bridge.models.conversion.param_mapping import padded_axis
-from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan, check_names
+from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, build_plan
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.conversion.weight_stream import check_tied, read_hf_tensors
@@ -177,18 +180,19 @@ def _produce(
 
 
 def export_checkpoint(
-    bridge: "WeightHooks",
+    bridge: "BridgeHooks",
     hf_pretrained: "HFModel",
     provider: "Provider",
     folder: Path,
     out: Path,
     *,
     dtype: torch.dtype | None = None,
-    strict: bool = True,
+    exported: ExportedConfig,
+    strict: bool | None = None,
     resources: Resources | None = None,
     show_progress: bool = False,
     quantization: str | None = None,
-) -> Plan:
+) -> ExportReport:
     """Writes a torch_dist checkpoint, saved from any parallel layout, as an HF folder.
 
     The folder appears when it is complete. After a crash, the same call writes what is missing.
@@ -197,18 +201,20 @@ def export_checkpoint(
         hf_pretrained: the source of the config and the tokenizer and, if it has weights, of their files and order.
         folder: the folder of the iteration.
         dtype: convert floating-point weights to this dtype; default: each keeps the one it is stored in.
-        strict: the tensors must be exactly those of the source.
+        exported: the config of the export.
+        strict: see `compare_with_source`.
         quantization: the form to quantise weights in (see `quantized_export.quantizer_of`).
 
     Raises:
         QuantizationError: an unknown form, or one in which a changed weight cannot be written.
-        PlanError: weights of one side are missing from the other; nothing is written.
+        PlanError: the export differs from the source in a way that `strict` refuses; nothing is written.
         CheckpointError: the checkpoint is damaged, or `out` already holds something.
     """
     resources = resources or Resources()
     weights = CheckpointWeights(bridge, hf_pretrained, provider, folder, dtype)
-    if strict and (infos := hf_tensor_infos(hf_pretrained)) is not None:
-        check_names(weights.plan, infos, str(out))
+    source = source_tensors(bridge, hf_pretrained)
+    report = compare_with_source(weights.plan, source, exported.changes, strict, str(out))
+    main = main_dtype(weights.plan.hf_shapes(), weights.dtypes)
     shards, options = output_shards(weights.plan.hf_shapes(), weights.dtypes, weights.plan.tied, hf_pretrained)
     metadata = options.get("file_metadata", {})
     tensors: TensorBlocks = weights
@@ -222,16 +228,17 @@ def export_checkpoint(
     sources = [weights.files] if hf_tensor_infos(hf_pretrained) is None else [weights.files, hf_pretrained.state.files]
     content = {name: [[info.name, info.shape, str(info.dtype)] for info in infos] for name, infos in shards.items()}
     fingerprint = ["export", quantization, [files.fingerprint() for files in sources], content, options]
+    fingerprint += [repr(exported.changes), str(main)]
     staging = StagingFolder(out, fingerprint, sources)
     with Progress("exporting", None, enabled=show_progress) as progress:
         files = weight_files(tensors, shards, metadata, resources.block_bytes, progress)
 
         def finish(contents: list[dict[str, object]]) -> None:
             write_index(staging.path, shards, options.get("index_metadata"))
-            hf_pretrained.save_artifacts(staging.path, quantization_config)
+            hf_pretrained.save_artifacts(staging.path, quantization_config, exported.config, main)
 
         write_shared(staging, files, resources, finish)
-    return weights.plan
+    return report
 
 
 class CheckpointWeights:

@@ -7,6 +7,7 @@ a kind of parallelism exist because bridges elsewhere use them, and all stand fo
 
 import re
 from collections.abc import Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Self
 
 from megatron.bridge.errors import ParallelLayoutError, UnsupportedConfigError
@@ -400,7 +401,20 @@ class Dropped:
 
     def below(self, *, megatron: str, hf: tuple[str, str]) -> "Dropped":
         """The same mark for a model that is part of another (see `blocks.below`)."""
-        return Dropped(_begun_otherwise(self.hf_param, hf), self.reason)
+        return self.for_name(_begun_otherwise(self.hf_param, hf))
+
+    def for_name(self, hf_param: str) -> "Dropped":
+        """The same mark for another HF name or pattern."""
+        mark = copy(self)
+        mark.hf_param = hf_param
+        return mark
+
+
+class NotComputed(Dropped):
+    """HF tensors of a part that the Megatron model does not have, such as prediction layers.
+
+    Nothing else holds what was learned in them, so a strict export refuses to lose them.
+    """
 
 
 class Tied(Dropped):

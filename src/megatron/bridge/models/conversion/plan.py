@@ -166,18 +166,6 @@ def build_plan(
     return Plan(tasks, dropped, tied)
 
 
-def check_names(plan: Plan, expected: Mapping[str, TensorInfo], model_name: str) -> None:
-    """Raises `PlanError` unless an export of `plan` writes exactly the tensors in `expected` that are not dropped."""
-    written = plan.hf_shapes().keys() | plan.tied.keys()
-    lost = expected.keys() - written - plan.dropped.keys()
-    problems = [
-        f"HF tensor {name}: would be written, but the source has no such tensor" for name in written - expected.keys()
-    ]
-    problems += [f"HF tensor {name}: lost, no Megatron weight holds it" for name in lost]
-    if problems:
-        raise _plan_error(model_name, sorted(problems))
-
-
 def _task(parameter: Parameter, mapping: MegatronParamMapping, layout: Layout) -> WeightConversionTask:
     return WeightConversionTask(
         param_name=parameter.param_name,

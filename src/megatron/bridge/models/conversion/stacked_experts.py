@@ -30,7 +30,7 @@ def _stacked(
 ) -> param_mapping.MegatronParamMapping | param_mapping.Dropped:
     if isinstance(entry, param_mapping.Dropped):
         name = None if isinstance(entry, param_mapping.Tied) else _stacked_name(entry.hf_param)
-        return entry if name is None else param_mapping.Dropped(name, entry.reason)
+        return entry if name is None else entry.for_name(name)
     name = _stacked_name(next(iter(entry.hf_names.values())))
     if name is not None and isinstance(entry, param_mapping.GatedMLPMapping):
         return param_mapping.FusedGatedExpertMapping(entry.megatron_param, name)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from megatron.bridge.models.conversion import layout
 from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 from megatron.bridge.models.conversion.layout import Layout
-from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
+from megatron.bridge.models.conversion.param_mapping import AutoMapping, NotComputed
 from megatron.bridge.transport.boxes import Shape
 
 if TYPE_CHECKING:
@@ -46,5 +46,5 @@ class Ernie45MoeBridge(MegatronModelBridge):
             RouterBiasMapping(
                 f"{blocks.LAYER}.mlp.router.expert_bias", "model.layers.*.mlp.moe_statics.e_score_correction_bias"
             ),
-            Dropped("model.mtp**", "transformers has no module for it"),
+            NotComputed("model.mtp**", "transformers has no module for it"),
         )

@@ -12,6 +12,7 @@ class Gemma3Bridge(Gemma2Bridge):
 
     CONFIG = (
         *Gemma2Bridge.CONFIG,
+        fields.ROPE_BY_KIND,
         # transformers 5.23 does not pass the cap on to attention, whatever its value.
         replace(fields.same("attn_logit_softcapping"), fixed={"attn_logit_softcapping": None}),
         fields.turned_into("rope_parameters", "rope_local_base_freq"),

@@ -54,6 +54,7 @@ class Gemma4Bridge(MegatronModelBridge):
     PROVIDER_CLASS = "megatron.bridge.models.gemma.modeling_gemma4.Gemma4Provider"
     CONFIG = (
         *fields.decoder(hidden_act="hidden_activation"),
+        fields.ROPE_BY_KIND,
         fields.ATTENTION_BIAS,
         fields.same(
             "final_logit_softcapping", "num_kv_shared_layers", "use_double_wide_mlp", "hidden_size_per_layer_input"

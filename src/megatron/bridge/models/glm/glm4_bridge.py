@@ -9,6 +9,7 @@ class Glm4Bridge(MegatronModelBridge):
 
     CONFIG = (
         *fields.DECODER,
+        fields.PARTIAL_ROPE,
         fields.same(attention_bias="add_qkv_bias"),
         fields.defaults(use_post_norms=True, rotary_interleaved=True),
     )

@@ -9,6 +9,7 @@ class Glm4MoeBridge(MegatronModelBridge):
 
     CONFIG = (
         *fields.DECODER,
+        fields.PARTIAL_ROPE,
         *fields.DEEPSEEK_EXPERTS,
         fields.PREDICTION_LAYERS,
         fields.same(attention_bias="add_qkv_bias", use_qk_norm="qk_layernorm"),

@@ -11,6 +11,7 @@ from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, QUANTIZATIO
 from megatron.bridge.models.hf_pretrained.source import check_inside
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig
 
 # Files that say how the weights are quantised.
@@ -115,6 +116,18 @@ def state_quantization(folder: Path, quantization: JsonObject | None, dtype: str
             level.pop(name, None)
     if quantization:
         values[QUANTIZATION_FIELDS[0]] = quantization
+    _write_config_json(folder, values)
+
+
+def state_dtype(folder: Path, dtype: "torch.dtype | None") -> None:
+    """Rewrites the folder's `config.json` if it states another dtype than `dtype`; without one, it is left alone."""
+    values, name = read_config_json(folder), str(dtype).removeprefix("torch.")
+    stated = {field: values[field] for field in ("dtype", "torch_dtype") if values.get(field)}
+    if dtype is not None and any(value != name for value in stated.values()):
+        _write_config_json(folder, values | dict.fromkeys(stated, name))
+
+
+def _write_config_json(folder: Path, values: JsonObject) -> None:
     (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained import hub
-from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts, state_quantization
+from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts, state_dtype, state_quantization
 from megatron.bridge.models.hf_pretrained.config import JsonObject, load_config, remove_quantization
 from megatron.bridge.models.hf_pretrained.quantization.source import DequantizedSource, open_weights
 from megatron.bridge.models.hf_pretrained.source import WeightSource, has_weights, indexed_names
@@ -212,7 +212,13 @@ class PreTrainedCausalLM:
         model.eval()
         return model
 
-    def save_artifacts(self, folder: str | Path, quantization: JsonObject | None = None) -> list[str]:
+    def save_artifacts(
+        self,
+        folder: str | Path,
+        quantization: JsonObject | None = None,
+        config: "PretrainedConfig | None" = None,
+        dtype: "torch.dtype | None" = None,
+    ) -> list[str]:
         """Writes everything but the weights into `folder` (see `copy_artifacts`).
 
         `config.json` is the source's, byte for byte, unless `config` was changed after it was loaded, or the weights
@@ -220,16 +226,20 @@ class PreTrainedCausalLM:
 
         Args:
             quantization: the `quantization_config` of the weights; `None` for plain weights.
+            config: the config of what is written; default: `config`.
+            dtype: the dtype of the weights. Where the config states none, transformers takes it from the weights.
 
         Returns:
             The names of the written files, sorted.
         """
-        is_changed = self._config_on_disk is None or self.config.to_dict() != self._config_on_disk
+        config = self.config if config is None else config
+        is_changed = self._config_on_disk is None or config.to_dict() != self._config_on_disk
         is_same_form = quantization == self.quantization_config
-        written = copy_artifacts(self.path, folder, self.config if is_changed else None, is_same_form)
+        written = copy_artifacts(self.path, folder, config if is_changed else None, is_same_form)
         stated = {} if is_changed else self.quantization_config
         if stated != (quantization or {}):
             state_quantization(Path(folder), quantization)
+        state_dtype(Path(folder), dtype)
         return written
 
     def _resolve_weights(self) -> Path:

@@ -83,14 +83,18 @@ def load_config(
         _check_model_type(folder, values, trust_remote_code)
     _check_values(folder, values)
     if known_class is not None:
-        config = _make_config(folder, lambda: known_class.from_dict(values, name_or_path=str(folder)))
+        config = make_config(str(folder / CONFIG_NAME), lambda: known_class.from_dict(values, name_or_path=str(folder)))
     else:
-        config = _make_config(folder, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+        config = make_config(
+            str(folder / CONFIG_NAME), lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        )
     if overrides:
         where = str(folder / CONFIG_NAME)
         new_values = merged(values, config, overrides, where)
         _check_values(folder, new_values)
-        config = _make_config(folder, lambda: type(config).from_dict(new_values, name_or_path=str(folder)))
+        config = make_config(
+            str(folder / CONFIG_NAME), lambda: type(config).from_dict(new_values, name_or_path=str(folder))
+        )
         check_in_force(config, overrides, where)
     return config
 
@@ -115,21 +119,28 @@ def remove_quantization(config: "PretrainedConfig") -> dict[str, Any]:
     return removed
 
 
-def _make_config(folder: Path, make: "Callable[[], PretrainedConfig]") -> "PretrainedConfig":
+def make_config(where: str, make: "Callable[[], PretrainedConfig]") -> "PretrainedConfig":
+    """What `make` returns; what transformers raises there becomes an error of this package, with the name `where`.
+
+    Raises:
+        UnsupportedConfigError: transformers refuses a value.
+        UnsupportedModelError: custom code needs a package that is not there.
+        CheckpointError: custom code is not there.
+    """
     from huggingface_hub.errors import StrictDataclassError
 
     try:
         return make()
     except (StrictDataclassError, *_REFUSALS) as error:
         raise UnsupportedConfigError(
-            f"{folder / CONFIG_NAME}: transformers refuses this config: {type(error).__name__}: {error!s:.1000}"
+            f"{where}: transformers refuses this config: {type(error).__name__}: {error!s:.1000}"
         ) from error
-    except ImportError as error:  # custom code needs a package that is not there
-        raise UnsupportedModelError(f"{folder}: its custom code cannot be imported: {error}") from error
+    except ImportError as error:
+        raise UnsupportedModelError(f"{where}: its custom code cannot be imported: {error}") from error
     except OSError as error:
         if error.errno is not None:
             raise
-        raise CheckpointError(f"{folder}: transformers cannot load its config: {error}") from error  # absent code file
+        raise CheckpointError(f"{where}: transformers cannot load the config: {error}") from error
 
 
 def _known_class(values: JsonObject) -> "type[PretrainedConfig] | None":

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig
 
     from megatron.bridge.models.hf_pretrained.config import JsonObject
@@ -36,5 +37,11 @@ class HFModel(Protocol):
     @property
     def quantization_config(self) -> dict[str, Any]: ...
 
-    def save_artifacts(self, folder: str | Path, quantization: "JsonObject | None" = None) -> list[str]:
+    def save_artifacts(
+        self,
+        folder: str | Path,
+        quantization: "JsonObject | None" = None,
+        config: "PretrainedConfig | None" = None,
+        dtype: "torch.dtype | None" = None,
+    ) -> list[str]:
         """Writes everything but the weights into `folder`; returns the names of the written files, sorted."""

@@ -46,6 +46,7 @@ class MiMoV2FlashBridge(MegatronModelBridge):
     PROVIDER_CLASS = "megatron.bridge.models.mimo.modeling_mimo_v2_flash.MiMoV2FlashProvider"
     CONFIG = (
         *fields.DECODER,
+        fields.rope(partial=True, by_kind=True),
         *fields.DEEPSEEK_SIZES,
         fields.expert_layers("mlp_layer_types"),
         fields.GROUPED_SIGMOID_ROUTER,

@@ -9,6 +9,7 @@ class MiniMaxM2Bridge(MegatronModelBridge):
 
     CONFIG = (
         *fields.DECODER,
+        fields.PARTIAL_ROPE,
         fields.LOCAL_EXPERTS,
         fields.irrelevant("training", "router_jitter_noise"),
         fields.irrelevant("transformers puts it into rope_parameters", "rotary_dim"),

@@ -9,6 +9,7 @@ class NemotronBridge(MegatronModelBridge):
 
     CONFIG = (
         *fields.decoder(rms_norm_eps="norm_eps"),
+        fields.PARTIAL_ROPE,
         fields.ATTENTION_BIAS,
         fields.same("mlp_bias"),
         fields.defaults(normalization="LayerNorm", layernorm_zero_centered_gamma=True, gated_linear_unit=False),

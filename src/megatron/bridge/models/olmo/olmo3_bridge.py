@@ -8,4 +8,4 @@ from megatron.bridge.models.olmo.olmo2_bridge import Olmo2Bridge
 class Olmo3Bridge(Olmo2Bridge):
     """Like OLMo 2, with windows on three of four layers, whose rotary embedding is not scaled."""
 
-    CONFIG = (*Olmo2Bridge.CONFIG, fields.WINDOW_LAYERS)
+    CONFIG = (*Olmo2Bridge.CONFIG, fields.ROPE_BY_KIND, fields.WINDOW_LAYERS)

@@ -17,6 +17,7 @@ class Phi3Bridge(MegatronModelBridge):
 
     CONFIG = (
         *fields.DECODER,
+        fields.PARTIAL_ROPE,
         fields.WINDOW,
         fields.same(resid_pdrop="hidden_dropout"),
         fields.Part(reads=(_ORIGINAL,), to_hf=_original_length),

@@ -9,6 +9,7 @@ class PhiBridge(MegatronModelBridge):
 
     CONFIG = (
         *fields.decoder(rms_norm_eps="layer_norm_eps"),
+        fields.PARTIAL_ROPE,
         fields.same("qk_layernorm", resid_pdrop="hidden_dropout", embd_pdrop="embedding_dropout"),
         fields.defaults(normalization="LayerNorm", gated_linear_unit=False, parallel_attention_and_mlp=True),
         fields.defaults(add_bias_linear=True, lm_head_bias=True),

@@ -12,6 +12,7 @@ class Qwen3_5Bridge(MegatronModelBridge):
     PROJECTIONS_BY_HEAD: ClassVar[bool] = False
     CONFIG = (
         *fields.DECODER,
+        fields.PARTIAL_ROPE,
         fields.ATTENTION_BIAS,
         fields.GATED_DELTA_NET,
         fields.linear_attention(),

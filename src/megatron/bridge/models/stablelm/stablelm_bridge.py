@@ -12,6 +12,7 @@ class StableLmBridge(MegatronModelBridge):
 
     CONFIG = (
         *fields.decoder(rms_norm_eps="layer_norm_eps"),
+        fields.PARTIAL_ROPE,
         fields.same("qk_layernorm", use_qkv_bias="add_qkv_bias", use_parallel_residual="parallel_attention_and_mlp"),
         # Megatron has one dropout for the outputs of attention and MLP; transformers applies it to the MLP's alone.
         replace(fields.same("hidden_dropout"), fixed={"hidden_dropout": 0}),

@@ -203,7 +203,7 @@ class DecoderConfig(TransformerConfig):
             self.pipeline_dtype = self.params_dtype
         try:
             super().__post_init__()
-        except (ValueError, AssertionError) as error:
+        except (ValueError, AssertionError, NotImplementedError) as error:
             layout = self.pipeline_model_parallel_layout
             given = f" (with pipeline_model_parallel_layout {layout!s:.300})" if layout is not None else ""
             raise UnsupportedConfigError(

@@ -5,7 +5,13 @@ from types import MappingProxyType
 
 from megatron.bridge.models.conversion.blocks.names import Mappings
 from megatron.bridge.models.conversion.fields.part import HFConfig
-from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped, SwappedColumnsMapping, Tied
+from megatron.bridge.models.conversion.param_mapping import (
+    AutoMapping,
+    Dropped,
+    NotComputed,
+    SwappedColumnsMapping,
+    Tied,
+)
 
 # The usual HF names, by Megatron's, of what a prediction layer adds to a decoder layer.
 _PREDICTION_NAMES = {"enorm": "enorm", "hnorm": "hnorm", "eh_proj": "eh_proj", "final_layernorm": "shared_head.norm"}
@@ -75,7 +81,7 @@ def no_multi_token_prediction(*, hf: str = "mtp") -> Mappings:
     Args:
         hf: HF name of the module.
     """
-    return [Dropped(f"{hf}.**", _NO_PREDICTION)]
+    return [NotComputed(f"{hf}.**", _NO_PREDICTION)]
 
 
 def _prediction_layer(
@@ -111,4 +117,7 @@ def _prediction_layer(
 def _or_dropped(mappings: Mappings) -> Mappings:
     """The mappings, and marks that drop their HF tensors if no Megatron weight reads them."""
     readers = [mapping for mapping in mappings if not isinstance(mapping, Dropped)]
-    return [*mappings, *(Dropped(name, _NO_PREDICTION) for mapping in readers for name in mapping.hf_names.values())]
+    return [
+        *mappings,
+        *(NotComputed(name, _NO_PREDICTION) for mapping in readers for name in mapping.hf_names.values()),
+    ]

@@ -95,16 +95,18 @@ LATENT_ATTENTION_DECODER = (
         qk_nope_head_dim="qk_head_dim", qk_rope_head_dim="qk_pos_emb_head_dim",
     ),
     Part(
-        reads=("q_lora_rank", "rope_parameters"),
-        irrelevant={
-            "qk_head_dim": "the sum of qk_nope_head_dim and qk_rope_head_dim",
-            "head_dim": "another name of qk_rope_head_dim",
-        },
+        # `qk_head_dim` is the sum of the two sizes of a query, and `head_dim` is another name of `qk_rope_head_dim`.
+        reads=("q_lora_rank", "rope_parameters", "qk_head_dim", "head_dim"),
         # With other values, transformers computes something else.
         fixed={"attention_bias": False, "rope_interleave": True},
         defaults={"qk_layernorm": True},
         to_provider=lambda hf_config: _latents(hf_config) | _rotary_fields(hf_config),
-        to_hf=lambda provider: {"q_lora_rank": provider.q_lora_rank, **_rotary_values(provider)},
+        to_hf=lambda provider: {
+            "q_lora_rank": provider.q_lora_rank,
+            "qk_head_dim": provider.qk_head_dim + provider.qk_pos_emb_head_dim,
+            "head_dim": provider.qk_pos_emb_head_dim,
+            **_rotary_values(provider),
+        },
     ),
 )  # fmt: skip
 

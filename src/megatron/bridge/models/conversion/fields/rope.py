@@ -59,7 +59,33 @@ def rotary_values(provider: Provider) -> Values:
     return {"rope_parameters": parameters}
 
 
-ROPE = Part(reads=("rope_parameters",), to_provider=rotary_fields, to_hf=rotary_values)
+def rope(partial: bool = False, by_kind: bool = False) -> Part:
+    """The rotary embedding. What transformers' models of an architecture do not read of the field is refused.
+
+    Args:
+        partial: a part of each head may be rotated (`partial_rotary_factor`).
+        by_kind: layers with full attention and those with a window may have an embedding each.
+
+    Example: `rope(partial=True).reads` is `('rope_parameters',)`.
+    """
+
+    def to_provider(hf_config: HFConfig) -> Values:
+        fields = rotary_fields(hf_config)
+        if fields["rotary_percent"] != 1.0 and not partial:
+            raise UnsupportedConfigError(
+                f"rope_parameters: partial_rotary_factor {fields['rotary_percent']} cannot be represented: in models "
+                "of this architecture, transformers rotates whole heads whatever it says; expected 1.0"
+            )
+        if fields["window_rope_parameters"] is not None and not by_kind:
+            raise UnsupportedConfigError(
+                "rope_parameters: models of this architecture have one rotary embedding for all layers, found two"
+            )
+        return fields
+
+    return Part(reads=("rope_parameters",), to_provider=to_provider, to_hf=rotary_values)
+
+
+ROPE, PARTIAL_ROPE, ROPE_BY_KIND = rope(), rope(partial=True), rope(by_kind=True)
 
 
 def _rope_of_older_class(hf_config: HFConfig) -> Values:
@@ -86,16 +112,17 @@ OLDER_ROPE = Part(
 
 
 def _alpha_fields(hf_config: HFConfig) -> Values:
-    fields = rotary_fields(hf_config)
-    rope = fields["rope_parameters"]
-    if rope["rope_type"] == "dynamic" and rope.get("alpha"):
-        fields["rope_parameters"] = {**rope, "rope_type": "ntk_alpha"}
+    assert ROPE.to_provider is not None
+    fields = ROPE.to_provider(hf_config)
+    parameters = fields["rope_parameters"]
+    if parameters["rope_type"] == "dynamic" and parameters.get("alpha"):
+        fields["rope_parameters"] = {**parameters, "rope_type": "ntk_alpha"}
     return fields
 
 
 def _alpha_values(provider: Provider) -> Values:
-    rope = rotary_values(provider)["rope_parameters"]
-    return {"rope_parameters": {**rope, "rope_type": "dynamic"} if "alpha" in rope else rope}
+    parameters = rotary_values(provider)["rope_parameters"]
+    return {"rope_parameters": {**parameters, "rope_type": "dynamic"} if "alpha" in parameters else parameters}
 
 
 # A rope whose base is stretched by `alpha`. Such checkpoints call it dynamic, but it does not depend on the length.
