@@ -1,5 +1,6 @@
 """A checkpoint says what the model is, not how it was spread: saved from any layout, it is read on any other."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,34 @@ def test_a_checkpoint_of_any_layout_is_read_at_any_other(
         out = tmp_path / f"live{number}"
         run_ranks(_load_and_export, _num_ranks(layout), hf, checkpoint, layout, out, **_sizes(layout))
         assert changed_tensors(hf, out) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("phi", {}),  # with a bias for each token
+        ("gemma4-e2b", {}),  # with a second table
+        ("llama-tied", {"make_vocab_size_divisible_by": 128}),
+        ("nemotron-h", {}),
+    ],
+)
+def test_padding_of_the_vocabulary_is_no_part_of_a_checkpoint(
+    name: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    hf, checkpoint = tmp_path / "hf", tmp_path / "checkpoint"
+    sizes = {
+        field: 131
+        for field in ("vocab_size", "vocab_size_per_layer_input")
+        if hasattr(TINY_MODELS[name].hf_config(), field)
+    }
+    replace(TINY_MODELS[name], config={**TINY_MODELS[name].config, **sizes}).save(hf)
+    run_ranks(_save, 2, hf, {"tp": 2, **fields}, checkpoint, tp=2)
+    AutoBridge.from_hf_pretrained(hf).export_ckpt(checkpoint, tmp_path / "offline")
+    assert changed_tensors(hf, tmp_path / "offline") == []
+    for tp in (1, 2):
+        read = {"tp": tp, "make_vocab_size_divisible_by": 1}
+        run_ranks(_load_and_export, tp, hf, checkpoint, read, tmp_path / f"live{tp}", tp=tp)
+        assert changed_tensors(hf, tmp_path / f"live{tp}") == []
 
 
 @pytest.mark.parametrize(("pp", "stages"), [(2, "Ettt|tmL"), (4, "Et|ttt|m|L")])
