@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from megatron.bridge import AutoBridge
@@ -33,8 +34,8 @@ class BridgeSuite:
 
     Attributes:
         models: the variants.
-        refused: name of a variant, changes of its config, and what the error must say. That a field of no meaning is
-            refused needs no row.
+        refused: name of a variant, changes of its config, and what the error must say. That a field which other models
+            have is refused needs no row.
         stated_twice: HF fields that an export states although other fields, which the source has, say the same.
     """
 
@@ -46,7 +47,7 @@ class BridgeSuite:
         if "tiny" in metafunc.fixturenames:
             metafunc.parametrize("tiny", self.models, ids=[tiny.name for tiny in self.models])
         if "refused" in metafunc.fixturenames:
-            unknown = (self.models[0].name, {"some_new_switch": True}, "some_new_switch = True: unknown to this family")
+            unknown = (self.models[0].name, {"adapter_rank": 8}, "adapter_rank = 8: unknown to this family")
             rows = [unknown, *self.refused]
             metafunc.parametrize("refused", rows, ids=[f"{name}-{next(iter(changes))}" for name, changes, _ in rows])
 
@@ -70,6 +71,19 @@ class BridgeSuite:
         changed = type(hf_config)(**{**hf_config.to_dict(), **changes})
         with pytest.raises(UnsupportedConfigError, match=message):
             AutoBridge.from_hf_config(changed).to_megatron_provider(load_weights=False)
+
+    def test_what_transformers_does_not_read_is_no_reason_to_refuse(self) -> None:
+        """If it has the model's class: of any other model, nobody knows what it reads."""
+        tiny = self.models[0]
+        hf_config = tiny.hf_config()
+        hf_config.some_new_switch = True
+        bridge = AutoBridge.from_hf_config(hf_config)
+        if hasattr(transformers, tiny.published_architecture):
+            assert bridge.to_megatron_provider(load_weights=False) is not None
+            assert bridge._model_bridge.unread_fields(hf_config) == {"some_new_switch": True}
+        else:
+            with pytest.raises(UnsupportedConfigError, match=r"some_new_switch = True: .*does not have this model"):
+                bridge.to_megatron_provider(load_weights=False)
 
     def test_every_element_has_one_place(self, tiny: TinyModel) -> None:
         """Nothing is left over: the HF model, the plan's two sides and the built model have the same elements."""

@@ -1,7 +1,8 @@
-"""Makes the pages of docs/ that are lists of what is in the code."""
+"""Makes the pages of docs/ that are lists of what is in the code, and the table of names in transformers' code."""
 
 from pathlib import Path
 
+from megatron.bridge.models.conversion.fields import transformers_names
 from megatron.bridge.models.conversion.registered import registered_bridges
 from megatron.bridge.models.proven import support
 
@@ -52,5 +53,15 @@ def models_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def names_table() -> str:
+    """The names in the code of transformers that say which config fields a family may ignore."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_types = {entry.model_type for entry in registered_bridges().values() if entry.model_type in CONFIG_MAPPING}
+    folders = {transformers_names.folder_of(CONFIG_MAPPING[model_type]) for model_type in model_types}
+    return transformers_names.to_json(transformers_names.find_names(folders))
+
+
 if __name__ == "__main__":
     (ROOT / "docs" / "models.md").write_text(models_page())
+    transformers_names.TABLE.write_text(names_table())

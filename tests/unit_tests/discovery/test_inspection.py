@@ -47,8 +47,8 @@ def test_active_parameters_leave_out_the_experts_that_a_token_does_not_visit(tmp
 
 
 def test_every_unknown_field_is_named_with_its_value_and_level(qwen3_folder: Path) -> None:
-    strange = {f"new_block_{index}": index for index in range(30)}
-    strange |= {"hyper_connections": {"streams": 4}, "off_switch": False, "nothing": None}
+    """Fields that other models have, or that contradict one which is read."""
+    strange = {"adapter_rank": 8, "mask_value": -10000, "activation_sparsity_pattern": [0.9], "n_layer": 3}
     edit_config(qwen3_folder, **strange)
     report = inspect_model(qwen3_folder)
     assert {field.name: field.value for field in report.support.unknown_fields} == strange
@@ -56,6 +56,24 @@ def test_every_unknown_field_is_named_with_its_value_and_level(qwen3_folder: Pat
     assert not any(field.in_transformers for field in report.support.unknown_fields)
     assert all(name in report.next_step for name in strange)
     assert "transformers/models/qwen3/modeling_qwen3.py" in report.next_step
+
+
+def test_fields_that_transformers_does_not_read_are_named_and_do_not_matter(qwen3_folder: Path) -> None:
+    strange = {f"new_block_{index}": index for index in range(30)}
+    strange |= {"hyper_connections": {"streams": 4}, "adapter_rank": 0, "n_layer": 4, "temperature": 0.5}
+    edit_config(qwen3_folder, **strange)
+    report = inspect_model(qwen3_folder)
+    assert {field.name: field.value for field in report.support.not_read} == strange
+    assert not report.support.unknown_fields and report.next_step.startswith("megatron-bridge import")
+    answers = {decision.question: decision.answer for decision in report.decisions}
+    assert all(name in answers["Is every config field known?"] for name in strange)
+
+
+def test_the_config_of_a_whole_model_for_its_text_model(tmp_path: Path) -> None:
+    TINY_MODELS["gemma3"].save(tmp_path)
+    edit_config(tmp_path, model_type="gemma3")
+    refused = inspect_model(tmp_path).support.refused
+    assert [tuple(item) for item in refused] == [("model_type", "gemma3_text", "gemma3")]
 
 
 def test_an_unknown_kind_of_rope_is_named(qwen3_folder: Path) -> None:

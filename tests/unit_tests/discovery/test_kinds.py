@@ -93,12 +93,15 @@ def test_the_nearest_family_of_a_text_model_is_that_of_its_type(tmp_path: Path) 
 def test_an_unknown_field_at_each_level_of_a_vlm(tmp_path: Path) -> None:
     save_vlm(tmp_path, "Gemma3", {}, {**VISION, "image_size": 16}, mm_tokens_per_image=4)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["strange_top"] = 1
-    config["text_config"]["strange_text"] = 2
-    config["vision_config"]["strange_vision"] = 3
+    config["strange_top"] = config["adapter_rank"] = 1
+    config["text_config"]["strange_text"] = config["text_config"]["adapter_kernel_size"] = 2
+    config["vision_config"]["strange_vision"] = config["vision_config"]["mask_value"] = 3
     (tmp_path / "config.json").write_text(json.dumps(config))
-    levels = {field.name: field.level for field in inspect_model(tmp_path).support.unknown_fields}
+    support = inspect_model(tmp_path).support
+    levels = {field.name: field.level for field in support.not_read}
     assert levels == {"strange_top": "top level", "strange_text": "text_config", "strange_vision": "vision_config"}
+    levels = {field.name: field.level for field in support.unknown_fields}
+    assert levels == {"adapter_rank": "top level", "adapter_kernel_size": "text_config", "mask_value": "vision_config"}
 
 
 def test_a_vlm_with_the_fields_of_its_text_model_at_the_top_level(tmp_path: Path) -> None:

@@ -14,8 +14,14 @@ from megatron.bridge.discovery.config_levels import TOP_LEVEL, LeveledConfig, at
 from megatron.bridge.discovery.weights import OTHER_MODALITIES, category
 from megatron.bridge.models.conversion.fields.common import DECODER, FIXED_FIELDS, IRRELEVANT_FIELDS
 from megatron.bridge.models.conversion.fields.part import combined, in_force, mapped_fields
+from megatron.bridge.models.conversion.fields.unread import declares, objection
 from megatron.bridge.models.conversion.param_mapping import Dropped
-from megatron.bridge.models.conversion.registered import NOT_REPRESENTABLE, RegisteredBridge, registered_bridges
+from megatron.bridge.models.conversion.registered import (
+    NOT_REPRESENTABLE,
+    RegisteredBridge,
+    is_of_whole_model,
+    registered_bridges,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -24,13 +30,15 @@ if TYPE_CHECKING:
     from megatron.bridge.models.conversion.param_mapping import MegatronParamMapping
 
 # Fields that this package, or transformers' config classes, read for every model.
-_ALWAYS_KNOWN = {*IRRELEVANT_FIELDS, *FIXED_FIELDS, "rope_parameters", "rope_theta", "rope_scaling"}
+_ALWAYS_KNOWN = {*IRRELEVANT_FIELDS, *FIXED_FIELDS}
+_READ_WITH_ROPE = ("rope_parameters", "rope_theta", "rope_scaling")
 _ROPE_FIELDS = {
     "rope_type", "type", "rope_theta", "factor", "partial_rotary_factor", "original_max_position_embeddings",
     "low_freq_factor", "high_freq_factor", "long_factor", "short_factor", "attention_factor", "beta_fast",
     "beta_slow", "mscale", "mscale_all_dim", "truncate", "alpha",
     "full_attention", "sliding_attention", "llama_4_scaling_beta", "max_position_embeddings",
 }  # fmt: skip
+_ROPE_PREFIXES = ("rope_parameters.", "rope_scaling.")
 _TOKEN = re.compile(r".*_token(_id|_ids|_index)?|.*_token_id_\w+")
 # How the names of the text model's tensors begin in a VLM.
 _TEXT_PREFIX = re.compile(r"^(?:model\.|thinker\.)*(?:language_model|text_model|llm)\.(?:model\.)?|^thinker\.model\.")
@@ -45,7 +53,8 @@ class UnknownField(NamedTuple):
 
     Attributes:
         level: the level that states it, or "default of" a config class.
-        known_to: architectures that know it; if there are none, the field is probably that of a new block.
+        known_to: architectures that know it; if there are none and transformers may read it, the field is probably that
+            of a new block.
         in_transformers: whether transformers' config class declares it, so that its modeling file reads it.
     """
 
@@ -75,9 +84,10 @@ class FamilyMatch:
             other families know is read by these families' parts.
         is_supported: whether the model's architecture is one of the table.
         reason: why it is not, or why it cannot be.
-        unknown_fields: fields that no family knows.
+        unknown_fields: fields that no family knows, and that transformers may read.
         foreign_fields: fields that other families know, but this one does not.
         encoder_fields: fields of a VLM's top level that transformers' class reads for the encoder and the projector.
+        not_read: fields that this family does not know, and that transformers provably does not read.
         refused: values that this family cannot represent.
         unmatched: tensors without a rule.
         of_encoders: tensors of encoders and projectors, for which the text model's family needs no rule.
@@ -94,6 +104,7 @@ class FamilyMatch:
     unknown_fields: list[UnknownField] = field(default_factory=list)
     foreign_fields: list[UnknownField] = field(default_factory=list)
     encoder_fields: list[UnknownField] = field(default_factory=list)
+    not_read: list[UnknownField] = field(default_factory=list)
     refused: list[RefusedValue] = field(default_factory=list)
     of_encoders: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
@@ -154,14 +165,21 @@ def _compare_fields(family: FamilyMatch, config: LeveledConfig, bridges: Mapping
     for unknown in _unknown_fields(config, known_to):
         if config.text_level and unknown.level == TOP_LEVEL and unknown.in_transformers:
             family.encoder_fields.append(unknown)
+        elif unknown.name in own or (unknown.known_to and unknown.value is None):
+            continue
+        elif _is_unread(config, unknown):
+            family.not_read.append(unknown)
         elif not unknown.known_to:
             family.unknown_fields.append(unknown)
-        elif unknown.name not in own and unknown.value is not None:
+        else:
             family.fields |= _read_by_others(unknown.name, config, bridges)
             if family.entry is not None:
                 family.foreign_fields.append(unknown)
     if family.entry is None:
         return
+    if family.is_supported and config.loaded is not None and is_of_whole_model(config.loaded, family.entry):
+        found = config.loaded.model_type
+        family.refused.append(RefusedValue("model_type", family.entry.model_type, found))
     for name, expected in {**FIXED_FIELDS, **family.entry.bridge_class.CONFIG_FIXED}.items():
         fact = config.text(name)
         if fact is not None and fact.value is not None and fact.value != expected:
@@ -175,11 +193,13 @@ def _unknown_fields(config: LeveledConfig, known_to: Mapping[str, list[str]]) ->
     own_level = ".".join(text_level) or TOP_LEVEL
 
     def add(name: str, value: object, level: str, loaded: PretrainedConfig | None) -> None:
-        if name not in _ALWAYS_KNOWN:
+        if name not in always_known:
             families = tuple(known_to.get(name, ())) if level == own_level or level.startswith("default") else ()
             unknown.append(UnknownField(name, value, level, families, _declares(loaded, name)))
 
     text = config.text_config
+    has_rope = text is None or declares(type(text), "rope_parameters")
+    always_known = {*_ALWAYS_KNOWN, *(_READ_WITH_ROPE if has_rope else ())}
     stated = at_level(config.values, text_level)
     parts = {name for name, value in config.values.items() if isinstance(value, Mapping) and name.endswith("_config")}
     aliases: Mapping[str, str] = getattr(type(text), "attribute_map", {})
@@ -201,11 +221,28 @@ def _unknown_fields(config: LeveledConfig, known_to: Mapping[str, list[str]]) ->
             if name not in parts and not _TOKEN.fullmatch(name) and name != "tie_word_embeddings":
                 add(name, value, TOP_LEVEL, config.loaded)
     if config.vision_level is not None:
-        vision: PretrainedConfig | None = getattr(config.loaded, config.vision_level[-1], None)
+        vision = _vision_config(config)
         for name, value in at_level(config.values, config.vision_level).items():
             if not _declares(vision, name):
                 add(name, value, ".".join(config.vision_level), vision)
     return unknown
+
+
+def _is_unread(config: LeveledConfig, unknown: UnknownField) -> bool:
+    """Whether transformers provably does not read a field: its class drops it, or `objection` has none."""
+    part = config.text_config
+    if unknown.level == ".".join(config.vision_level or ("no vision",)):
+        part = _vision_config(config)
+    elif unknown.level == TOP_LEVEL:
+        part = config.loaded
+    if part is None or unknown.in_transformers or unknown.name.startswith(_ROPE_PREFIXES):
+        return False
+    return unknown.name not in part.to_dict() or not objection(part, unknown.name, unknown.value, config.loaded)
+
+
+def _vision_config(config: LeveledConfig) -> PretrainedConfig | None:
+    part = getattr(config.loaded, config.vision_level[-1], None) if config.vision_level else None
+    return part if hasattr(part, "to_dict") else None
 
 
 def _declares(loaded: PretrainedConfig | None, name: str) -> bool:
@@ -213,7 +250,7 @@ def _declares(loaded: PretrainedConfig | None, name: str) -> bool:
     if loaded is None:
         return False
     make: Callable[[], PretrainedConfig] = type(loaded)
-    return name in getattr(make, "__dataclass_fields__", {}) or hasattr(make, name) or hasattr(_default(make), name)
+    return declares(type(loaded), name) or hasattr(_default(make), name)
 
 
 @cache

@@ -150,6 +150,7 @@ def _support(family: FamilyMatch, copies: dict[str, int]) -> Support:
         unknown_fields=family.unknown_fields,
         foreign_fields=family.foreign_fields,
         encoder_fields=family.encoder_fields,
+        not_read=family.not_read,
         refused=family.refused,
         unmatched={name: copies.get(name, 1) for name in family.unmatched},
         num_matched=sum(copies.get(name, 1) for name in family.megatron_names),

@@ -36,7 +36,9 @@ def _decisions(report: ModelReport) -> Iterator[Decision]:
         names = ", ".join(_foreign_names(report))
         yield Decision("Is every config field known?", f"not to this family, or not with this value: {names}")
     else:
-        yield Decision("Is every config field known?", "yes")
+        unread = ", ".join(field.name for field in support.not_read)
+        answer = f"yes, except for what transformers does not read: {unread}" if unread else "yes"
+        yield Decision("Is every config field known?", answer)
     if report.parameters.num_tensors:
         answer = _mappings(report)
         yield Decision("Stock or local mappings?", answer)

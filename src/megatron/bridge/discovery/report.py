@@ -88,9 +88,10 @@ class Support:
         is_supported: whether the model has that architecture.
         reason: why it does not, or why it cannot be supported.
         proven_layouts: the layouts on which the family's logits and round trip were compared with transformers.
-        unknown_fields: fields that no family knows.
+        unknown_fields: fields that no family knows, and that transformers may read.
         foreign_fields: fields that other families know, but this one does not.
         encoder_fields: fields of a VLM's top level that transformers' class reads for the encoder and the projector.
+        not_read: fields that the family does not know, and that transformers provably does not read.
         refused: values that the family cannot represent.
         unmatched: names of tensors without a rule, and for how many tensors each stands.
         num_matched: the number of tensors with a rule.
@@ -109,6 +110,7 @@ class Support:
     unknown_fields: list[UnknownField] = field(default_factory=list)
     foreign_fields: list[UnknownField] = field(default_factory=list)
     encoder_fields: list[UnknownField] = field(default_factory=list)
+    not_read: list[UnknownField] = field(default_factory=list)
     refused: list[RefusedValue] = field(default_factory=list)
     unmatched: dict[str, int] = field(default_factory=dict)
     num_matched: int = 0

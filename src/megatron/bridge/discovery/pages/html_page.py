@@ -84,6 +84,7 @@ def _support(report: ModelReport) -> str:
     fields += [(*_field(item), ", ".join(item.known_to[:3])) for item in support.foreign_fields]
     fields += [(item.name, repr(item.found), "", f"must be {item.expected!r}") for item in support.refused]
     fields += [(*_field(item), "transformers' class, for the encoder") for item in support.encoder_fields]
+    fields += [(*_field(item), "not read by transformers") for item in support.not_read]
     tensors = [(name, str(number)) for name, number in formatting.by_pattern(support.unmatched).items()]
     return (
         _warnings([support.reason] if support.reason else [])

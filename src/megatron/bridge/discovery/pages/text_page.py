@@ -125,6 +125,9 @@ def _support(report: ModelReport) -> Table:
     if support.encoder_fields:
         names = ", ".join(field.name for field in support.encoder_fields)
         row("encoder fields", f"{names}  [top level] read by transformers' class")
+    for field in support.not_read[:_MAX_LISTED]:
+        value = formatting.value(field.value)
+        row("not read", f"{field.name} = {value}  [{field.level}] transformers does not read it")
     for item in support.refused:
         row("refused value", f"{item.name} = {item.found!r}: must be {item.expected!r}", "yellow")
     _tensor_rows(report, row)

@@ -62,7 +62,8 @@ class MegatronModelBridge(ABC):
 
     From `CONFIG` follow five tables, listed below, and two hooks: `hf_config_to_provider_kwargs` reads an HF config
     into provider fields, `megatron_to_hf_config` writes a provider's fields as an HF config. An HF field that no part
-    mentions is an error, so none is overlooked. What parts and blocks cannot express goes into an overridden hook.
+    mentions is an error, so none is overlooked, unless transformers provably does not read it (`fields/unread.py`).
+    What parts and blocks cannot express goes into an overridden hook.
 
     An instance serves one config.
 
@@ -161,9 +162,8 @@ class MegatronModelBridge(ABC):
         Raises:
             UnsupportedConfigError: a field that the family does not know, or a value that it cannot represent.
         """
-        known = {*dict(self.CONFIG_MAPPING), *self.CONFIG_CHECKED, *self.CONFIG_IRRELEVANT, *IRRELEVANT_FIELDS}
         try:
-            check_fields(hf_config, known, {**FIXED_FIELDS, **self.CONFIG_FIXED})
+            self.unread_fields(hf_config)
             fields = self.config_fields(hf_config)
         except UnsupportedConfigError as error:
             raise UnsupportedConfigError(f"{self._where(hf_config)}: {error}") from None
@@ -171,6 +171,15 @@ class MegatronModelBridge(ABC):
             fields["activation_func"] = activation_functions()[name]
         fields["make_vocab_size_divisible_by"] = self.make_vocab_size_divisible_by(hf_config.vocab_size)
         return fields
+
+    def unread_fields(self, hf_config: HFConfig) -> dict[str, Any]:
+        """The fields that the family does not know, but that transformers provably does not read, with their values.
+
+        Raises:
+            UnsupportedConfigError: any other field that the family does not know, or a value that it cannot represent.
+        """
+        known = {*dict(self.CONFIG_MAPPING), *self.CONFIG_CHECKED, *self.CONFIG_IRRELEVANT, *IRRELEVANT_FIELDS}
+        return check_fields(hf_config, known, {**FIXED_FIELDS, **self.CONFIG_FIXED})
 
     def config_fields(self, hf_config: HFConfig) -> dict[str, Any]:
         """The provider fields as the parts give them: without torch, the activation function as its name.

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from megatron.bridge.errors import UnsupportedModelError
+from megatron.bridge.errors import UnsupportedConfigError, UnsupportedModelError
 from megatron.bridge.models.hf_pretrained.config_aliases import import_families
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
 
     Raises:
         UnsupportedModelError: no architecture is named, or none that is named has a bridge.
+        UnsupportedConfigError: the config is that of a model with several parts, of which the architecture is one.
 
     Example: `find_bridge(LlamaConfig(architectures=["LlamaForCausalLM"])).architecture` is `'LlamaForCausalLM'`.
     """
@@ -72,7 +73,15 @@ def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
     architectures = getattr(hf_config, "architectures", None) or []
     for architecture in architectures:
         if architecture in bridges:
-            return bridges[architecture]
+            entry = bridges[architecture]
+            if is_of_whole_model(hf_config, entry):
+                subject = " of ".join(filter(None, (type(hf_config).__name__, getattr(hf_config, "name_or_path", ""))))
+                raise UnsupportedConfigError(
+                    f"{subject}: {architecture} has the model_type {entry.model_type!r}, but config.json says "
+                    f"{hf_config.model_type!r}, with which transformers reads text_config alone. If this is a text model "
+                    f"alone, set model_type to {entry.model_type!r} in config.json."
+                )
+            return entry
     raise no_bridge(architectures, getattr(hf_config, "name_or_path", ""), type(hf_config).__name__)
 
 
@@ -112,3 +121,12 @@ def nearest_names(architectures: "Sequence[str]") -> list[str]:
         wanted = _HEAD.sub("", architecture).lower()
         found |= dict.fromkeys(known[near] for near in difflib.get_close_matches(wanted, known, _MAX_NEAREST))
     return list(found)[:_MAX_NEAREST]
+
+
+def is_of_whole_model(hf_config: "PretrainedConfig", entry: RegisteredBridge) -> bool:
+    """Whether a config is that of a model with several parts, although the architecture is its text model alone.
+
+    Example: `model_type` "gemma3" instead of "gemma3_text", with the architecture Gemma3ForCausalLM.
+    """
+    text_type = getattr(getattr(hf_config, "text_config", None), "model_type", None)
+    return text_type is not None and text_type == entry.model_type != hf_config.model_type

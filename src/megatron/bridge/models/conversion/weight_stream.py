@@ -41,11 +41,14 @@ class LoadReport:
         plan: what was loaded, and what was left out.
         bytes_read: how many bytes of the checkpoint were read.
         bytes_written: how many bytes the rank's own weights have.
+        not_read: the config fields that the family does not know, and that transformers does not read, with their
+            values.
     """
 
     plan: Plan
     bytes_read: int
     bytes_written: int
+    not_read: Mapping[str, object]
 
 
 class HFWeightInfo(NamedTuple):
@@ -116,7 +119,7 @@ def load(
                 num_read += _bytes_read(task.layout, hf_tensors, shard.box)
             num_written += task.param_weight.nbytes
             progress.advance(task.param_weight.nbytes)
-    return LoadReport(plan, round(num_read), num_written)
+    return LoadReport(plan, round(num_read), num_written, bridge.unread_fields(hf_pretrained.config))
 
 
 def _bytes_read(layout: Layout, hf_tensors: Mapping[str, Sliceable], box: Box) -> float:

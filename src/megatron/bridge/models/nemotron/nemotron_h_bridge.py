@@ -33,7 +33,7 @@ class NemotronHBridge(MegatronModelBridge):
         fields.irrelevant("initialisation", "time_step_max", "time_step_floor", "rescale_prenorm_residual"),
         fields.irrelevant("generation", "mamba_ssm_cache_dtype", "num_logits_to_keep"),
         fields.irrelevant("how the HF model is executed", "use_mamba_kernels", "moe_shared_expert_overlap"),
-        fields.not_read("time_step_limit", "sliding_window", "n_shared_experts"),
+        fields.not_read("time_step_limit", "time_step_rank", "sliding_window", "n_shared_experts"),
         fields.fixed(attention_bias=False, mlp_bias=False, use_bias=False, mamba_proj_bias=False, use_conv_bias=True),
         fields.fixed(mamba_hidden_act="silu", conv_kernel=4, residual_in_fp32=False),
         fields.defaults(gated_linear_unit=False, moe_router_pre_softmax=True),

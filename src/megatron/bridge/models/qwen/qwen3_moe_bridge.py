@@ -8,7 +8,7 @@ from megatron.bridge.models.qwen.qwen3_bridge import Qwen3Bridge
 class Qwen3MoeBridge(Qwen3Bridge):
     """Like Qwen3, with experts in some or all layers; the softmax comes before or after the choice of experts."""
 
-    CONFIG = (*Qwen3Bridge.CONFIG, fields.experts(), fields.SPARSE_STEPS)
+    CONFIG = (*Qwen3Bridge.CONFIG, fields.experts(), fields.SPARSE_STEPS, fields.fixed(use_qk_norm=True))
 
     def mapping_registry(self) -> MegatronMappingRegistry:
         return MegatronMappingRegistry(*super().mapping_registry().entries, *blocks.moe())

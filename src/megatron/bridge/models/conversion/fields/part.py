@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.models.conversion.fields.unread import objection
 
 HFConfig = Any  # a transformers config, whose fields differ from class to class
 Provider = Any  # likewise a provider
@@ -210,15 +211,22 @@ def check_values(hf_config: HFConfig, allowed: Mapping[str, Collection[object]])
         raise UnsupportedConfigError(f"this cannot be represented exactly: {'; '.join(problems)}")
 
 
-def check_fields(hf_config: HFConfig, known: Collection[str], fixed_values: Mapping[str, object]) -> None:
-    """Raises `UnsupportedConfigError`, naming every unknown field and every fixed field with another value."""
-    problems = []
+def check_fields(hf_config: HFConfig, known: Collection[str], fixed_values: Mapping[str, object]) -> Values:
+    """The fields that are not known, but that transformers provably does not read.
+
+    Raises:
+        UnsupportedConfigError: any other unknown field, or a fixed field with another value; all are named.
+    """
+    problems, unread = [], {}
     for name, value in hf_config.to_dict().items():
         if name in fixed_values:
             if value is not None and value != fixed_values[name]:
                 problems.append(f"{name}: expected {fixed_values[name]!r}, found {value!r}")
         elif name not in known and value is not None:
-            problems.append(f"{name} = {value!r}: unknown to this family")
+            if reason := objection(hf_config, name, value):
+                problems.append(f"{name} = {value!r:.200}: unknown to this family; {reason}")
+            else:
+                unread[name] = value
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise UnsupportedConfigError(
@@ -226,3 +234,4 @@ def check_fields(hf_config: HFConfig, known: Collection[str], fixed_values: Mapp
             "If a field does not change the computation (transformers ignores it too), remove it from config.json; "
             "otherwise the family needs to learn it."
         )
+    return unread
