@@ -78,8 +78,8 @@ def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
                 subject = " of ".join(filter(None, (type(hf_config).__name__, getattr(hf_config, "name_or_path", ""))))
                 raise UnsupportedConfigError(
                     f"{subject}: {architecture} has the model_type {entry.model_type!r}, but config.json says "
-                    f"{hf_config.model_type!r}, with which transformers reads text_config alone. If this is a text model "
-                    f"alone, set model_type to {entry.model_type!r} in config.json."
+                    f"{hf_config.model_type!r}, with which transformers reads text_config alone. If this is a text "
+                    f"model alone, set model_type to {entry.model_type!r} in config.json."
                 )
             return entry
     raise no_bridge(architectures, getattr(hf_config, "name_or_path", ""), type(hf_config).__name__)
