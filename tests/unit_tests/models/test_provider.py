@@ -91,6 +91,15 @@ def test_overrides_and_dtype() -> None:
         provider.apply_overrides_and_finalize(overrides={"attention_dropuot": 0.1})
 
 
+def test_prediction_layers_on_the_first_rank_are_refused() -> None:
+    """megatron-core would wait for ever while it makes the copies of the embedding alike."""
+    provider = provider_of("deepseek-v3")
+    provider.mtp_num_layers, provider.pipeline_model_parallel_size = 1, 2
+    provider.pipeline_model_parallel_layout = [["embedding", "decoder"], ["decoder"] * 3, ["mtp"], ["loss"]]
+    with pytest.raises(ParallelLayoutError, match="the first pipeline rank has prediction layers"):
+        provider.finalize()
+
+
 def test_hooks_run_in_order_and_may_return_nothing() -> None:
     provider = provider_of("llama")
     calls = []

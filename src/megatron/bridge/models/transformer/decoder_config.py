@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Literal, Self, TypedDict
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
+from megatron.core.transformer.enums import LayerType
+from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.utils import is_layer_window_attention
 
@@ -209,6 +211,14 @@ class DecoderConfig(TransformerConfig):
             raise UnsupportedConfigError(
                 f"{type(self).__name__}: megatron-core refuses this config{given}: {error}"
             ) from error
+        stages = self.pipeline_model_parallel_layout
+        if not isinstance(stages, PipelineParallelLayerLayout) or self.pipeline_model_parallel_size == 1:
+            return
+        if any(LayerType.mtp in stage for stage in stages.layout[0]):
+            raise ParallelLayoutError(
+                f"pipeline_model_parallel_layout {stages!s:.300}: the first pipeline rank has prediction layers, but "
+                "megatron-core cannot build them beside the embedding; put them on another rank"
+            )
 
     def _pad_query_groups(self) -> None:
         if not self.pad_query_groups and self.unpadded_query_groups is None:
