@@ -97,8 +97,8 @@ def prompt_of(length: int, vocab_size: int = 128) -> list[int]:
 def step_logits(model: list[Any], prompt: list[int], tokens: list[int]) -> torch.Tensor | None:
     """The logits before each of the tokens, `[steps, V]`, from the KV cache (on the last pipeline stage)."""
     forward = CachedForward(model, len(prompt) + len(tokens))
-    logits = [forward(prompt), *(forward([token]) for token in tokens[:-1])]
-    return None if logits[0] is None else torch.stack(logits)
+    logits = [forward([prompt]), *(forward([[token]]) for token in tokens[:-1])]
+    return None if logits[0] is None else torch.cat(logits)
 
 
 def decode(folder: Path, layout: dict[str, Any], prompt: list[int], num_new: int) -> tuple[list[int], Any]:

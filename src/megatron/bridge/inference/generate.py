@@ -44,7 +44,7 @@ def generate_tokens(
     from megatron.bridge.inference.cached_forward import CachedForward
 
     prompt_ids = [int(token) for token in prompt_ids]
-    forward = CachedForward(model, len(prompt_ids) + params.max_new_tokens, vocab_size)
+    forward = CachedForward(model, len(prompt_ids) + params.max_new_tokens, vocab_size=vocab_size)
     _check_prompt(prompt_ids, forward.vocab_size)
     limit = context_length(forward.config)
     if len(prompt_ids) + params.max_new_tokens > limit:
@@ -65,8 +65,8 @@ def _generate(
     generator = torch.Generator().manual_seed(params.seed)
     token_ids = prompt_ids
     for _ in range(params.max_new_tokens):
-        logits = forward(token_ids)
-        chosen = None if logits is None else sample(logits, params, generator)
+        logits = forward([token_ids])
+        chosen = None if logits is None else sample(logits[0], params, generator)
         token = broadcast_from_last(chosen, forward.device, forward.group)
         yield token
         if token in eos:

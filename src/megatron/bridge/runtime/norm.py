@@ -76,12 +76,12 @@ class TorchNorm(torch.nn.Module):
         if self.normalization == "LayerNorm":
             weight = self.weight + 1 if self.zero_centered else self.weight
             return F.layer_norm(x, (self.hidden_size,), weight, self.bias, self.eps)
-        normalised = x.float()
-        normalised = normalised * torch.rsqrt(normalised.pow(2).mean(-1, keepdim=True) + self.eps)
+        shape = (self.hidden_size,)
+        if self.zero_centered:
+            return F.rms_norm(x.float(), shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
         if self.weight_in_fp32:
-            weight = self.weight.float()
-            return (normalised * (1.0 + weight if self.zero_centered else weight)).to(x.dtype)
-        return (self.weight * normalised.to(x.dtype)).to(x.dtype)
+            return F.rms_norm(x, shape, self.weight, self.eps)
+        return self.weight * F.rms_norm(x, shape, None, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.normalization}, {self.hidden_size}, eps={self.eps}, zero_centered={self.zero_centered}"

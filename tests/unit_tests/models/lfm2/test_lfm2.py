@@ -79,12 +79,10 @@ def test_scores_near_zero_are_divided_as_by_transformers() -> None:
     torch.testing.assert_close(probs, expected, rtol=ROUNDING, atol=0)
 
 
-def test_state_is_kept_for_one_batch() -> None:
+def test_another_context_is_refused() -> None:
     conv = layer_of("lfm2", 0).self_attention
-    context = StaticInferenceContext(max_batch_size=2, max_sequence_length=8)
-    context.batch_size_offset = 1
-    with pytest.raises(BridgeError, match="one static batch"):
-        conv(torch.zeros(3, 1, 64), inference_context=context)
+    with pytest.raises(BridgeError, match="StaticInferenceContext keeps no state"):
+        conv(torch.zeros(3, 1, 64), inference_context=StaticInferenceContext(2, 8))
 
 
 def test_context_parallelism_is_refused() -> None:

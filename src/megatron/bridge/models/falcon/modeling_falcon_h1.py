@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.typed_torch import apply_module
@@ -15,6 +14,7 @@ from megatron.core.typed_torch import apply_module
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.models.transformer import layer_specs
 from megatron.bridge.models.transformer.mamba_mixer import MambaMixer, mixer_linears
+from megatron.bridge.models.transformer.self_attention import SelfAttention
 from megatron.bridge.runtime import capabilities
 
 _OPEN_GATE = 1.2784645427610738  # silu of it is 1

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 
 from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+from megatron.bridge.models.transformer.self_attention import SelfAttention
 
 
 class LayerRotaryEmbedding(torch.nn.Module):

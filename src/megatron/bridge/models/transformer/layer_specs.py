@@ -13,7 +13,7 @@ from megatron.core.models.gpt.experimental_attention_variant_module_specs import
     get_transformer_block_with_experimental_attention_variant_spec,
 )
 from megatron.core.ssm.gated_delta_net import GatedDeltaNet, GatedDeltaNetSubmodules
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel import layers as core_linear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.dot_product_attention import DotProductAttention as CoreDotProductAttention
 from megatron.core.transformer.identity_op import IdentityOp
@@ -38,9 +38,12 @@ from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
 from megatron.bridge.models.transformer.multi_latent_attention import MultiLatentSelfAttention
 from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
+from megatron.bridge.models.transformer.parallel_linear import ColumnParallelLinear, RowParallelLinear
 from megatron.bridge.models.transformer.residual import POST_NORM_KEYS, BiasDropoutAdd
 from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
+from megatron.bridge.models.transformer.self_attention import SelfAttention
 from megatron.bridge.models.transformer.sparse_attention import check_index_sharing, sparse_attention
+from megatron.bridge.models.transformer.transformer_layer import TransformerLayer
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
 from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
@@ -152,6 +155,8 @@ def local_layer_spec(config: DecoderConfig, is_moe: bool | None = None, is_linea
                 setattr(owner, name, TorchNorm)
     if attention.core_attention is CoreDotProductAttention:
         attention.core_attention = DotProductAttention
+    _lighten_linears(attention, mlp_submodules(layer))
+    spec.module = TransformerLayer
     if is_moe:
         # In a checkpoint, the norm before experts keeps its name, as with Transformer Engine, because there is no
         # single linear layer that it could be part of.
@@ -173,6 +178,17 @@ def local_layer_spec(config: DecoderConfig, is_moe: bool | None = None, is_linea
             "input_layernorm.": "self_attention.in_proj.layer_norm_",
         }
     return spec
+
+
+def _lighten_linears(*owners: Any) -> None:
+    """Puts this project's linear layers in the place of megatron-core's."""
+    ours = {core_linear.ColumnParallelLinear: ColumnParallelLinear, core_linear.RowParallelLinear: RowParallelLinear}
+    for owner in owners:
+        for name, part in list(vars(owner).items()):
+            if isinstance(part, partial) and "submodules" in part.keywords:  # experts
+                _lighten_linears(part.keywords["submodules"])
+            elif isinstance(part, type) and part in ours and "down_proj" not in name:  # MLA insists on megatron-core's
+                setattr(owner, name, ours[part])
 
 
 def default_layer_spec(config: DecoderConfig, vp_stage: int | None = None) -> TransformerBlockSubmodules:
@@ -290,8 +306,7 @@ def _vary(spec: ModuleSpec, config: DecoderConfig, with_transformer_engine: bool
 
 def _vary_attention(layer_spec: ModuleSpec, config: DecoderConfig) -> None:
     spec, attention = attention_spec(layer_spec), attention_submodules(layer_spec)
-    if config.multi_latent_attention:
-        spec.module = MultiLatentSelfAttention
+    spec.module = MultiLatentSelfAttention if config.multi_latent_attention else SelfAttention
     if config.attn_logit_softcapping is not None:
         attention.core_attention = DotProductAttention
     if config.window_rope_parameters is not None or config.window_attention is not None:

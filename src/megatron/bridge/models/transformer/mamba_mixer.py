@@ -6,10 +6,10 @@ import torch
 from megatron.core.extensions import transformer_engine
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.ssm import mamba_mixer as core
-from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.models.transformer.parallel_linear import ColumnParallelLinear, RowParallelLinear
 from megatron.bridge.runtime import capabilities
 
 

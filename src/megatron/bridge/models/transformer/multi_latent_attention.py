@@ -14,9 +14,10 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import LayerNormBuilder
 
 from megatron.bridge.models.transformer.decoder_config import MLADecoderConfig
+from megatron.bridge.models.transformer.self_attention import KeepsRotatedKeys
 
 
-class MultiLatentSelfAttention(MLASelfAttention):
+class MultiLatentSelfAttention(KeepsRotatedKeys, MLASelfAttention):  # type: ignore[misc]  # it takes any context
     """megatron-core's MLA with the modules that the spec names, and an epsilon of their own for the latents' norms.
 
     megatron-core itself chooses a fused norm and projection. That would put a norm in front of `linear_q_proj` if

@@ -16,9 +16,9 @@ from megatron.core.tensor_parallel.mappings import (
     reduce_from_tensor_model_parallel_region,
 )
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
+from megatron.bridge.models.transformer.self_attention import SelfAttention
 from megatron.bridge.runtime.norm import TorchNorm
 
 

@@ -115,6 +115,11 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
             return min(num_positions, self._threshold)
         return num_used if self.kind == "dynamic" else num_positions
 
+    @property
+    def is_length_dependent(self) -> bool:
+        """Whether the frequencies depend on how long the sequence is."""
+        return self.kind in _LENGTH_DEPENDENT
+
     def changes_between(self, num_cached: int, num_used: int) -> bool:
         """Whether `num_used` positions have other frequencies than `num_cached`, a smaller number of them.
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
-from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.ssm.utils import _split_tensor_factory
@@ -22,6 +20,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
 from megatron.bridge.errors import BridgeError
 from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+from megatron.bridge.models.transformer.generation_context import GenerationContext, with_earlier_inputs
 from megatron.bridge.runtime.gated_delta import causal_conv1d
 
 
@@ -81,6 +80,7 @@ class ShortConv(MegatronModule):
             **options,
         )
         self.conv1d = _DepthwiseConv1d(config, self.num_channels)
+        self.num_earlier = config.conv_kernel_size - 1
         self.out_proj = submodules.out_proj(
             config.hidden_size,
             config.hidden_size,
@@ -96,7 +96,7 @@ class ShortConv(MegatronModule):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        inference_context: "StaticInferenceContext | None" = None,
+        inference_context: object = None,
         packed_seq_params: PackedSeqParams | None = None,
         **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -119,18 +119,14 @@ class ShortConv(MegatronModule):
         output: tuple[torch.Tensor, torch.Tensor | None] = self.out_proj((after * x).transpose(0, 1).contiguous())
         return output
 
-    def _convolve_next(self, x: torch.Tensor, context: "StaticInferenceContext") -> torch.Tensor:
+    def _convolve_next(self, x: torch.Tensor, context: object) -> torch.Tensor:
         """The convolution of the positions after those of earlier calls, the last W - 1 of which are remembered."""
-        if not context.is_static_batching() or context.batch_size_offset:
-            raise BridgeError("ShortConv: its state is kept for one static batch; expected a StaticInferenceContext")
-        memory, num_before = context.key_value_memory_dict, self.config.conv_kernel_size - 1
-        if context.sequence_len_offset:
-            x = torch.cat([memory[self.layer_number], x], dim=1)
-        else:
-            x = F.pad(x, (0, 0, num_before, 0))
-        memory[self.layer_number] = x[:, x.shape[1] - num_before :].clone()
-        convolved: torch.Tensor = self.conv1d(x)
-        return convolved[:, num_before:]
+        if not isinstance(context, GenerationContext):
+            raise BridgeError(
+                f"ShortConv: a {type(context).__name__} keeps no state of a convolution; expected a GenerationContext"
+            )
+        convolved: torch.Tensor = self.conv1d(with_earlier_inputs(context, self.layer_number, x, self.num_earlier))
+        return convolved[:, self.num_earlier :]
 
     def sharded_state_dict(
         self,
