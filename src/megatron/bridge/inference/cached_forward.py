@@ -160,7 +160,7 @@ def needs_equal_lengths(model: MegatronModule | Sequence[MegatronModule]) -> boo
     return (
         not has_cache(config)
         or capabilities.has_transformer_engine()
-        or not getattr(config, "has_relative_positions", True)
+        or not config.has_relative_positions
         or (isinstance(rotary, ScaledRotaryEmbedding) and rotary.is_length_dependent)
     )
 

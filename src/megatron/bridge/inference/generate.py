@@ -41,37 +41,81 @@ def generate_tokens(
         BridgeError: an empty prompt, ids outside of the vocabulary, or more tokens than the model has positions.
         ParallelLayoutError: virtual pipeline stages, or context parallelism.
     """
+    prompts = [[int(token) for token in prompt_ids]]
+    forward = _checked_forward(model, prompts, params, vocab_size)
+    return (token for [token] in _generate(forward, prompts, params, frozenset(eos_token_ids)) if token is not None)
+
+
+def generate_batch(
+    model: "MegatronModule | Sequence[MegatronModule]",
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    eos_token_ids: Sequence[int] = (),
+    vocab_size: int | None = None,
+) -> list[list[int]]:
+    """The new tokens of each prompt, the end token included: what `generate_tokens` gives for the prompt alone.
+
+    The prompts may differ in length. They are computed without padding, and then all sequences get their next token in
+    one pass. Where a model cannot do that (`needs_equal_lengths`), the prompts of each length are a batch of their own.
+    Arguments and errors are those of `generate_tokens`.
+    """
+    from megatron.bridge.inference.cached_forward import needs_equal_lengths
+
+    groups: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt) if needs_equal_lengths(model) else 0, []).append(index)
+    new_tokens: list[list[int]] = [[] for _ in prompts]
+    for group in groups.values():
+        members = [[int(token) for token in prompts[index]] for index in group]
+        forward = _checked_forward(model, members, params, vocab_size)
+        for tokens in _generate(forward, members, params, frozenset(eos_token_ids)):
+            for index, token in zip(group, tokens, strict=True):
+                new_tokens[index].extend([] if token is None else [token])
+    return new_tokens
+
+
+def _checked_forward(
+    model: "MegatronModule | Sequence[MegatronModule]",
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    vocab_size: int | None,
+) -> "CachedForward":
     from megatron.bridge.inference.cached_forward import CachedForward
 
-    prompt_ids = [int(token) for token in prompt_ids]
-    forward = CachedForward(model, len(prompt_ids) + params.max_new_tokens, vocab_size=vocab_size)
-    _check_prompt(prompt_ids, forward.vocab_size)
+    longest = max(map(len, prompts))
+    forward = CachedForward(model, longest + params.max_new_tokens, len(prompts), vocab_size)
+    for prompt in prompts:
+        _check_prompt(prompt, forward.vocab_size)
     limit = context_length(forward.config)
-    if len(prompt_ids) + params.max_new_tokens > limit:
+    if longest + params.max_new_tokens > limit:
         raise BridgeError(
-            f"generation: {len(prompt_ids)} prompt tokens and {params.max_new_tokens} new ones do not fit into the "
+            f"generation: {longest} prompt tokens and {params.max_new_tokens} new ones do not fit into the "
             f"model's {limit} positions; shorten the prompt or lower max_new_tokens"
         )
-    return _generate(forward, prompt_ids, params, frozenset(eos_token_ids))
+    return forward
 
 
 def _generate(
-    forward: "CachedForward", prompt_ids: list[int], params: SamplingParams, eos: frozenset[int]
-) -> Iterator[int]:
+    forward: "CachedForward", prompts: list[list[int]], params: SamplingParams, eos: frozenset[int]
+) -> Iterator[list[int | None]]:
+    """The next token of each sequence, `None` for those that have ended, until all have."""
     import torch
 
     from megatron.bridge.transport.pipeline import broadcast_from_last
 
-    generator = torch.Generator().manual_seed(params.seed)
-    token_ids = prompt_ids
+    generators = [torch.Generator().manual_seed(params.seed) for _ in prompts]
+    pieces, has_ended = prompts, [False] * len(prompts)
     for _ in range(params.max_new_tokens):
-        logits = forward([token_ids])
-        chosen = None if logits is None else sample(logits[0], params, generator)
-        token = broadcast_from_last(chosen, forward.device, forward.group)
-        yield token
-        if token in eos:
+        logits = forward(pieces)
+        chosen = None
+        if logits is not None:
+            chosen = [sample(row, params, generator) for row, generator in zip(logits, generators, strict=True)]
+        tokens = broadcast_from_last(chosen, len(prompts), forward.device, forward.group)
+        yield [None if ended else token for token, ended in zip(tokens, has_ended, strict=True)]
+        has_ended = [ended or token in eos for token, ended in zip(tokens, has_ended, strict=True)]
+        if all(has_ended):
             return
-        token_ids = [token]
+        pieces = [[token] for token in tokens]
 
 
 def _check_prompt(prompt_ids: Sequence[int], vocab_size: int) -> None:

@@ -30,11 +30,14 @@ def receive_from_previous(
     return tensor
 
 
-def broadcast_from_last(value: int | None, device: torch.device, group: dist.ProcessGroup) -> int:
-    """The last stage's integer, on every stage; what other stages pass is ignored."""
+def broadcast_from_last(
+    values: list[int] | None, count: int, device: torch.device, group: dist.ProcessGroup
+) -> list[int]:
+    """The last stage's `count` integers, on every stage; what other stages pass is ignored."""
     if group.size() == 1:
-        assert value is not None
-        return value
-    tensor = torch.tensor([value if is_last(group) else 0], dtype=torch.int64, device=device)
+        assert values is not None
+        return values
+    tensor = torch.tensor(values if is_last(group) else [0] * count, dtype=torch.int64, device=device)
     dist.broadcast(tensor, group=group, group_src=group.size() - 1)
-    return int(tensor)
+    tokens: list[int] = tensor.tolist()
+    return tokens

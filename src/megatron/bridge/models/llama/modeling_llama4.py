@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -30,6 +30,7 @@ class Llama4Provider(GPTModelProvider):
             `1 + attention_scale * log(1 + floor((p + 1) / attention_floor_scale))`.
     """
 
+    has_relative_positions: ClassVar[bool] = False
     attention_chunk_size: int = 8192
     rope_layer_qk_norm: bool = True
     attention_temperature_tuning: bool = True

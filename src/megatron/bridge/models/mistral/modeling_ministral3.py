@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -19,6 +19,8 @@ class Ministral3Provider(GPTModelProvider):
 
     beta is `llama_4_scaling_beta` in `rope_parameters`. Source: transformers 5.23, `get_llama_4_attn_scale`.
     """
+
+    has_relative_positions: ClassVar[bool] = False
 
     def modify_layer_spec(self, spec: ModuleSpec) -> None:
         if self.context_parallel_size > 1:

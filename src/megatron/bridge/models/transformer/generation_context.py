@@ -39,9 +39,9 @@ class GenerationContext(StaticInferenceContext):
     def remember(self, layer: int, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Adds `[S, B, ...]` to what a layer remembers; all of it, `[S of all passes, B, ...]`."""
         memory = self.key_value_memory_dict.get(layer)
-        if memory is None:
+        if memory is None:  # zeros, because even keys that no one sees must be numbers
             size = (self.max_sequence_length, self.max_batch_size)
-            memory = self.key_value_memory_dict[layer] = tuple(part.new_empty(*size, *part.shape[2:]) for part in parts)
+            memory = self.key_value_memory_dict[layer] = tuple(part.new_zeros(*size, *part.shape[2:]) for part in parts)
         start, rows = self.sequence_len_offset, self._rows(parts[0].shape[1])
         end = start + parts[0].shape[0]
         for kept, part in zip(memory, parts, strict=True):
