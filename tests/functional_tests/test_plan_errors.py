@@ -108,8 +108,8 @@ def test_unsupported_config_values(values: dict[str, Any], expected: tuple[str, 
 
 
 def test_every_unknown_field_is_named(hf_folder: Path) -> None:
-    edit_config(hf_folder, logit_scale=2.0, attention_sinks=True)
-    import_fails(hf_folder, UnsupportedConfigError, "logit_scale", "attention_sinks")
+    edit_config(hf_folder, logit_scale=2.0, use_qk_norm=True)
+    import_fails(hf_folder, UnsupportedConfigError, "logit_scale", "use_qk_norm")
 
 
 def test_tensor_parallelism_must_divide_the_query_groups(hf_folder: Path) -> None:

@@ -53,6 +53,7 @@ def test_reading_the_json_imports_nothing_heavy(llama_folder: Path) -> None:
         ({"model_type": "qwen99"}, UnsupportedModelError, "has the model_type 'qwen99'"),
         ({"hidden_size": 4}, UnsupportedModelError, "has no `model_type`"),
         ({"model_type": "qwen3", "hidden_size": "big"}, UnsupportedConfigError, "hidden_size"),
+        ({"model_type": "mixtral", "num_local_experts": 10**12}, UnsupportedConfigError, "num_local_experts must be"),
         (
             {"model_type": "qwen3", "num_hidden_layers": 2, "layer_types": ["full_attention"]},
             UnsupportedConfigError,

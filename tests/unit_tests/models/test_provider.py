@@ -38,6 +38,34 @@ def test_megatron_core_checks_run_in_finalize() -> None:
         provider.finalize()
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("mixtral", {"moe_layer_freq": 0}, "moe_layer_freq must be at least 1"),
+        ("gemma4-shared", {"num_kv_shared_layers": 9}, "num_kv_shared_layers is 9 of 6"),
+        ("gemma4-shared", {"num_kv_shared_layers": 5}, "num_kv_shared_layers is 5 of 6"),
+        (
+            "ministral3",
+            {"rope_parameters": {"rope_type": "default"}},
+            "must have llama_4_scaling_beta and original_max",
+        ),
+    ],
+)
+def test_values_that_no_layer_can_be_built_with(name: str, fields: dict[str, Any], message: str) -> None:
+    provider = provider_of(name)
+    vars(provider).update(fields)
+    with pytest.raises(UnsupportedConfigError, match=message):
+        provider.provide_distributed_model(wrap_with_ddp=False, init_model_with_meta_device=True)
+
+
+def test_every_second_layer_has_experts() -> None:
+    """A period as megatron-core has it; HF configs list the layers."""
+    bridge = AutoBridge.from_hf_config(TINY_MODELS["qwen3-moe"].hf_config())
+    provider = bridge.to_megatron_provider(load_weights=False)
+    provider.moe_layer_freq = 2
+    assert bridge._model_bridge.megatron_to_hf_config(provider)["mlp_only_layers"] == [1, 3]
+
+
 def test_unknown_scope_of_norms() -> None:
     provider = provider_of("qwen3")
     provider.qk_layernorm_scope = "heads"

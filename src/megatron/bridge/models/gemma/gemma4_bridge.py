@@ -16,7 +16,9 @@ _MOE = {
 
 def _check_shared_layers(hf_config: fields.HFConfig) -> fields.Values:
     first_shared = hf_config.num_hidden_layers - hf_config.num_kv_shared_layers
-    if set(hf_config.layer_types[:first_shared]) != set(hf_config.layer_types):
+    if not 0 <= first_shared <= hf_config.num_hidden_layers or set(hf_config.layer_types[:first_shared]) != set(
+        hf_config.layer_types
+    ):
         raise UnsupportedConfigError(
             f"num_kv_shared_layers is {hf_config.num_kv_shared_layers}, but some of "
             f"these have no earlier layer of their kind to share with; layer_types: {hf_config.layer_types}"

@@ -36,6 +36,12 @@ class Gemma4Config(DecoderConfig):
         if self.pipeline_model_parallel_size > 1 and self.has_context:
             self.variable_seq_lengths = True  # what stages hand over differs in size
         super().finalize()
+        own, kinds = self.num_layers - self.num_kv_shared_layers, [*map(self.has_window, range(1, self.num_layers + 1))]
+        if not 0 <= own <= self.num_layers or set(kinds[:own]) != set(kinds):
+            raise UnsupportedConfigError(
+                f"Gemma4Provider: num_kv_shared_layers is {self.num_kv_shared_layers} of {self.num_layers}, but each of"
+                " these layers needs one of its kind, with or without a window, in front of them"
+            )
         if self.moe_shared_expert_overlap:
             raise UnsupportedConfigError(
                 "Gemma4Provider: moe_shared_expert_overlap must be False: norms stand around the dense MLP"

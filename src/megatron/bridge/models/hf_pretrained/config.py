@@ -30,6 +30,9 @@ _MAX_SIZES = {
     "vocab_size": 100_000_000,
     "max_position_embeddings": 1_000_000_000,
 }
+# The same for numbers of experts; there may be none.
+_MAX_EXPERTS = 10_000
+_NUMBERS_OF_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # What transformers raises when a value is of the wrong kind.
 _REFUSALS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
@@ -194,4 +197,10 @@ def _check_values(folder: Path, values: JsonObject) -> None:
                 raise UnsupportedConfigError(
                     f"{folder / CONFIG_NAME}: {prefix}{name} must be a whole number from 1 to {largest}, "
                     f"found {size!r:.100}"
+                )
+        for name in _NUMBERS_OF_EXPERTS:
+            number = part.get(name)
+            if type(number) is int and not 0 <= number <= _MAX_EXPERTS:
+                raise UnsupportedConfigError(
+                    f"{folder / CONFIG_NAME}: {prefix}{name} must be from 0 to {_MAX_EXPERTS}, found {number}"
                 )

@@ -12,6 +12,8 @@ from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.models.transformer.layer_specs import attention_submodules
 
+_FROM_ROPE = ("llama_4_scaling_beta", "original_max_position_embeddings")
+
 
 @dataclass
 class Ministral3Provider(GPTModelProvider):
@@ -27,6 +29,12 @@ class Ministral3Provider(GPTModelProvider):
             raise UnsupportedConfigError(
                 "Ministral3Provider: context_parallel_size must be 1, because the query is scaled by its position"
             )
+        missing = [name for name in _FROM_ROPE if name not in (self.rope_parameters or {})]
+        if missing:
+            raise UnsupportedConfigError(
+                f"Ministral3Provider: rope_parameters must have {' and '.join(missing)}, by which the query is scaled; "
+                f"found {self.rope_parameters!r:.300}"
+            )
         attention = attention_submodules(spec)
         attention.core_attention = partial(_build_core_attention, attention.core_attention)
 
@@ -34,9 +42,9 @@ class Ministral3Provider(GPTModelProvider):
 def _build_core_attention[AttentionT](
     core_attention: Callable[..., AttentionT], config: Ministral3Provider, **kwargs: Any
 ) -> AttentionT:
-    parameters = config.rope_parameters or {}
     module = core_attention(config=config, **kwargs)
-    beta, length = parameters["llama_4_scaling_beta"], parameters["original_max_position_embeddings"]
+    assert config.rope_parameters is not None
+    beta, length = (config.rope_parameters[name] for name in _FROM_ROPE)
     assert isinstance(module, torch.nn.Module)
     module.register_forward_pre_hook(partial(_scale_query, beta, length), with_kwargs=True)
     return module

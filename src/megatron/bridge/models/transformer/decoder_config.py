@@ -186,6 +186,11 @@ class DecoderConfig(TransformerConfig):
                 f"{type(self).__name__}: window_attention may hold {', '.join(WINDOW_ATTENTION_FIELDS)}, found "
                 f"{self.window_attention!r:.300}"
             )
+        if isinstance(self.moe_layer_freq, int) and self.moe_layer_freq < 1:
+            raise UnsupportedConfigError(
+                f"{type(self).__name__}: moe_layer_freq must be at least 1, found {self.moe_layer_freq}; for a model "
+                "without experts, set num_moe_experts to None"
+            )
         theta = (self.rope_parameters or {}).get("rope_theta", self.rotary_base)
         if theta != self.rotary_base:
             raise UnsupportedConfigError(

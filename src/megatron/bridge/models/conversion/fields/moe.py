@@ -51,7 +51,9 @@ def moe_layer_freq(is_moe: list[bool]) -> int | list[int]:
 def moe_layers(provider: Provider) -> list[bool]:
     """The inverse of `moe_layer_freq`: whether each layer has experts."""
     freq = provider.moe_layer_freq
-    return [True] * provider.num_layers if isinstance(freq, int) else [bool(moe) for moe in freq]
+    if isinstance(freq, int):
+        return [layer % freq == 0 for layer in range(provider.num_layers)]
+    return [bool(moe) for moe in freq]
 
 
 # Routers
