@@ -21,7 +21,9 @@ from megatron.bridge.models.conversion.registered import (
     RegisteredBridge,
     is_of_whole_model,
     registered_bridges,
+    supported_architecture,
 )
+from megatron.bridge.models.conversion.stored_names import as_stored
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -124,7 +126,8 @@ def match_family(config: LeveledConfig, names: Iterable[str]) -> FamilyMatch:
     stated = config.values.get("architectures")
     architectures = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
     family = FamilyMatch()
-    family.entry = next((bridges[name] for name in architectures if name in bridges), None)
+    supported = supported_architecture(architectures, config.values.get("model_type"))
+    family.entry = None if supported is None else bridges[supported]
     family.is_supported = family.entry is not None
     text_names = {text_name(name): name for name in names}
     if family.entry is None:
@@ -140,6 +143,8 @@ def match_family(config: LeveledConfig, names: Iterable[str]) -> FamilyMatch:
     if family.entry is not None:
         family.registry = _registry(family.entry, config)
         if names and family.registry is not None:
+            if family.is_supported:
+                family.registry = as_stored(family.registry, text_names, None, family.entry.architecture)
             _apply_rules(family, family.registry, text_names)
     return family
 

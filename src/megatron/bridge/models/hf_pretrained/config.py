@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from megatron.bridge.errors import CheckpointError, UnsupportedConfigError, UnsupportedModelError
 from megatron.bridge.models.hf_pretrained.config_aliases import known_config_type
 from megatron.bridge.models.hf_pretrained.config_overrides import check_in_force, merged
+from megatron.bridge.models.hf_pretrained.other_folders import what_it_holds
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -47,9 +48,10 @@ def read_config_json(folder: str | Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError as error:
+        held = what_it_holds(Path(folder))
+        next_step = f"It {held}" if held else "Give the folder that `save_pretrained` wrote."
         raise CheckpointError(
-            f"{folder}: no {CONFIG_NAME}, so this is not a Hugging Face model folder. "
-            "Give the folder that `save_pretrained` wrote."
+            f"{folder}: no {CONFIG_NAME}, so this is not a Hugging Face model folder. {next_step}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: malformed JSON: {error!s:.300}. Correct it, or fetch it again.") from error
