@@ -18,7 +18,7 @@ from megatron.bridge import AutoBridge
 from megatron.bridge.discovery import inspect_model
 from megatron.bridge.errors import BridgeError, CheckpointError, UnsupportedModelError
 from megatron.bridge.inference.full_logits import full_logits
-from tests.parity import build_on
+from tests.parity import build_on, changed_tensors
 from tests.ranks import run_ranks
 from tests.tiny_models import TINY_MODELS, TOLERANCE
 
@@ -130,7 +130,27 @@ def test_configs_of_other_versions(folder: Path, values: dict[str, Any]) -> None
     loads_as_in_transformers(folder)
 
 
+def test_a_config_without_a_dtype(folder: Path) -> None:
+    """The dtype is that of the weights, as in transformers."""
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    edit_config(folder, dtype=...)
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
+    assert AutoBridge.from_hf_pretrained(folder).to_megatron_provider().params_dtype == torch.bfloat16
+
+
 # Files
+
+
+def test_only_the_copy_of_a_tied_tensor(folder: Path) -> None:
+    """What tools that store each tensor once may keep: the output layer, not the embedding."""
+    TINY_MODELS["llama-tied"].save(folder)
+    edit_names(folder, lambda name: name.replace("model.embed_tokens.", "lm_head."))
+    loads_as_in_transformers(folder)
+    AutoBridge.import_ckpt(folder, folder.parent / "megatron")
+    AutoBridge.from_hf_pretrained(folder).export_ckpt(folder.parent / "megatron", folder.parent / "out")
+    assert changed_tensors(folder, folder.parent / "out") == []
+    edit_names(folder, lambda name: name.removeprefix("model."))
+    loads_as_in_transformers(folder)
 
 
 def test_files_beside_the_model(folder: Path) -> None:
@@ -196,6 +216,7 @@ def test_pickled_weights(folder: Path) -> None:
     loads_as_in_transformers(folder)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # called by peft
 def test_adapters(folder: Path) -> None:
     """An adapter alone, and beside a model's weights, where transformers would apply it."""
     peft = pytest.importorskip("peft")

@@ -205,7 +205,7 @@ class MegatronModelBridge(ABC):
             provider_class = getattr(importlib.import_module(module), name)
         provider = provider_class(**self.hf_config_to_provider_kwargs(hf_config))
         provider.mtp_num_layers = self._num_mtp_layers(hf_pretrained, provider.mtp_num_layers)
-        set_dtype(provider, self.dtype_from_hf(hf_config))
+        set_dtype(provider, self.dtype_from_hf(hf_config, _stored_dtype(hf_pretrained)))
         return provider
 
     def megatron_to_hf_config(self, provider: "Provider") -> dict[str, Any]:
@@ -343,6 +343,13 @@ class MegatronModelBridge(ABC):
 
         self.hf_config = hf_pretrained.config
         return weight_stream.export(self, hf_pretrained, model, cpu=cpu, **kwargs)
+
+
+def _stored_dtype(hf_pretrained: "HFModel") -> "torch.dtype | None":
+    """The dtype that transformers takes for a model whose config states none: that of its first weight."""
+    if getattr(hf_pretrained.config, "dtype", None) is not None or not getattr(hf_pretrained, "has_weights", False):
+        return None
+    return next((info.dtype for info in hf_pretrained.state.infos.values() if info.dtype.is_floating_point), None)
 
 
 MegatronModelBridge._make_tables()

@@ -49,7 +49,7 @@ def as_stored(
     stored = {_pattern(name): name for name in hf_names}
     unknown = [pattern for pattern, name in stored.items() if not _is_known(registry, name)]
     if not unknown:
-        return registry
+        return _with_stored_copies(registry, hf_names)
     _check_foreign(unknown, stored, model_name)
     renamed = rename() if rename is not None else str
     wanted = {renamed(_pattern(name)) for entry in registry.entries for name in _names(entry)}
@@ -63,7 +63,22 @@ def as_stored(
         numbers = iter(_NUMBER.findall(name))
         return _NUMBER.sub(lambda _: next(numbers, "*"), found)
 
-    return MegatronMappingRegistry(*(_renamed(entry, find) for entry in registry.entries))
+    renamed_registry = MegatronMappingRegistry(*(_renamed(entry, find) for entry in registry.entries))
+    return _with_stored_copies(renamed_registry, hf_names)
+
+
+def _with_stored_copies(registry: MegatronMappingRegistry, hf_names: Collection[str]) -> MegatronMappingRegistry:
+    """The registry, reading the copy of a tied tensor where only that is stored, as transformers does.
+
+    Tools that store each tensor once may keep `lm_head.weight` rather than the embedding, which comes later by name.
+    """
+    only = {same_as: copy for copy, same_as in registry.tied().items() if copy in hf_names and same_as not in hf_names}
+    if not only:
+        return registry
+    entries = [
+        entry for entry in registry.entries if not (isinstance(entry, param_mapping.Tied) and entry.same_as in only)
+    ]
+    return MegatronMappingRegistry(*(_renamed(entry, lambda name: only.get(name, name)) for entry in entries))
 
 
 def transformers_renaming(model_type: str) -> Rename:
