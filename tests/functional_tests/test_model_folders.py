@@ -120,7 +120,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 2.0, "original_max_positio
         {"dtype": ..., "torch_dtype": None},
         {"dtype": "float32", "torch_dtype": "bfloat16"},
         {"head_dim": None, "attention_bias": ..., "mlp_bias": ..., "pretraining_tp": 1, "use_cache": True},
-        {"transformers_version": "4.31.0.dev0", "_name_or_path": "/home/me/llama", "max_sequence_length": 2048},
+        {"transformers_version": "4.31.0.dev0", "_name_or_path": "/home/me/llama"},
         {"pad_token_id": -1, "eos_token_id": [2, 3]},
     ],
     ids=str,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import CheckpointError
@@ -26,6 +27,7 @@ EXPERT_LAYOUT = {"tp": 2, "ep": 2, "etp": 1, "sequence_parallel": True}
 FORMS: dict[str, Callable[[str], str]] = {
     "of transformers' modules": str,
     "of the base model": lambda name: re.sub(r"^(model|backbone)\.", "", name),
+    "published, of the base model": lambda name: re.sub(r"^(model|backbone)\.", "", name),
     "with the prefix twice": lambda name: f"{'backbone' if name.startswith('backbone') else 'model'}.{name}",
 }
 
@@ -50,6 +52,8 @@ FORMS: dict[str, Callable[[str], str]] = {
         ("mimo-v2-flash", "of transformers' modules", {}),
         ("minimax-m2", "of transformers' modules", {}),
         ("mixtral", "of the base model", {}),
+        ("mixtral", "published, of the base model", {}),
+        ("nemotron-3", "published, of the base model", {}),
         ("qwen3", "of the base model", {"tp": 2}),
         ("nemotron-h", "of the base model", {}),
         ("mamba2", "of the base model", {}),
@@ -58,7 +62,7 @@ FORMS: dict[str, Callable[[str], str]] = {
 )
 def test_logits_and_export(name: str, form: str, layout: dict[str, Any], tmp_path: Path) -> None:
     model = TINY_MODELS[name].hf_model()
-    model.save_pretrained(tmp_path / "hf", save_original_format=False)
+    model.save_pretrained(tmp_path / "hf", save_original_format=form.startswith("published"))
     path = tmp_path / "hf" / "model.safetensors"
     tensors = {FORMS[form](stored): tensor for stored, tensor in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
@@ -74,24 +78,21 @@ def test_logits_and_export(name: str, form: str, layout: dict[str, Any], tmp_pat
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_tensor_of_every_family_is_known(form: str) -> None:
-    """By the names alone, and without a renaming that takes one of them for another."""
+    """By the names alone, and none is taken for another."""
     for name in FIRST_VARIANTS:
         config = TINY_MODELS[name].hf_config()
         bridge = find_bridge(config).bridge_class()
         bridge.hf_config = config
-        original = [*TINY_MODELS[name].empty_model().state_dict()]
-        begins = "backbone." if any(stored.startswith("backbone.") for stored in original) else "model."
-        twice = form == "with the prefix twice"
-        stored = [begins + tensor if twice else FORMS[form](tensor) for tensor in original]
-        plain, renamed = (
-            stored_names.as_stored(
-                bridge.registry(), names, partial(stored_names.transformers_renaming, config.model_type), name
-            )
-            for names in (original, stored)
-        )
+        model = TINY_MODELS[name].empty_model()
+        state = model.state_dict()
+        original = [*revert_weight_conversion(model, state)] if form.startswith("published") else [*state]
+        begins = "backbone." if any(tensor.startswith("backbone.") for tensor in original) else "model."
+        stored = [begins + tensor if "twice" in form else FORMS[form](tensor) for tensor in original]
+        where = partial(stored_names.transformers_names, config.model_type)
+        plain, renamed = (stored_names.as_stored(bridge.registry(), names, where, name) for names in (original, stored))
         for before, after in zip(original, stored, strict=True):
-            by, expected = renamed.hf_to_megatron_lookup(after), plain.hf_to_megatron_lookup(before)
-            assert (by and by.megatron_param) == (expected and expected.megatron_param), (name, after)
+            found, expected = renamed.hf_to_megatron_lookup(after), plain.hf_to_megatron_lookup(before)
+            assert (found and found.megatron_param) == (expected and expected.megatron_param), (name, after)
             assert expected or renamed.drop_reason(after), (name, after)
 
 
@@ -152,4 +153,4 @@ def test_a_usual_checkpoint_is_read_as_before(tmp_path: Path) -> None:
     TINY_MODELS["glm4-moe"].save(tmp_path)
     bridge = AutoBridge.from_hf_pretrained(tmp_path)
     registry = bridge._model_bridge.registry()
-    assert stored_names.as_stored(registry, bridge.hf_pretrained.state.infos, None, "tiny") is registry
+    assert stored_names.as_stored(registry, bridge.hf_pretrained.state.infos, pytest.fail, "tiny") is registry

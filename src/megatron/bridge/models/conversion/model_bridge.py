@@ -288,7 +288,7 @@ class MegatronModelBridge(ABC):
         registry = self.mapping_registry()
         if hf_pretrained is None or not getattr(hf_pretrained, "has_weights", False):
             return registry
-        rename = partial(stored_names.transformers_renaming, type(self.hf_config).model_type)
+        rename = partial(stored_names.transformers_names, type(self.hf_config).model_type)
         return stored_names.as_stored(registry, hf_pretrained.tensor_names, rename, hf_pretrained.model_name_or_path)
 
     def _num_mtp_layers(self, hf_pretrained: "HFModel", stated: int | None) -> int | None:

@@ -10,17 +10,18 @@ of the separate tensors.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.conversion import param_mapping
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 
 type Entry = param_mapping.MegatronParamMapping | param_mapping.Dropped
-type Rename = Callable[[str], str]
+# Finds what is stored under each name, as `transformers_names` does.
+type Rename = Callable[[Collection[str]], Mapping[str, ModuleTensor]]
 
 _NUMBER = re.compile(r"(?<=\.)(\d+|\*)(?=\.|$)")
-_EMBEDDING = "embedding.word_embeddings.weight"
 # What tools put in front of every name, or into some, when they save a model inside another; transformers reads none.
 _FOREIGN = {
     "_orig_mod.": ("torch.compile", "model._orig_mod"),
@@ -31,16 +32,27 @@ _FOREIGN = {
 }
 
 
+class ModuleTensor(NamedTuple):
+    """A tensor of transformers' modules, or a part of one.
+
+    Attributes:
+        name: the tensor.
+        part: what distinguishes the part from others; `None` for the whole tensor.
+    """
+
+    name: str
+    part: str | None
+
+
 def as_stored(
-    registry: MegatronMappingRegistry, hf_names: Collection[str], rename: Callable[[], Rename] | None, model_name: str
+    registry: MegatronMappingRegistry, hf_names: Collection[str], rename: Rename, model_name: str
 ) -> MegatronMappingRegistry:
     """The registry, with the names that the checkpoint has for its tensors.
 
     Args:
         registry: the family's mappings.
         hf_names: the names of the checkpoint's tensors.
-        rename: gives transformers' renaming (see `transformers_renaming`), and is called only if some name is unknown;
-            `None` if only the prefix of the base model may differ.
+        rename: called only if some name is unknown, with names that have `*` in place of numbers.
         model_name: the name of the model, for errors.
 
     Raises:
@@ -51,15 +63,18 @@ def as_stored(
     if not unknown:
         return _with_stored_copies(registry, hf_names)
     _check_foreign(unknown, stored, model_name)
-    renamed = rename() if rename is not None else str
-    wanted = {renamed(_pattern(name)) for entry in registry.entries for name in _names(entry)}
-    prefix = f"{_embedding(registry, renamed).partition('.')[0]}."
-    by_module = {_module_name(pattern, renamed, wanted, prefix): pattern for pattern in stored}
+    asked = {_pattern(name) for entry in registry.entries for name in _names(entry)}
+    renamed = rename(sorted({*asked, *stored}))
+    wanted = {renamed[pattern].name for pattern in asked}
+    prefix = _prefix(registry, renamed)
+    by_tensor = {_in_module(pattern, renamed[pattern], wanted, prefix): pattern for pattern in stored}
 
     def find(name: str) -> str:
         """The stored name of what a mapping calls `name`, with its wildcards; `name` itself if it is not stored."""
         pattern = _pattern(name)
-        found = pattern if pattern in stored else by_module.get(renamed(pattern), pattern)
+        tensor = renamed[pattern]
+        whole = by_tensor.get(ModuleTensor(tensor.name, None), pattern)
+        found = pattern if pattern in stored else by_tensor.get(tensor, whole)
         numbers = iter(_NUMBER.findall(name))
         return _NUMBER.sub(lambda _: next(numbers, "*"), found)
 
@@ -81,10 +96,12 @@ def _with_stored_copies(registry: MegatronMappingRegistry, hf_names: Collection[
     return MegatronMappingRegistry(*(_renamed(entry, lambda name: only.get(name, name)) for entry in entries))
 
 
-def transformers_renaming(model_type: str) -> Rename:
-    """What transformers calls a tensor once it is loaded: the name of the module's tensor for any name that it reads.
+def transformers_names(model_type: str, names: Collection[str]) -> dict[str, ModuleTensor]:
+    """Where transformers puts tensors that it loads, for any names that it reads.
 
-    The name may have `*` in place of numbers. What only `from_pretrained` knows, such as the prefix, stays as it is.
+    What only `from_pretrained` knows, the prefix, stays as it is.
+
+    `transformers_names("mixtral", ["layers.*.block_sparse_moe.gate.weight"])` finds `layers.*.mlp.gate.weight`.
     """
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -92,7 +109,7 @@ def transformers_renaming(model_type: str) -> Rename:
     rules = [rule for name in (model_type, "legacy") for rule in get_checkpoint_conversion_mapping(name) or ()]
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    return lambda name: rename_source_key(name, renamings, converters)[0]
+    return {name: ModuleTensor(*rename_source_key(name, renamings, converters)) for name in names}
 
 
 def _is_known(registry: MegatronMappingRegistry, name: str) -> bool:
@@ -108,22 +125,22 @@ def _names(entry: Entry) -> Iterable[str]:
     return [entry.hf_param] if isinstance(entry, param_mapping.Dropped) else entry.hf_names.values()
 
 
-def _embedding(registry: MegatronMappingRegistry, renamed: Rename) -> str:
-    mapping = registry.megatron_to_hf_lookup(_EMBEDDING)
-    return "" if mapping is None else renamed(next(iter(mapping.hf_names.values())))
+def _prefix(registry: MegatronMappingRegistry, renamed: Mapping[str, ModuleTensor]) -> str:
+    """How the names of the base model's tensors begin in the model: as that of the embedding, such as "model."."""
+    mapping = registry.megatron_to_hf_lookup("embedding.word_embeddings.weight")
+    name = renamed[next(iter(mapping.hf_names.values()))].name if mapping is not None else ""
+    return name[: name.find(".") + 1]
 
 
-def _module_name(pattern: str, renamed: Rename, wanted: set[str], prefix: str) -> str:
-    """The name of the module's tensor, with the prefix added or removed as `transformers.core_model_loading` does."""
-    name = renamed(pattern)
-    if name not in wanted and pattern in wanted:
-        return pattern
-    if name.removeprefix(prefix) in wanted:
-        return name.removeprefix(prefix)
-    return prefix + name if prefix + name in wanted else name
+def _in_module(pattern: str, tensor: ModuleTensor, wanted: set[str], prefix: str) -> ModuleTensor:
+    """The tensor, with the prefix added or removed as `transformers.core_model_loading` does."""
+    if tensor.name not in wanted and pattern in wanted:
+        return ModuleTensor(pattern, None)
+    shorter, longer = tensor.name.removeprefix(prefix), prefix + tensor.name
+    return tensor._replace(name=next((name for name in (shorter, longer) if name in wanted), tensor.name))
 
 
-def _renamed(entry: Entry, find: Rename) -> Entry:
+def _renamed(entry: Entry, find: Callable[[str], str]) -> Entry:
     """The entry under stored names; experts that are stored in one tensor are mapped from that."""
     names = [find(name) for name in _names(entry)]
     if isinstance(entry, param_mapping.Tied):
