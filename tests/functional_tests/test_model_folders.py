@@ -169,6 +169,15 @@ def test_files_beside_the_model(folder: Path) -> None:
     assert inspect_model(folder).problems == []
 
 
+def test_links_into_the_hub_cache(folder: Path) -> None:
+    """What `huggingface-cli download --local-dir` made of large files until 2024."""
+    blob = folder.parent / "hub/models--org--name/blobs" / ("0" * 64)
+    blob.parent.mkdir(parents=True)
+    (folder / "model.safetensors").rename(blob)
+    (folder / "model.safetensors").symlink_to(blob)
+    loads_as_in_transformers(folder)
+
+
 def test_shards_that_are_not_in_the_index(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
@@ -270,6 +279,14 @@ def test_other_folders(folder: Path, files: list[str], message: str, has_config:
         (folder / name).write_bytes(b"{}")
     for said in refusals(folder):
         assert re.search(message, said), said
+
+
+def test_inspection_of_names_in_memory(folder: Path) -> None:
+    """The command, whose process has no torch, asks another for transformers' renaming."""
+    TINY_MODELS["mixtral"].hf_model().save_pretrained(folder, save_original_format=False)
+    command = [sys.executable, "-c", "from megatron.bridge.cli import main; main()", "inspect", str(folder)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert "MixtralBridge has a rule for every tensor" in result.stdout
 
 
 def test_the_entry_of_a_model_in_the_hub_cache(folder: Path) -> None:

@@ -168,8 +168,8 @@ def indexed_names(folder: str | Path) -> Collection[str] | None:
 def check_inside(folder: Path, path: Path) -> None:
     """Makes sure that a file of a model folder is not a link to something else.
 
-    A link may lead into the folder, or into the blob store of the Hugging Face cache that the folder is a snapshot of:
-    `<cache>/models--org--name/snapshots/<commit>` has links into `../../blobs`.
+    A link may lead into the folder, or into the blobs of a model in the Hugging Face cache: those of the model that the
+    folder is a snapshot of, or those to which `huggingface-cli download --local-dir` linked large files until 2024.
 
     Raises:
         CheckpointError: the link leads elsewhere, so that a file that is not the model's could be published.
@@ -178,6 +178,8 @@ def check_inside(folder: Path, path: Path) -> None:
     if folder.parent.name == "snapshots":
         roots.append(folder.parent.parent.resolve() / "blobs")
     target = path.resolve()
+    if target.parent.name == "blobs" and target.parent.parent.name.startswith("models--"):
+        roots.append(target.parent)
     if not any(target.is_relative_to(root) for root in roots):
         raise CheckpointError(
             f"{path}: a link that leads outside the model's folder, to {target}. Replace it by the "
