@@ -20,7 +20,8 @@ from megatron.bridge.errors import BridgeError, CheckpointError, UnsupportedMode
 from megatron.bridge.inference.full_logits import full_logits
 from tests.parity import build_on, changed_tensors
 from tests.ranks import run_ranks
-from tests.tiny_models import TINY_MODELS, TOLERANCE
+from tests.rounding import reference
+from tests.tiny_models import TINY_MODELS
 
 TOKENS = torch.randint(0, 128, (2, 40), generator=torch.Generator().manual_seed(1))
 
@@ -48,12 +49,10 @@ def logits_on_a_rank(folder: Path) -> torch.Tensor:
 
 
 def loads_as_in_transformers(folder: Path) -> None:
-    with torch.no_grad():
-        expected = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)(
-            TOKENS
-        ).logits
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    expected, tolerance = reference(model, TOKENS)
     [found] = run_ranks(logits_on_a_rank, 1, folder)
-    assert (found - expected).abs().max().item() <= TOLERANCE
+    assert (found - expected).abs().max().item() <= tolerance
 
 
 def refusals(folder: Path, error_class: type[BridgeError] = CheckpointError) -> list[str]:
