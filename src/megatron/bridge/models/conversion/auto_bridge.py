@@ -186,8 +186,8 @@ class AutoBridge:
         if load_weights:
             source = self._source(hf_path)
             if not source.has_weights:
-                why = source.why_no_weights() or "there are no weights to load."
-                raise CheckpointError(f"{source.model_name_or_path}: {why} Or pass load_weights=False.")
+                why = source.why_no_weights() or "there are no weights to load; pass load_weights=False"
+                raise CheckpointError(f"{source.model_name_or_path}: {why}")
             provider.perform_initialization = False
             provider.register_pre_wrap_hook(lambda chunks: self.load_hf_weights(chunks, hf_path), prepend=True)
         return provider

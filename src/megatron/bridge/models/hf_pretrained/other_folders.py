@@ -42,9 +42,11 @@ def adapter(folder: Path) -> str:
         base = json.loads(path.read_bytes()).get("base_model_name_or_path")
     merge = _python("peft", "AutoPeftModelForCausalLM", folder, f"{folder}-merged", then=".merge_and_unload()")
     of = f" of the model {base}" if isinstance(base, str) and base else ""
+    has_model = any(folder.glob("model*.safetensors"))
+    beside = f" If the weights in the folder are merged already, remove {ADAPTER_CONFIG_NAME}." if has_model else ""
     return (
-        f"holds a peft adapter{of} ({ADAPTER_CONFIG_NAME}), which transformers would apply. Merge the two first: "
-        f"{merge}. If the weights in the folder are merged already, remove {ADAPTER_CONFIG_NAME}."
+        f"holds a peft adapter{of} ({ADAPTER_CONFIG_NAME}), which transformers would apply to the model. Merge the two "
+        f"first: {merge}.{beside}"
     )
 
 
