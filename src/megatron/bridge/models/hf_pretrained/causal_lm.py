@@ -14,6 +14,7 @@ from megatron.bridge.models.hf_pretrained.dtypes import DtypeLike, requested_dty
 from megatron.bridge.models.hf_pretrained.other_folders import what_it_holds
 from megatron.bridge.models.hf_pretrained.quantization.source import DequantizedSource, open_weights
 from megatron.bridge.models.hf_pretrained.source import WeightSource, has_weights, indexed_names
+from megatron.bridge.runtime import startup
 
 if TYPE_CHECKING:
     import torch
@@ -204,7 +205,8 @@ class PreTrainedCausalLM:
         import transformers
 
         architecture = (self.config.architectures or [""])[0]
-        model_class: Any = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+        with startup.lean_imports():
+            model_class: Any = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
         is_quantized = isinstance(self.state, DequantizedSource)
         loaded: tuple[PreTrainedModel, dict[str, Collection[object]]] = model_class.from_pretrained(
             None if is_quantized else self._resolve_weights(),

@@ -9,6 +9,7 @@ from megatron.bridge.errors import CheckpointError, UnsupportedConfigError, Unsu
 from megatron.bridge.models.hf_pretrained.config_aliases import known_config_type
 from megatron.bridge.models.hf_pretrained.config_overrides import check_in_force, merged
 from megatron.bridge.models.hf_pretrained.other_folders import what_it_holds
+from megatron.bridge.runtime import startup
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -65,6 +66,7 @@ def _special_float(values: dict[str, Any]) -> object:
     return float(values["__float__"]) if values.keys() == {"__float__"} else values
 
 
+@startup.lean_imports()
 def load_config(
     path: str | Path, *, trust_remote_code: bool = False, overrides: JsonObject | None = None
 ) -> "PretrainedConfig":
