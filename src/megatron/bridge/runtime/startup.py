@@ -56,7 +56,7 @@ def import_megatron_core() -> None:
     """
     if "megatron.core" not in sys.modules:
         with lean_imports():
-            import megatron.core.models.gpt.gpt_model
+            import megatron.core.models.gpt.gpt_model  # noqa: F401
 
 
 def _deferred_compile(compile_now: _Decorator) -> _Decorator:
