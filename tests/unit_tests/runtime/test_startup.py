@@ -12,6 +12,68 @@ import torch
 from megatron.bridge.runtime import startup
 from tests.tiny_folder import save_tiny_folder
 
+# Decorates functions in the context and without it, and compares what they return and what was compiled.
+_BOTH_WAYS = """
+        import contextlib
+        import torch
+        from megatron.bridge.runtime.startup import lean_imports
+
+        def results(context):
+            graphs = []
+            def backend(graph, inputs):
+                graphs.append(sum(node.op.startswith("call") for node in graph.graph.nodes))
+                return graph.forward
+
+            with context:
+                @torch.compile(backend=backend)
+                def double(x):
+                    "Doubles."
+                    return x * 2
+
+                class Owner:
+                    def __init__(self, y):
+                        self.y = y
+
+                    @torch.compile(backend=backend, dynamic=True)
+                    def add(self, x, scale=1):
+                        return x * scale + self.y
+
+                @torch.compiler.disable
+                def apart(x):
+                    return x + 1
+
+                @torch.compiler.disable(reason="a test")
+                def also_apart(x):
+                    return x - 1
+
+                @torch.compiler.disable(recursive=False)
+                def alone(x):
+                    return double(x) - 3
+
+                named = torch.compile(double.__wrapped__, backend=backend)
+                module = torch.compile(torch.nn.Linear(2, 2), backend=backend)
+
+            @torch.compile(backend=backend, fullgraph=True)
+            def inlines(x):
+                return double(x) + Owner(x).add(x, scale=2)
+
+            @torch.compile(backend=backend)
+            def breaks(x):
+                return also_apart(apart(x * 2) * 2) * 3
+
+            for function in (double, Owner(1).add, apart, also_apart, alone, named, inlines, breaks):
+                for size in (3, 3, 5):
+                    yield function(torch.arange(float(size))).tolist()
+                marks = {name: value for name, value in vars(function).items() if name.startswith("_torchdynamo_d")}
+                yield list(graphs), function.__name__, function.__doc__, marks
+            yield double.__wrapped__.__name__, type(module).__name__
+
+        deferred = list(results(lean_imports()))
+        torch.compiler.reset()
+        at_once = list(results(contextlib.nullcontext()))
+        assert deferred == at_once, (deferred, at_once)
+        """
+
 
 def run(code: str, *argv: object) -> None:
     """Runs `code` in a fresh interpreter, where torch may compile."""
@@ -84,68 +146,7 @@ def test_with_cuda_functions_compile_when_they_are_called():
 
 
 def test_a_deferred_function_is_what_torch_makes_of_it():
-    run(
-        """
-        import contextlib
-        import torch
-        from megatron.bridge.runtime.startup import lean_imports
-
-        def results(context):
-            graphs = []
-            def backend(graph, inputs):
-                graphs.append(sum(node.op.startswith("call") for node in graph.graph.nodes))
-                return graph.forward
-
-            with context:
-                @torch.compile(backend=backend)
-                def double(x):
-                    "Doubles."
-                    return x * 2
-
-                class Owner:
-                    def __init__(self, y):
-                        self.y = y
-
-                    @torch.compile(backend=backend, dynamic=True)
-                    def add(self, x, scale=1):
-                        return x * scale + self.y
-
-                @torch.compiler.disable
-                def apart(x):
-                    return x + 1
-
-                @torch.compiler.disable(reason="a test")
-                def also_apart(x):
-                    return x - 1
-
-                @torch.compiler.disable(recursive=False)
-                def alone(x):
-                    return double(x) - 3
-
-                named = torch.compile(double.__wrapped__, backend=backend)
-                module = torch.compile(torch.nn.Linear(2, 2), backend=backend)
-
-            @torch.compile(backend=backend, fullgraph=True)
-            def inlines(x):
-                return double(x) + Owner(x).add(x, scale=2)
-
-            @torch.compile(backend=backend)
-            def breaks(x):
-                return also_apart(apart(x * 2) * 2) * 3
-
-            for function in (double, Owner(1).add, apart, also_apart, alone, named, inlines, breaks):
-                for size in (3, 3, 5):
-                    yield function(torch.arange(float(size))).tolist()
-                marks = {name: value for name, value in vars(function).items() if name.startswith("_torchdynamo_d")}
-                yield list(graphs), function.__name__, function.__doc__, marks
-            yield double.__wrapped__.__name__, type(module).__name__
-
-        deferred = list(results(lean_imports()))
-        torch.compiler.reset()
-        at_once = list(results(contextlib.nullcontext()))
-        assert deferred == at_once, (deferred, at_once)
-        """
-    )
+    run(_BOTH_WAYS)
 
 
 def test_the_context_leaves_nothing_behind():
