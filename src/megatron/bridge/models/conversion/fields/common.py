@@ -73,7 +73,9 @@ def _check_head_dim(hf_config: HFConfig) -> Values:
 
 
 # To be used with `decoder(head_dim=None)`, where transformers has no other size of heads.
-USUAL_HEAD_DIM = Part(reads=("head_dim",), to_provider=_check_head_dim)
+USUAL_HEAD_DIM = Part(
+    reads=("head_dim",), to_provider=_check_head_dim, to_hf=lambda provider: {"head_dim": provider.kv_channels}
+)
 
 # One switch for the biases of all four projections of attention.
 ATTENTION_BIAS = same(attention_bias=("add_qkv_bias", "attention_output_bias"))
