@@ -236,6 +236,8 @@ def mtp_block_spec(
         layer_spec = usual_layer_spec(config)
     elif isinstance(layer_spec, TransformerBlockSubmodules) and not layer_spec.layer_specs:  # no decoder layer is here
         layer_spec = usual_layer_spec(config, is_moe=moe_layers(config)[-1])
+    if isinstance(layer_spec, ModuleSpec):  # megatron-core takes one alone only if it is of its own class
+        layer_spec = TransformerBlockSubmodules(layer_specs=[layer_spec])
     block: MultiTokenPredictionBlockSubmodules | None
     block = gpt_layer_specs.get_gpt_mtp_block_spec(config, layer_spec, use_transformer_engine, vp_stage=vp_stage)
     if block is not None and not use_transformer_engine:
