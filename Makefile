@@ -1,6 +1,8 @@
 # Everything runs through uv, which makes the environment on first use.
 
-.PHONY: check test proof record-proof docs format
+.PHONY: check test proof record-proof gpu-proof docs format
+
+PYTHON ?= uv run python  # `make gpu-proof PYTHON=python3` where there is no network
 
 check:  ## lint, types, sizes, public names
 	uv run ruff check .
@@ -17,8 +19,11 @@ proof:  ## the rest: every variant on every layout, processes that are started, 
 record-proof:  ## what `megatron-bridge models` shows, into each family's record; FAMILY=llama for one family
 	uv run pytest tests/functional_tests/models/$(FAMILY) -m "proof or not proof" --record-proof
 
+gpu-proof:  ## on a machine with a CUDA GPU: parity, gradients and generation of every family, speed, memory
+	PYTHONPATH=src:.:$$PYTHONPATH HF_HUB_OFFLINE=1 $(PYTHON) -m tools.gpu_proof
+
 docs:  ## the pages that are made from the code
-	uv run python tools/make_docs.py
+	uv run python -m tools.make_docs
 
 format:
 	uv run ruff check --fix .

@@ -3,6 +3,7 @@
 Parity of logits says nothing about the backward pass, where tensor parallelism needs sums of its own.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from megatron.bridge import AutoBridge
 from megatron.bridge.runtime import capabilities
@@ -51,27 +53,31 @@ class GradientSuite:
         tiny = TINY_MODELS[name]
         expected, tolerance, inputs = reference(tiny, tmp_path)
         for rank in _on_ranks(tiny, layout, tmp_path, *inputs):
-            found = _with_stacked_experts(rank)
-            assert expected.keys() <= found.keys()
+            assert expected.keys() == rank.keys()
             for parameter, gradient in expected.items():
-                off = (found[parameter] - gradient).abs().max().item()
-                assert off <= tolerance * _size(gradient), parameter
+                off = (rank[parameter] - gradient).abs().max().item()
+                assert off <= tolerance * size(gradient), parameter
 
 
-def reference(tiny: TinyModel, folder: Path) -> tuple[dict[str, torch.Tensor], float, tuple[torch.Tensor, ...]]:
+def reference(
+    tiny: TinyModel, folder: Path, device: torch.device | str = "cpu"
+) -> tuple[dict[str, torch.Tensor], float, tuple[torch.Tensor, torch.Tensor]]:
     """Saves a model; transformers' gradients of `(logits * weights).sum()`, with the tokens and these weights.
 
-    Between the two: how far others may be from a gradient, as a part of its size.
+    Between the two: how far others may be from a gradient, as a part of its `size`.
+
+    Args:
+        device: where transformers computes.
     """
-    hf_model = tiny.save(folder)
+    hf_model = tiny.save(folder).to(device)
     generator = torch.Generator().manual_seed(1)
-    tokens = torch.randint(0, hf_model.config.vocab_size, (2, 24), generator=generator)
-    weights = torch.randn(2, 24, hf_model.config.vocab_size, generator=generator)
+    tokens = torch.randint(0, hf_model.config.vocab_size, (2, 24), generator=generator).to(device)
+    weights = torch.randn(2, 24, hf_model.config.vocab_size, generator=generator).to(device)
 
     def compute(model: Any, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         model.zero_grad()
         (model(tokens).logits * weights).sum().backward()
-        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+        return _as_stored(model, folder / "gradients")
 
     wide, results, allowed = in_float64(hf_model), [], 0.0
     for other in inputs_like(tokens):
@@ -79,31 +85,47 @@ def reference(tiny: TinyModel, folder: Path) -> tuple[dict[str, torch.Tensor], f
         with Float64():
             exact = compute(wide, other)
         for name, value in exact.items():
-            allowed = max(allowed, tolerance(results[-1][name] / _size(value), value / _size(value)))
+            allowed = max(allowed, tolerance(results[-1][name] / size(value), value / size(value)))
     return results[0], allowed, (tokens, weights)
 
 
-def _size(gradient: torch.Tensor) -> float:
+def _as_stored(model: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """The gradients of a model of transformers under the names and in the shapes in which it saves weights."""
+    gradients = copy.deepcopy(model)
+    for gradient, parameter in zip(gradients.parameters(), model.parameters(), strict=True):
+        if parameter.requires_grad:
+            gradient.data = _gradient(parameter)
+    gradients.save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
+def size(gradient: torch.Tensor) -> float:
+    """What differences of a gradient are measured by: its largest element, or 1."""
     return max(gradient.abs().max().item(), 1)
 
 
 def _on_ranks(tiny: TinyModel, layout: str, folder: Path, tokens: torch.Tensor, weights: torch.Tensor) -> list[Any]:
     fields = dict(LAYOUTS[layout])
     if layout.startswith("pp2"):
-        return run_ranks(_gradients_of_stages, 2, folder, tokens, weights, fields, pp=2)
+        return run_ranks(gradients_of_stages, 2, folder, tokens, weights, fields, pp=2)
     etp = 2 if tiny.splits_experts else 1
     if tiny.is_moe:
         fields |= {"moe_aux_loss_coeff": 0.0, "expert_tensor_parallel_size": etp}
-    return run_ranks(_gradients, 2, folder, tokens, weights, fields, tp=2, etp=etp)
+    fields["tensor_model_parallel_size"] = 2
+    return run_ranks(gradients_of, 2, folder, tokens, weights, fields, tp=2, etp=etp)
 
 
-def _gradients(folder: Path, tokens: torch.Tensor, weights: torch.Tensor, fields: dict[str, Any]) -> dict[str, Any]:
-    """The gradient of `(logits * weights).sum()` for each HF tensor."""
+def gradients_of(folder: Path, tokens: torch.Tensor, weights: torch.Tensor, fields: dict[str, Any]) -> dict[str, Any]:
+    """The gradient of `(logits * weights).sum()` for each HF tensor, on the CPU.
+
+    Args:
+        fields: of the provider.
+    """
     from megatron.core import parallel_state
 
     bridge = AutoBridge.from_hf_pretrained(folder)
     provider = bridge.to_megatron_provider()
-    for name, value in {"tensor_model_parallel_size": 2, **fields}.items():
+    for name, value in fields.items():
         setattr(provider, name, value)
     model = provider.provide_distributed_model(wrap_with_ddp=False)
     tokens, weights = (tensor.to(capabilities.device()) for tensor in (tokens, weights))
@@ -111,7 +133,8 @@ def _gradients(folder: Path, tokens: torch.Tensor, weights: torch.Tensor, fields
     logits = model[0](tokens, positions, None)
     first = parallel_state.get_tensor_model_parallel_rank() * logits.shape[-1]
     # Vocabulary padding has no weight.
-    rows = torch.nn.functional.pad(weights, (0, 2 * logits.shape[-1] - weights.shape[-1]))
+    num_rows = provider.tensor_model_parallel_size * logits.shape[-1]
+    rows = torch.nn.functional.pad(weights, (0, num_rows - weights.shape[-1]))
     (logits * rows[..., first : first + logits.shape[-1]]).sum().backward()
     for name, parameter in model[0].named_parameters():
         # What megatron-core's finalize_model_grads does at the end of a training step.
@@ -121,16 +144,10 @@ def _gradients(folder: Path, tokens: torch.Tensor, weights: torch.Tensor, fields
             dist.all_reduce(parameter.grad, group=parallel_state.get_tensor_model_parallel_group())
         if not getattr(parameter, "allreduce", True):  # an expert, of which other ranks may hold copies
             dist.all_reduce(parameter.grad, group=parallel_state.get_expert_data_parallel_group())
-    parameters = dict(model[0].named_parameters())
-    tasks = [
-        replace(task, param_weight=parameters[task.param_name].grad)
-        for task in bridge.get_conversion_tasks(model)
-        if task.param_name in parameters
-    ]
-    return dict(bridge.export_hf_weights(model, cpu=True, conversion_tasks=tasks))
+    return _exported(bridge, model)
 
 
-def _gradients_of_stages(folder: Path, tokens: torch.Tensor, weights: torch.Tensor, fields: dict[str, Any]) -> Any:
+def gradients_of_stages(folder: Path, tokens: torch.Tensor, weights: torch.Tensor, fields: dict[str, Any]) -> Any:
     """The same on two pipeline stages, each sequence being a microbatch."""
     from megatron.core import parallel_state
     from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -160,10 +177,15 @@ def _gradients_of_stages(folder: Path, tokens: torch.Tensor, weights: torch.Tens
     if provider.share_embeddings_and_output_weights:
         embedding = model[0].shared_embedding_or_output_weight()
         dist.all_reduce(embedding.grad, group=parallel_state.get_embedding_group())
+    return _exported(bridge, model)
+
+
+def _exported(bridge: AutoBridge, model: Any) -> dict[str, torch.Tensor]:
+    """The gradients in the place of the weights, exported."""
     parameters = dict(model[0].named_parameters())
-    # Every rank has every task: those of the other stage, which have no weight here, and those of buffers stay.
+    # Every rank has every task: those of another stage, which have no weight here, and those of buffers stay.
     tasks = [
-        replace(task, param_weight=parameters[task.param_name].grad)
+        replace(task, param_weight=_gradient(parameters[task.param_name]))
         if task.param_weight is not None and task.param_name in parameters
         else task
         for task in bridge.get_conversion_tasks(model)
@@ -171,17 +193,6 @@ def _gradients_of_stages(folder: Path, tokens: torch.Tensor, weights: torch.Tens
     return dict(bridge.export_hf_weights(model, cpu=True, conversion_tasks=tasks))
 
 
-def _with_stacked_experts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Adds the tensors of all experts, and attention sinks, under the names of transformers' parameters."""
-    stacked = {name.replace(".attention_sink_bias", ".sinks"): tensor for name, tensor in tensors.items()}
-    for name in tensors:
-        if name.endswith(".experts.0.gate_proj.weight"):
-            prefix = name.removesuffix(".0.gate_proj.weight")
-            count = sum(key.startswith(f"{prefix}.") and key.endswith(".gate_proj.weight") for key in tensors)
-            parts = {
-                part: torch.stack([tensors[f"{prefix}.{index}.{part}.weight"] for index in range(count)])
-                for part in ("gate_proj", "up_proj", "down_proj")
-            }
-            stacked[f"{prefix}.gate_up_proj"] = torch.cat([parts["gate_proj"], parts["up_proj"]], dim=1)
-            stacked[f"{prefix}.down_proj"] = parts["down_proj"]
-    return stacked
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    """Zeros for a parameter that has no part in the result, as the indexer that only chooses keys."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -5,6 +5,7 @@ from pathlib import Path
 from megatron.bridge.models.conversion.fields import transformers_names
 from megatron.bridge.models.conversion.registered import registered_bridges
 from megatron.bridge.models.proven import support
+from tools.gpu_proof.page import gpu_page
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,3 +66,4 @@ def names_table() -> str:
 if __name__ == "__main__":
     (ROOT / "docs" / "models.md").write_text(models_page())
     transformers_names.TABLE.write_text(names_table())
+    (ROOT / "docs" / "gpu.md").write_text(gpu_page(ROOT / "docs" / "gpu.json"))

@@ -12,6 +12,7 @@ import pytest
 
 import megatron.bridge
 from tools import check_project, make_docs
+from tools.gpu_proof.page import gpu_page
 
 HEAVY = ("torch", "megatron.core", "transformers", "numpy")
 
@@ -117,3 +118,4 @@ def test_sizes_of_files() -> None:
 
 def test_the_pages_made_from_the_code_are_current() -> None:
     assert (make_docs.ROOT / "docs" / "models.md").read_text() == make_docs.models_page()
+    assert (make_docs.ROOT / "docs" / "gpu.md").read_text() == gpu_page(make_docs.ROOT / "docs" / "gpu.json")

@@ -1,6 +1,8 @@
 """`python -m megatron.bridge`: the command line, without the installed script."""
 
-from megatron.bridge.cli import run
+import sys
+
+from megatron.bridge.cli import main
 
 if __name__ == "__main__":
-    run()
+    sys.exit(main())

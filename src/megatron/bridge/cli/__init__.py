@@ -1,5 +1,5 @@
 """The command line, `megatron-bridge`. Importing it, and every `--help`, imports neither torch nor megatron-core."""
 
-from megatron.bridge.cli.app import main, run
+from megatron.bridge.cli.app import main
 
-__all__ = ["main", "run"]
+__all__ = ["main"]

@@ -8,16 +8,13 @@ package changes nothing and imports no torch.
 def enter() -> None:
     """Redirects megatron-core's CUDA requests to the CPU, for the rest of this process.
 
-    Imports megatron-core, whose functions for `torch.compile` are compiled when they are first called. Redirects
-    nothing where CUDA is available, nor on a second call.
+    Does nothing where CUDA is available, nor on a second call. Imports megatron-core, which takes a few seconds.
     """
-    from megatron.bridge.runtime import capabilities, startup
+    from megatron.bridge.runtime import capabilities
 
     if capabilities.has_cuda():
-        startup.import_megatron_core()
         return
 
     from megatron.bridge.runtime import cpu
 
-    with startup.lean_imports():
-        cpu.redirect()
+    cpu.redirect()
