@@ -26,6 +26,7 @@ from megatron.bridge.transport import launcher
 from tests.ranks import forget_groups
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+# Seconds, for machines that are loaded: what takes longest takes 15 on one that is not.
 TIMEOUT = 400
 
 

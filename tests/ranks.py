@@ -24,6 +24,7 @@ from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -32,6 +33,10 @@ from megatron.bridge.runtime import capabilities
 from megatron.bridge.transport import process_groups
 
 _inherited: list[Any] = []
+
+# Seconds. A rank that hangs is known by what it does not do, however slow a loaded machine is: a rank that gets no CPU
+# for a while is not one that waits for ever. `AGE` ends ranks whose parent was killed, and waits in collectives.
+PATIENCE, MAX_CPU, AGE = 120, 600, 900
 
 
 def _before_fork() -> None:
@@ -57,35 +62,36 @@ class RankFailure(AssertionError):
     """A rank raised, died or did not end in time."""
 
 
-def run_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout: float = 120, **layout: Any) -> list[Any]:
+def run_ranks(
+    fn: Callable[..., Any], num_ranks: int, *args: Any, patience: float = PATIENCE, **layout: Any
+) -> list[Any]:
     """Run `fn(*args)` on `num_ranks` ranks after `runtime.enter()` and `process_groups.initialize(**layout)`.
 
     Args:
         fn: any function; it and `args` are inherited by fork, so they need not be picklable.
-        timeout: seconds until every rank is killed.
+        patience: seconds in which the ranks may do nothing until they are killed.
         **layout: `tp=2`, `pp=2`, `ep=2`, `seed=1`, ...
 
     Returns:
         Each rank's return value, in rank order (picklable; tensors are copied).
 
     Raises:
-        RankFailure: with the traceback of the first rank that failed. The other ranks are killed.
+        RankFailure: with the traceback of the first rank that failed, or where each rank waits. All ranks are killed.
     """
     runtime.enter()
     context = get_context("fork")
-    deadline = time.monotonic() + timeout
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(num_ranks):
             receiver, sender = context.Pipe(duplex=False)
-            target = (rank, num_ranks, Path(folder) / "store", sender, timeout, layout, fn, args)
+            target = (rank, num_ranks, Path(folder), sender, layout, fn, args)
             process = context.Process(target=_rank_main, args=target)
             process.start()
             sender.close()
             pipes.append(receiver)
             processes.append(process)
         try:
-            return _collect(pipes, processes, deadline, timeout)
+            return _collect(pipes, processes, Path(folder), patience)
         finally:
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
@@ -96,13 +102,22 @@ def run_ranks(fn: Callable[..., Any], num_ranks: int, *args: Any, timeout: float
                 pipe.close()
 
 
-def _collect(pipes: list, processes: list, deadline: float, timeout: float) -> list[Any]:
+def _collect(pipes: list, processes: list, folder: Path, patience: float) -> list[Any]:
     results: dict[int, Any] = {}
+    since, used = time.monotonic(), 0.0
     while len(results) < len(pipes):
         waiting = {pipe: rank for rank, pipe in enumerate(pipes) if rank not in results}
-        ready = connection.wait(list(waiting), timeout=max(0, deadline - time.monotonic()))
+        ready = connection.wait(list(waiting), timeout=min(1, patience / 4))
         if not ready:
-            raise RankFailure(f"rank(s) {sorted(waiting.values())} of {len(pipes)} did not end within {timeout} s")
+            cpu_seconds = sum(map(_cpu_seconds, processes))
+            if cpu_seconds - used > 0.01 * patience:
+                since, used = time.monotonic(), cpu_seconds
+            if time.monotonic() - since > patience or cpu_seconds > MAX_CPU:
+                stacks = "\n".join(_stack(rank, processes[rank].pid, folder) for rank in sorted(waiting.values()))
+                raise RankFailure(
+                    f"rank(s) {sorted(waiting.values())} of {len(pipes)} hang: {cpu_seconds:.1f} s of CPU used, "
+                    f"next to nothing in the last {time.monotonic() - since:.0f} s. They are at:\n{stacks}"
+                )
         for pipe in ready:
             rank = waiting[pipe]
             try:
@@ -117,18 +132,44 @@ def _collect(pipes: list, processes: list, deadline: float, timeout: float) -> l
     return [results[rank] for rank in range(len(pipes))]
 
 
-def _rank_main(rank, num_ranks, store_path, sender, timeout, layout, fn, args) -> None:
-    faulthandler.dump_traceback_later(0.9 * timeout, file=2)  # says where a rank hangs
+def _cpu_seconds(process: Any) -> float:
+    """What the main threads of a rank and its children have used; other threads of gloo use some while they wait."""
+    total = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        rank = psutil.Process(process.pid)
+        for member in [rank, *rank.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += sum(
+                    thread.user_time + thread.system_time for thread in member.threads() if thread.id == member.pid
+                )
+    return total
+
+
+def _stack(rank: int, pid: int, folder: Path) -> str:
+    """Where a rank is, as it says itself: the innermost frames, with the name of the collective that it waits in."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGUSR1)
+    path, end = folder / f"stack{rank}", time.monotonic() + 10
+    while time.monotonic() < end and not (path.is_file() and path.stat().st_size):
+        time.sleep(0.1)
+    time.sleep(0.1)
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return "\n".join([f"rank {rank}:", *lines[:40]])
+
+
+def _rank_main(rank, num_ranks, folder, sender, layout, fn, args) -> None:
+    stack = (folder / f"stack{rank}").open("w")
+    faulthandler.register(signal.SIGUSR1, file=stack)  # says where a rank hangs
     os.setpgid(0, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(int(timeout) + 5)  # ends this rank even if the parent is killed
+    signal.alarm(AGE)  # ends this rank even if the parent is killed
     try:
         torch.set_num_threads(1)
         os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(rank)
         os.environ["WORLD_SIZE"] = str(num_ranks)
         forget_groups()
-        store = dist.FileStore(str(store_path), num_ranks)
-        patience = timedelta(seconds=timeout)
+        store = dist.FileStore(str(folder / "store"), num_ranks)
+        patience = timedelta(seconds=AGE)
         device, backend = capabilities.device(), capabilities.distributed_backend()
         if device.type == "cuda":
             torch.cuda.set_device(device)

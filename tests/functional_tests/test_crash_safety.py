@@ -32,6 +32,7 @@ from megatron.bridge.models.conversion import offline
 from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.transport import staging
 from megatron.bridge.verification import verify_checkpoints
+from tests.programs import TIMEOUT
 from tests.ranks import forget_groups
 
 _FILE_BYTES = 5 * 2**20
@@ -265,7 +266,7 @@ def test_another_interpreter_goes_on(conversions: dict[str, Conversion], tmp_pat
     _interrupt(conversion, out)
     recorded = _recorded(out)
     code = _FRESH.format(file_bytes=_FILE_BYTES)
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code, conversion.source, out], check=True, timeout=100)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, conversion.source, out], check=True, timeout=TIMEOUT)
     assert conversion.is_complete(out)
     for name, (inode, mtime) in recorded.items():
         assert ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) == (inode, mtime)

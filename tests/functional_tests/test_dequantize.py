@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 from megatron.bridge import dequantize_checkpoint
 from megatron.bridge.cli.app import main
 from megatron.bridge.errors import CheckpointError, QuantizationError
+from tests.programs import TIMEOUT
 from tests.quantized import FP8_CONFIG, in_bytes, save_quantized
 from tests.tiny_models import TINY_MODELS
 
@@ -118,7 +119,7 @@ def test_the_script_of_ministral_3(tmp_path: Path) -> None:
 
     model = save_quantized("ministral3", tmp_path / "hf", quantize, {**FP8_CONFIG, "weight_block_size": None})
     command = [sys.executable, str(SCRIPT), str(tmp_path / "hf"), str(tmp_path / "out")]
-    printed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True).stdout
     assert printed == f"wrote {tmp_path / 'out'}: 28 tensors were quantised\n"
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert written.keys() == model.state_dict().keys()

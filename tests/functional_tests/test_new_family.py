@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import TIMEOUT
+
 ROOT = Path(__file__).parents[2]
 FILES = {
     "src/megatron/bridge/models/toy/__init__.py": "",
@@ -77,7 +79,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(project: Path, *command: str) -> str:
     environment = {**os.environ, "PYTHONPATH": f"{project / 'src'}:{project}", "PYTHONDONTWRITEBYTECODE": "1"}
     result = subprocess.run(
-        [sys.executable, *command], cwd=project, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *command], cwd=project, env=environment, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout

@@ -11,11 +11,14 @@ import torch
 
 from megatron.bridge.runtime import capabilities
 from tests import gpu
+from tests.programs import TIMEOUT
 
 
 def test_without_a_device_the_run_stops() -> None:
     command = [sys.executable, "-m", "pytest", "--run-gpu", "tests/functional_tests/models/llama", "-v"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, gpu.SETTING: ""})
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT, env={**os.environ, gpu.SETTING: ""}
+    )
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith(f"ERROR: --run-gpu asks for a CUDA device, and there is none: torch {torch.__version__} (")

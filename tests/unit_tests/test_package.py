@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import megatron.bridge
+from tests.programs import TIMEOUT
 from tools import check_project, make_docs
 from tools.gpu_proof.page import gpu_page
 
@@ -20,7 +21,7 @@ HEAVY = ("torch", "megatron.core", "transformers", "numpy")
 def loaded_after(code: str) -> list[str]:
     """The heavy packages that are loaded after running `code` in a fresh interpreter."""
     script = f"{code}\nimport json, sys\nprint(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT, check=True)
     return json.loads(result.stdout)
 
 

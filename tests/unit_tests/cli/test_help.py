@@ -8,6 +8,7 @@ import pytest
 
 from megatron.bridge import __version__
 from megatron.bridge.cli import main
+from tests.programs import TIMEOUT
 
 COMMANDS = (
     *(
@@ -42,7 +43,7 @@ print(json.dumps(report))
 def test_help_imports_nothing_heavy():
     lines = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS)]
     arguments = [sys.executable, "-c", SCRIPT, json.dumps(lines), json.dumps(HEAVY)]
-    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT, check=True)
     for argv, (code, text, imported) in zip(lines, json.loads(result.stdout), strict=True):
         assert code == 0, argv
         assert text, argv
@@ -51,7 +52,7 @@ def test_help_imports_nothing_heavy():
 
 def test_a_usage_error_is_as_light():
     arguments = [sys.executable, "-c", SCRIPT, json.dumps([["compare", "--nonsense"]]), json.dumps(HEAVY)]
-    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT, check=True)
     assert json.loads(result.stdout) == [[2, "", []]]
     assert "--nonsense" in result.stderr
 
@@ -61,7 +62,7 @@ def test_a_layout_is_refused_without_torch(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], **fields}))
     lines, heavy = [["compare", str(tmp_path), "--tp", "3"]], ["torch", "megatron.core"]
     arguments = [sys.executable, "-c", SCRIPT, json.dumps(lines), json.dumps(heavy)]
-    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT, check=True)
     assert json.loads(result.stdout) == [[2, "", []]]
     assert result.stderr.startswith(f"error: {tmp_path}: tensor_model_parallel_size (tp) 3 does not divide")
 

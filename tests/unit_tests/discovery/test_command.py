@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron.bridge.discovery import inspect_model
+from tests.programs import TIMEOUT
 
 # Runs the command, then prints which of the slow modules were imported.
 PROBE = """
@@ -21,12 +22,12 @@ print(code, sorted(heavy & sys.modules.keys()))
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "megatron.bridge", "inspect", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
 
 
 def test_it_imports_no_torch(qwen3_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROBE, qwen3_folder, "--html", tmp_path / "page.html"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     assert result.stdout.splitlines()[-1] == "0 []"
     assert "Next step: megatron-bridge import" in result.stdout.replace("\n", " ") and result.stderr == ""
     assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron.bridge.discovery import inspect_model
 from megatron.bridge.errors import CheckpointError, HubError
+from tests.programs import TIMEOUT
 from tests.tiny_models import TINY_MODELS
 from tests.unit_tests.discovery.conftest import edit_config
 
@@ -223,7 +224,7 @@ def test_the_library_function_hides_nothing_from_its_process(qwen3_folder: Path)
         "import sys; from megatron.bridge.discovery import inspect_model; inspect_model(sys.argv[1]);"
         "import torch, transformers; print(transformers.Qwen3ForCausalLM.__name__)"
     )
-    result = subprocess.run([sys.executable, "-c", code, qwen3_folder], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code, qwen3_folder], capture_output=True, text=True, timeout=TIMEOUT)
     assert result.stdout.strip() == "Qwen3ForCausalLM", result.stderr
 
 

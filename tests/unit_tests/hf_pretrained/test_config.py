@@ -9,6 +9,7 @@ from transformers import AutoConfig, DeepseekV3Config, LlamaConfig, Qwen3Config
 from megatron.bridge import AutoBridge
 from megatron.bridge.errors import BridgeError, CheckpointError, UnsupportedConfigError, UnsupportedModelError
 from megatron.bridge.models.hf_pretrained.config import load_config, read_config_json
+from tests.programs import TIMEOUT
 
 CUSTOM_CODE = """
 from transformers import PretrainedConfig
@@ -41,7 +42,7 @@ def test_reading_the_json_imports_nothing_heavy(llama_folder: Path) -> None:
         f"print(read_config_json({str(llama_folder)!r})['model_type'],"
         " [name for name in ('torch', 'transformers', 'huggingface_hub', 'safetensors') if name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT, check=True)
     assert result.stdout.strip() == "llama []"
 
 

@@ -111,7 +111,7 @@ def on_ranks(fn: Any, layout: dict[str, Any], *args: Any) -> list[Any]:
     sizes = {name: layout.get(name, 1) for name in ("tp", "pp")}
     if sizes == {"tp": 1, "pp": 1}:
         return [fn(*args)]
-    return run_ranks(fn, sizes["tp"] * sizes["pp"], *args, timeout=60, **sizes)
+    return run_ranks(fn, sizes["tp"] * sizes["pp"], *args, **sizes)
 
 
 CASES = [
@@ -263,7 +263,7 @@ def flags(model: list[Any]) -> dict[str, tuple[bool, Any, Any]]:
 
 def test_the_model_is_as_before_between_the_tokens(tmp_path):
     TINY_MODELS["llama"].save(tmp_path)
-    run_ranks(flags_while_generating, 2, tmp_path, timeout=60, tp=2)
+    run_ranks(flags_while_generating, 2, tmp_path, tp=2)
 
 
 def test_dropout_is_off(tmp_path):
@@ -346,7 +346,7 @@ def moe_logits(layout: dict[str, int], sequence_parallel: bool) -> tuple[torch.T
     [(1, {}, False), (2, {"tp": 2}, True), (2, {"ep": 2}, False), (2, {"tp": 2, "ep": 2, "etp": 1}, True)],
 )
 def test_mixture_of_experts_with_a_cache_is_as_without(num_ranks, layout, sequence_parallel):
-    for ours, whole in run_ranks(moe_logits, num_ranks, layout, sequence_parallel, timeout=60, **layout):
+    for ours, whole in run_ranks(moe_logits, num_ranks, layout, sequence_parallel, **layout):
         assert whole.abs().max() > 0.05
         assert (ours - whole).abs().max() <= ROUNDING
 

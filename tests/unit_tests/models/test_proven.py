@@ -13,6 +13,7 @@ from megatron.bridge.models import proven
 from megatron.bridge.models.conversion.registered import registered_bridges
 from megatron.bridge.models.proven import Proof
 from tests.parity import all_cases
+from tests.programs import TIMEOUT
 from tests.rounding import LIMIT
 from tools import make_docs
 
@@ -125,7 +126,9 @@ def _record(folder: Path, *argv: str) -> list[tuple[str, float]]:
     variants = {"a": "x", "b": "x", "c": "x", "d": "y"}
     cases = [(("X", name, layout), family) for name, family in variants.items() for layout in ("tp1", "tp2", "pp2")]
     arguments = json.dumps([str(folder), cases, [str(folder / "test_cases.py"), *argv]])
-    session = subprocess.run([sys.executable, "-c", _SESSION, arguments], capture_output=True, text=True, timeout=120)
+    session = subprocess.run(
+        [sys.executable, "-c", _SESSION, arguments], capture_output=True, text=True, timeout=TIMEOUT
+    )
     assert session.returncode in (0, 1, 5), session.stdout + session.stderr
     return [(f"{p.variant}-{p.layout}", p.max_diff) for p in proven.read_proofs(folder)]
 

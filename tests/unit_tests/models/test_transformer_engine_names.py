@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.programs import TIMEOUT
 from tests.tiny_models import FIRST_VARIANTS
 from tests.transformer_engine_names import describe
 
@@ -25,7 +26,7 @@ Rows = dict[str, list[dict[str, Any]]]
 def with_transformer_engine() -> Rows:
     """The weights of the models where Transformer Engine can run, by name; from a process of its own."""
     command = [sys.executable, "-m", "tests.transformer_engine_names", *NAMES]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -10,12 +10,13 @@ import torch
 from megatron.bridge import runtime
 from megatron.bridge.errors import BridgeError
 from megatron.bridge.runtime import capabilities, cpu
+from tests.programs import TIMEOUT
 
 
 def run(code: str) -> subprocess.CompletedProcess:
     """Run `code` in a fresh interpreter, with the warnings that a user sees."""
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
 
 

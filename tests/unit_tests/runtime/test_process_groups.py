@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.bridge import runtime
 from megatron.bridge.errors import ParallelLayoutError
 from megatron.bridge.transport import process_groups
+from tests.programs import TIMEOUT
 from tests.ranks import run_ranks
 from tests.unit_tests.runtime import tiny_gpt
 
@@ -198,11 +199,11 @@ def test_a_signal_reaches_the_ranks(tmp_path):
     launcher = subprocess.Popen([sys.executable, "-c", code])
     try:
         files = [tmp_path / str(rank) for rank in range(2)]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + TIMEOUT
         while not all(file.exists() and file.read_text() for file in files) and time.monotonic() < deadline:
             time.sleep(0.1)
         launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(60) != 0
+        assert launcher.wait(TIMEOUT) != 0
         for file in files:
             with pytest.raises(ProcessLookupError):
                 os.kill(int(file.read_text()), 0)

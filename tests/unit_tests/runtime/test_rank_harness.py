@@ -51,7 +51,7 @@ def test_ranks_do_not_collect_what_the_parent_left_behind(tmp_path):
         garbage = [dist.ProcessGroupGloo(dist.FileStore(str(tmp_path / "store"), 1), 0, 1)]
         garbage.append(garbage)
         del garbage
-        assert run_ranks(collect, 1, timeout=30) == [True]
+        assert run_ranks(collect, 1) == [True]
     finally:
         gc.enable()
         gc.collect()
@@ -70,7 +70,7 @@ def test_ranks_do_not_throw_out_what_the_parent_has_cached(tmp_path):
     rotary.cp_group = dist.ProcessGroupGloo(dist.FileStore(str(tmp_path / "store"), 1), 0, 1)
     rotary(4)
     del rotary
-    assert run_ranks(fill, 1, timeout=30) == [True]
+    assert run_ranks(fill, 1) == [True]
 
 
 def test_an_exception_is_raised_here_with_its_traceback():
@@ -100,8 +100,10 @@ def test_a_hanging_rank_is_killed(tmp_path):
             (tmp_path / "2").write_text(str(subprocess.Popen(["sleep", "600"]).pid))
             time.sleep(600)
 
-    with pytest.raises(RankFailure, match=r"rank\(s\) \[0, 1\] of 2 did not end within 2 s"):
-        run_ranks(hang, 2, timeout=2)
+    with pytest.raises(
+        RankFailure, match=r"rank\(s\) \[0, 1\] of 2 hang(.|\n)*rank 0:(.|\n)*in hang(.|\n)*rank 1:(.|\n)*in barrier"
+    ):
+        run_ranks(hang, 2, patience=2)
     for name in "012":  # the ranks, and what one of them has started
         pid = int((tmp_path / name).read_text())
         deadline = time.monotonic() + 10

@@ -279,7 +279,7 @@ LAYOUTS = {pipeline: {"pp": 2}, interleaved_pipeline: {"pp": 2, "vpp": 2}, exper
 def test_it_is_needed(path):
     function, num_ranks = SCENARIOS[path]
     layout = LAYOUTS.get(function, {})
-    run_ranks(function, num_ranks, **layout, timeout=60)
+    run_ranks(function, num_ranks, **layout)
 
     def without():
         owner, name = cpu._resolve(path)
@@ -290,4 +290,4 @@ def test_it_is_needed(path):
         function()
 
     with pytest.raises(RankFailure, match="failed:"):
-        run_ranks(without, num_ranks, **layout, timeout=60)
+        run_ranks(without, num_ranks, **layout)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from megatron.bridge.models.hf_pretrained.quantization import decode
 from megatron.bridge.verification.bits import same_bits
+from tests.programs import TIMEOUT
 from tests.unit_tests.hf_pretrained.quantization import words  # noqa: F401 (adds its samples)
 from tests.unit_tests.hf_pretrained.quantization.formats import SAMPLES, opened, sample
 
@@ -58,7 +59,7 @@ def test_finding_needs_no_torch() -> None:
         "import sys; from megatron.bridge.models.hf_pretrained.quantization.detection import detect; "
         "detect({}); assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.int8])
