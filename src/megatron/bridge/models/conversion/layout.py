@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from megatron.bridge.models.hf_pretrained.number_range import check_range
 from megatron.bridge.transport.boxes import Box, Shape, common_box, num_elements, shifted, slices, whole
 
 if TYPE_CHECKING:
@@ -122,7 +123,13 @@ def plus(tensor: "Tensor", offset: float) -> "Tensor":
     return tensor.double() + offset if offset else tensor
 
 
-def assemble(layout: Layout, hf_tensors: Mapping[str, Sliceable], out: "Tensor", box: Box | None = None) -> None:
+def assemble(
+    layout: Layout,
+    hf_tensors: Mapping[str, Sliceable],
+    out: "Tensor",
+    box: Box | None = None,
+    names: Mapping[str, str] | None = None,
+) -> None:
     """Writes the Megatron weight, or the part of it in `box`, into `out`, in the dtype of `out`.
 
     Args:
@@ -130,6 +137,10 @@ def assemble(layout: Layout, hf_tensors: Mapping[str, Sliceable], out: "Tensor",
         hf_tensors: the whole HF tensors, by role.
         out: a tensor of the shape of `box`.
         box: default: the whole weight.
+        names: of the HF tensors by role, for errors; without them, numbers outside of the range of `out` become Inf.
+
+    Raises:
+        CheckpointError: numbers are outside of the range of the dtype of `out`.
     """
     box = whole(tuple(out.shape)) if box is None else box
     for piece in layout.pieces:
@@ -140,7 +151,10 @@ def assemble(layout: Layout, hf_tensors: Mapping[str, Sliceable], out: "Tensor",
         if part.role is None:
             target.zero_()
         else:
-            target.copy_(plus(take(hf_tensors[part.role], part), part.offset))
+            source = plus(take(hf_tensors[part.role], part), part.offset)
+            target.copy_(source)
+            if names is not None:
+                check_range(target, source, names[part.role])
 
 
 def disassemble(layout: Layout, part: "Tensor", box: Box, hf_tensors: Mapping[str, "Tensor"]) -> dict[str, int]:

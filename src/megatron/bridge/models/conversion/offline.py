@@ -37,6 +37,7 @@ from megatron.bridge.models.conversion.resources import Resources
 from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.conversion.weight_stream import check_tied, read_hf_tensors
 from megatron.bridge.models.hf_pretrained.hf_model import HFModel
+from megatron.bridge.models.hf_pretrained.number_range import check_range
 from megatron.bridge.models.hf_pretrained.safetensors_format import write_index
 from megatron.bridge.models.hf_pretrained.source import WeightSource
 from megatron.bridge.models.model_provider import Provider
@@ -74,12 +75,12 @@ def import_checkpoint(
     Args:
         bridge: a bridge with `hf_config` set.
         dtype: convert floating-point weights to this dtype; default: each keeps the one it is stored in.
-        force: convert even numbers that do not look like weights.
+        force: convert even numbers that do not look like weights, or that become Inf in `dtype`.
 
     Raises:
         PlanError: the checkpoint and the model do not match; nothing is written.
         QuantizationError: numbers that do not look like weights; nothing is written.
-        CheckpointError: `out` already holds something.
+        CheckpointError: `out` already holds something, or numbers are outside of the range of `dtype`.
     """
     resources = resources or Resources()
     infos, name = hf_tensor_infos(hf_pretrained), hf_pretrained.model_name_or_path
@@ -92,7 +93,7 @@ def import_checkpoint(
     if not force:
         check_weights(plan, partial(read_hf_tensors, bridge, state=state), name)
     with Progress("importing", None, enabled=show_progress) as progress:
-        entries = list(_entries(bridge, plan, state, dtype, resources.block_bytes, progress))
+        entries = list(_entries(bridge, plan, state, dtype, resources.block_bytes, progress, force))
         groups = torch_dist.group_entries(entries, _file_bytes(sum(entry.nbytes for entry in entries)))
         content = [[[e.key, e.global_shape, e.global_offset, e.shape, str(e.dtype)] for e in group] for group in groups]
         fingerprint = ["import", state.files.fingerprint(), provider_as_data(provider), content]
@@ -120,6 +121,7 @@ def _entries(
     dtype: torch.dtype | None,
     block_bytes: int,
     progress: Progress,
+    force: bool,
 ) -> Iterator[torch_dist.Entry]:
     for task in plan:
         name = next(iter(task.hf_shapes))
@@ -138,7 +140,7 @@ def _entries(
                     global_offset=(*shard.global_offset[:num_stacked], *(start for start, _ in box)),
                     shape=(1,) * num_stacked + tuple(stop - start for start, stop in box),
                     dtype=target,
-                    produce=partial(_produce, bridge, task, box, state, target, progress),
+                    produce=partial(_produce, bridge, task, box, state, target, progress, force),
                 )
 
 
@@ -163,15 +165,19 @@ def _produce(
     state: "WeightSource",
     dtype: torch.dtype,
     progress: Progress,
+    force: bool,
 ) -> "Tensor":
     """The part of a Megatron weight in `box`."""
     hf_tensors = read_hf_tensors(bridge, task, state)
     parts = [part for piece in task.layout.pieces if (part := layouts.clip(piece, box)) is not None]
     if len(parts) == 1 and parts[0].role is not None and not parts[0].offset:
-        data = layouts.take(hf_tensors[parts[0].role], parts[0]).to(dtype).contiguous()
+        source = layouts.take(hf_tensors[parts[0].role], parts[0])
+        data = source.to(dtype).contiguous()
+        if not force:
+            check_range(data, source, task.mapping.hf_names[parts[0].role])
     else:
         data = torch.empty([stop - start for start, stop in box], dtype=dtype)
-        layouts.assemble(task.layout, hf_tensors, data, box)
+        layouts.assemble(task.layout, hf_tensors, data, box, None if force else task.mapping.hf_names)
     progress.advance(data.nbytes)
     return data
 
@@ -208,7 +214,8 @@ def export_checkpoint(
     Raises:
         QuantizationError: an unknown form, or one in which a changed weight cannot be written.
         PlanError: the export differs from the source in a way that `strict` refuses; nothing is written.
-        CheckpointError: the checkpoint is damaged, or `out` already holds something.
+        CheckpointError: the checkpoint is damaged, `out` already holds something, or numbers are outside of the range
+            of `dtype`.
     """
     resources = resources or Resources()
     weights = CheckpointWeights(bridge, hf_pretrained, provider, folder, dtype)
@@ -300,7 +307,10 @@ class CheckpointWeights:
             task = sources[-1][0]
             whole = {other: self._rows(other, 0, _num_rows(shape)) for other, shape in task.hf_shapes.items()}
             state = getattr(self._hf_pretrained, "state", None)
-            yield self._bridge.maybe_modify_converted_hf_weight(task, whole, state)[name].to(dtype)
+            weight = self._bridge.maybe_modify_converted_hf_weight(task, whole, state)[name]
+            converted = weight.to(dtype)
+            check_range(converted, weight, name)
+            yield converted
             return
         view = self._stored_alike(sources, shape, dtype)
         if view is not None:
@@ -337,7 +347,9 @@ class CheckpointWeights:
                     target = layouts.clip(piece_in_rows, box)
                     assert target is not None
                     view = layouts.take(out, layouts.shift_hf_rows(target, start))
-                    view.copy_(layouts.plus(part, -target.offset))
+                    numbers = layouts.plus(part, -target.offset)
+                    view.copy_(numbers)
+                    check_range(view, numbers, name)
         return out
 
     def _read(self, shard: Shard, box: Box) -> list[tuple[Box, "Tensor"]]:

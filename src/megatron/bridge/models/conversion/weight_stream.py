@@ -21,6 +21,7 @@ from megatron.bridge.models.conversion.plan import Plan, WeightConversionTask, b
 from megatron.bridge.models.conversion.quantized_export import quantized, quantizer_of, weights_to_quantize
 from megatron.bridge.models.conversion.sanity import check_weights
 from megatron.bridge.models.hf_pretrained.hf_model import HFModel
+from megatron.bridge.models.hf_pretrained.number_range import check_range
 from megatron.bridge.models.hf_pretrained.source import WeightSource
 from megatron.bridge.models.model_building import unwrap_model
 from megatron.bridge.models.placement import Parameter, read_placement
@@ -85,7 +86,7 @@ def load(
         bridge: a bridge with `hf_config` set.
         hf_pretrained: the checkpoint.
         allowed_mismatched_params: the names of Megatron parameters that may keep their values.
-        force: load even numbers that do not look like weights.
+        force: load even numbers that do not look like weights, or that become Inf in the dtype of the model.
 
     Raises:
         PlanError: the model and the checkpoint do not match; no weight was changed.
@@ -115,7 +116,7 @@ def load(
             assert task.param_weight is not None
             for shard in task.shards:
                 part = task.param_weight.detach()[slices(shard.local_box)]
-                layouts.assemble(task.layout, hf_tensors, part, shard.box)
+                layouts.assemble(task.layout, hf_tensors, part, shard.box, None if force else task.mapping.hf_names)
                 num_read += _bytes_read(task.layout, hf_tensors, shard.box)
             num_written += task.param_weight.nbytes
             progress.advance(task.param_weight.nbytes)
@@ -249,7 +250,8 @@ def export(
                 if form is not None:
                     weights = quantized(weights, form, weights_to_quantize([task], form))
                 for name, weight in weights.items():
-                    weight = _convert(weight, cpu, None if form is not None else weight_dtype or task.weight_dtype)
+                    dtype = None if form is not None else weight_dtype or task.weight_dtype
+                    weight = _convert(name, weight, cpu, dtype)
                     progress.advance(weight.nbytes)
                     for hf_name in (name, *copies.get(name, ())):
                         if select is None or select(hf_name):
@@ -350,10 +352,12 @@ def _buckets(tasks: Iterable[WeightConversionTask], max_bytes: int) -> Iterator[
         yield bucket
 
 
-def _convert(weight: "Tensor", cpu: bool, dtype: torch.dtype | None) -> "Tensor":
+def _convert(name: str, weight: "Tensor", cpu: bool, dtype: torch.dtype | None) -> "Tensor":
     weight = weight.detach()
     if dtype is not None and weight.is_floating_point():
-        weight = weight.to(dtype)
+        converted = weight.to(dtype)
+        check_range(converted, weight, name)
+        weight = converted
     return weight.cpu() if cpu else weight
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from megatron.bridge.models.hf_pretrained.number_range import check_range
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo, encode_header
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ class RangeWriter:
             num_outer -= 1
             if len(ranges[num_outer]) != info.shape[num_outer]:
                 break
-        flat = tensor.detach().to(info.dtype).cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        converted = tensor.detach().to(info.dtype)
+        check_range(converted, tensor.detach(), name)
+        flat = converted.cpu().contiguous().view(-1).view(torch.uint8).numpy()
         starts = [each.start * stride for each, stride in zip(ranges[num_outer:], strides[num_outer:], strict=True)]
         inner = sum(starts)
         outer = itertools.product(*ranges[:num_outer])

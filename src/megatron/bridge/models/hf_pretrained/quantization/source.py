@@ -69,7 +69,7 @@ class DequantizedSource(WeightSource):
             return self.stored.read(name)
         tensor = self.found.tensors[name]
         parts = {role: self.stored.read(part) for role, part in tensor.parts.items()}
-        return QuantizedView(tensor, parts, self.infos[name].dtype)
+        return QuantizedView(name, tensor, parts, self.infos[name].dtype)
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor, computed now if it is quantised."""

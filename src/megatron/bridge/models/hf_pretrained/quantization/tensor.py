@@ -10,6 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from megatron.bridge.errors import QuantizationError
+from megatron.bridge.models.hf_pretrained.number_range import check_range, narrows
 from megatron.bridge.transport.boxes import Box, Shape
 
 if TYPE_CHECKING:
@@ -100,13 +101,16 @@ class QuantizedView:
     """A tensor that is computed when it is sliced: it has a tensor's shape and dtype, and `view[index]` is a tensor.
 
     Args:
+        name: of the tensor, for errors.
         tensor: what is stored.
         parts: the stored tensors, by role.
         dtype: the dtype of the slices.
     """
 
-    def __init__(self, tensor: QuantizedTensor, parts: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
-        self._tensor, self._parts, self.dtype = tensor, parts, dtype
+    def __init__(
+        self, name: str, tensor: QuantizedTensor, parts: Mapping[str, torch.Tensor], dtype: torch.dtype
+    ) -> None:
+        self._name, self._tensor, self._parts, self.dtype = name, tensor, parts, dtype
         self.shape = tensor.shape
 
     @property
@@ -122,6 +126,10 @@ class QuantizedView:
         out = torch.empty([stop - start for start, stop in box], dtype=self.dtype)
         if out.numel():
             self._tensor.dequantize(self._parts, box, out)
+            if narrows(torch.float32, self.dtype) and not bool(out.sum(dtype=torch.float32).isfinite()):
+                wide = torch.empty_like(out, dtype=torch.float32)
+                self._tensor.dequantize(self._parts, box, wide)
+                check_range(out, wide, self._name)
         return out[tuple(0 if isinstance(p, int) else slice(None, None, p.step) for p in index)]
 
     def whole(self) -> torch.Tensor:

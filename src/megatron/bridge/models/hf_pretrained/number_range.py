@@ -1,0 +1,47 @@
+"""Numbers that a dtype cannot hold are an error: they never become Inf or NaN in silence."""
+
+from typing import TYPE_CHECKING
+
+from megatron.bridge.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def narrows(source: "torch.dtype", target: "torch.dtype") -> bool:
+    """Whether finite numbers of a floating-point dtype can be outside of another's range."""
+    import torch
+
+    if source == target or not (source.is_floating_point and target.is_floating_point):
+        return False
+    return torch.finfo(target).max < torch.finfo(source).max
+
+
+def check_range(result: "Tensor", source: "Tensor", name: str) -> None:
+    """Checks what a conversion of dtype has made of a tensor, at the cost of one sum, and only where it can go wrong.
+
+    Args:
+        result: the same numbers as `source` in another dtype.
+        name: of the tensor, for the error.
+
+    Raises:
+        CheckpointError: finite numbers have become Inf or NaN.
+
+    Example: `check_range(weight.half(), weight, "lm_head.weight")`
+    """
+    import torch
+
+    if not narrows(source.dtype, result.dtype):
+        return
+    numbers = result if result.dtype.itemsize > 1 else result.float()
+    if bool(numbers.sum(dtype=torch.float32).isfinite()):  # Inf and NaN do not vanish in a sum
+        return
+    lost = numbers.isfinite().logical_not_().logical_and_(source.isfinite())
+    if count := int(lost.sum()):
+        largest, limit = float(source[lost].abs().max()), torch.finfo(result.dtype).max
+        raise CheckpointError(
+            f"{name}: {count} of {source.numel()} numbers are outside of the range of {result.dtype} "
+            f"(up to {limit:.6g}; found {largest:.6g}) and would become Inf or NaN; choose a wider dtype, such as "
+            "torch.bfloat16"
+        )
