@@ -13,6 +13,7 @@ from megatron.core.transformer.module import Float16Module, MegatronModule
 from torch import nn
 
 from megatron.bridge.errors import ParallelLayoutError
+from megatron.bridge.models.placement import FLOAT32_WEIGHTS
 from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 from megatron.bridge.runtime import capabilities
 
@@ -92,13 +93,23 @@ def wrap_mixed_precision(
 ) -> list[MegatronModule]:
     """Wraps half-precision chunks so that their inputs are cast and their outputs are float32.
 
+    `FLOAT32_WEIGHTS` stay in float32, with the values that they were loaded with.
+
     Args:
         wrapper: the class that wraps a chunk, or "Float16Module" for megatron-core's; `None` for no wrapper.
     """
     if wrapper is None or not (config.fp16 or config.bf16):
         return chunks
     wrapper_class = Float16Module if wrapper == "Float16Module" else wrapper
-    return [wrapper_class(config, chunk) for chunk in chunks]
+    wrapped = []
+    for chunk in chunks:
+        tensors = [*chunk.named_parameters(), *chunk.named_buffers()]
+        kept = [(name, tensor.data) for name, tensor in tensors if name.endswith(FLOAT32_WEIGHTS)]
+        wrapped.append(wrapper_class(config, chunk))
+        now = dict([*chunk.named_parameters(), *chunk.named_buffers()])
+        for name, data in kept:
+            now[name].data = data
+    return wrapped
 
 
 def wrap_ddp(

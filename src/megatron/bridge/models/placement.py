@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 _LAYER_AXIS = re.compile(r"(\.layers)(?=\.(?!\d))")
 
+# The ends of the names of weights that Megatron-Core and transformers hold in float32, whatever the model's dtype: the
+# biases by which routers choose experts, where a rounded bias is another choice.
+FLOAT32_WEIGHTS = (".router.expert_bias",)
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:

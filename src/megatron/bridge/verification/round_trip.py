@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ def roundtrip(
     if not hf_pretrained.has_weights:
         raise CheckpointError(f"{hf_path}: there are no safetensors weights to convert")
     source = hf_pretrained.state
-    model = provider_for(bridge, layout, _common_dtype(source)).provide_distributed_model(wrap_with_ddp=False)
+    model = provider_for(bridge, layout, _main_dtype(source)).provide_distributed_model(wrap_with_ddp=False)
     exported: Iterable[tuple[str, Tensor]]
     if out is None:
         exported = bridge.export_hf_weights(model, cpu=True, show_progress=show_progress)
@@ -125,19 +126,24 @@ def _mismatch(source: "Tensor", exported: "Tensor") -> str | None:
     if source.shape != exported.shape:
         return f"shape {list(exported.shape)}, in the source {list(source.shape)}"
     if exported.dtype != source.dtype:
-        # A model has one dtype. It is the widest of the source's, so casting back loses nothing.
-        if torch.promote_types(source.dtype, exported.dtype) != exported.dtype:
+        # A model has one dtype, and some weights that are held in a wider one: the values must be the same.
+        wider = torch.promote_types(source.dtype, exported.dtype)
+        wide_source, wide_exported = source.to(wider), exported.to(wider)
+        if exported.dtype != wider and bit_difference(wide_source, wide_exported) is not None:
             return f"dtype {exported.dtype}, in the source {source.dtype}"
-        exported = exported.to(source.dtype)
+        source, exported = wide_source, wide_exported
     difference = bit_difference(source, exported)
     return None if difference is None else f"{difference.num_elements} of {source.numel()} elements differ"
 
 
-def _common_dtype(source: WeightSource) -> "torch.dtype":
-    """The dtype that holds every weight of the source without loss."""
-    from functools import reduce
+def _main_dtype(source: WeightSource) -> "torch.dtype":
+    """The dtype of most of the source's numbers, in which it is meant to be used."""
+    from collections import Counter
 
     import torch
 
-    dtypes = {info.dtype for info in source.infos.values() if info.dtype.is_floating_point}
-    return reduce(torch.promote_types, dtypes) if dtypes else torch.float32
+    sizes: Counter[torch.dtype] = Counter()
+    for info in source.infos.values():
+        if info.dtype.is_floating_point:
+            sizes[info.dtype] += prod(info.shape)
+    return sizes.most_common(1)[0][0] if sizes else torch.float32

@@ -129,7 +129,7 @@ def _entries(
         if bridge.changes_loaded_weights and not (stored.is_floating_point and stored.itemsize > 1):
             assert task.dtype is not None
             stored = task.dtype  # the family's hook turns these numbers into weights
-        target = _target_dtype(stored, dtype)
+        target = task.converted_dtype(stored, dtype)
         is_stored = state.infos[name].dtype == target and state.is_stored(name)
         for shard in task.shards:
             for box in _blocks(task.layout, shard.box, target.itemsize, block_bytes, is_stored):
@@ -293,7 +293,7 @@ class CheckpointWeights:
             for piece in task.layout.pieces:
                 if piece.role is not None:
                     self._sources[names[piece.role]].append((task, piece))
-                    self.dtypes[names[piece.role]] = _target_dtype(stored, dtype)
+                    self.dtypes[names[piece.role]] = task.converted_dtype(stored, dtype)
         for name, same_as in self.plan.tied.items():
             self.dtypes[name] = self.dtypes[same_as]
 
@@ -401,10 +401,6 @@ def is_weight(key: str) -> bool:
 
 
 # Shared
-
-
-def _target_dtype(stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
-    return dtype if dtype is not None and stored.is_floating_point else stored
 
 
 def _file_bytes(total: int) -> int:

@@ -14,7 +14,7 @@ from megatron.bridge.errors import BridgeError, PlanError
 from megatron.bridge.models.conversion.layout import Layout
 from megatron.bridge.models.conversion.mapping_registry import MegatronMappingRegistry
 from megatron.bridge.models.conversion.param_mapping import MegatronParamMapping
-from megatron.bridge.models.placement import Parameter, Shard
+from megatron.bridge.models.placement import FLOAT32_WEIGHTS, Parameter, Shard
 from megatron.bridge.transport.boxes import Box, Shape
 
 if TYPE_CHECKING:
@@ -71,6 +71,15 @@ class WeightConversionTask:
     shards: tuple[Shard, ...] = ()
     owners: dict[Box, int] = field(default_factory=dict)
     weight_dtype: "torch.dtype | None" = None
+
+    def converted_dtype(self, stored: "torch.dtype", wanted: "torch.dtype | None") -> "torch.dtype":
+        """The dtype in which the weight is written that is stored in one dtype and wanted in another."""
+        import torch
+
+        if wanted is None or not stored.is_floating_point:
+            return stored
+        is_kept = self.global_param_name.endswith(FLOAT32_WEIGHTS)
+        return torch.promote_types(stored, wanted) if is_kept else wanted
 
     @property
     def hf_shapes(self) -> dict[str, Shape]:

@@ -250,8 +250,8 @@ def export(
                 if form is not None:
                     weights = quantized(weights, form, weights_to_quantize([task], form))
                 for name, weight in weights.items():
-                    dtype = None if form is not None else weight_dtype or task.weight_dtype
-                    weight = _convert(name, weight, cpu, dtype)
+                    wanted = None if form is not None else weight_dtype or task.weight_dtype
+                    weight = _convert(name, weight, cpu, task.converted_dtype(weight.dtype, wanted))
                     progress.advance(weight.nbytes)
                     for hf_name in (name, *copies.get(name, ())):
                         if select is None or select(hf_name):
@@ -270,7 +270,7 @@ def describe(
     for task in tasks:
         for name, shape in task.hf_shapes.items() if task is not None else ():
             assert task is not None and task.dtype is not None
-            dtype = (weight_dtype or task.weight_dtype or task.dtype) if task.dtype.is_floating_point else task.dtype
+            dtype = task.converted_dtype(task.dtype, weight_dtype or task.weight_dtype)
             infos.setdefault(name, HFWeightInfo(name, shape, dtype))
     return list(infos.values())
 
@@ -352,13 +352,11 @@ def _buckets(tasks: Iterable[WeightConversionTask], max_bytes: int) -> Iterator[
         yield bucket
 
 
-def _convert(name: str, weight: "Tensor", cpu: bool, dtype: torch.dtype | None) -> "Tensor":
+def _convert(name: str, weight: "Tensor", cpu: bool, dtype: torch.dtype) -> "Tensor":
     weight = weight.detach()
-    if dtype is not None and weight.is_floating_point():
-        converted = weight.to(dtype)
-        check_range(converted, weight, name)
-        weight = converted
-    return weight.cpu() if cpu else weight
+    converted = weight.to(dtype)
+    check_range(converted, weight, name)
+    return converted.cpu() if cpu else converted
 
 
 def _config(chunks: "Sequence[MegatronModule]") -> "DecoderConfig":
