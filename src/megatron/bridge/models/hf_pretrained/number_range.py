@@ -18,8 +18,16 @@ def narrows(source: "torch.dtype", target: "torch.dtype") -> bool:
     return torch.finfo(target).max < torch.finfo(source).max
 
 
+def is_finite(tensor: "Tensor") -> bool:
+    """Whether a tensor has neither Inf nor NaN, both of which show in its least and largest number."""
+    if not tensor.numel():
+        return True
+    least, largest = (tensor if tensor.dtype.itemsize > 1 else tensor.float()).aminmax()
+    return bool(least.isfinite() & largest.isfinite())
+
+
 def check_range(result: "Tensor", source: "Tensor", name: str) -> None:
-    """Checks what a conversion of dtype has made of a tensor, at the cost of one sum, and only where it can go wrong.
+    """Checks what a conversion of dtype has made of a tensor, at a third of its cost, and only where it can go wrong.
 
     Args:
         result: the same numbers as `source` in another dtype.
@@ -34,10 +42,9 @@ def check_range(result: "Tensor", source: "Tensor", name: str) -> None:
 
     if not narrows(source.dtype, result.dtype):
         return
-    numbers = result if result.dtype.itemsize > 1 else result.float()
-    if bool(numbers.sum(dtype=torch.float32).isfinite()):  # Inf and NaN do not vanish in a sum
+    if is_finite(result):
         return
-    lost = numbers.isfinite().logical_not_().logical_and_(source.isfinite())
+    lost = result.float().isfinite().logical_not_().logical_and_(source.isfinite())
     if count := int(lost.sum()):
         largest, limit = float(source[lost].abs().max()), torch.finfo(result.dtype).max
         raise CheckpointError(

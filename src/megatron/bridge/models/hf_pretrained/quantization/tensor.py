@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from megatron.bridge.errors import QuantizationError
-from megatron.bridge.models.hf_pretrained.number_range import check_range, narrows
+from megatron.bridge.models.hf_pretrained.number_range import check_range, is_finite, narrows
 from megatron.bridge.transport.boxes import Box, Shape
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class QuantizedView:
         out = torch.empty([stop - start for start, stop in box], dtype=self.dtype)
         if out.numel():
             self._tensor.dequantize(self._parts, box, out)
-            if narrows(torch.float32, self.dtype) and not bool(out.sum(dtype=torch.float32).isfinite()):
+            if narrows(torch.float32, self.dtype) and not is_finite(out):
                 wide = torch.empty_like(out, dtype=torch.float32)
                 self._tensor.dequantize(self._parts, box, wide)
                 check_range(out, wide, self._name)
