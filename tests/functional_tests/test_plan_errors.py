@@ -81,7 +81,7 @@ def test_wrong_shapes_are_all_named(hf_folder: Path) -> None:
 
 def test_unknown_architecture(hf_folder: Path) -> None:
     edit_config(hf_folder, architectures=["Qwen3ForSequenceClassification"])
-    import_fails(hf_folder, UnsupportedModelError, "Qwen3ForSequenceClassification", "LlamaForCausalLM")
+    import_fails(hf_folder, UnsupportedModelError, "Qwen3ForSequenceClassification", "Qwen3ForCausalLM")
     assert not AutoBridge.can_handle(hf_folder)
 
 

@@ -1,8 +1,6 @@
 """`python -m megatron.bridge`: the command line, without the installed script."""
 
-import sys
-
-from megatron.bridge.cli import main
+from megatron.bridge.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

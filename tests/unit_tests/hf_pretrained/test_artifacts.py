@@ -40,6 +40,12 @@ LEFT_OUT = [
     ".gitattributes",
     "picture.png",
     "model.safetensors.partial",
+    "adapter_config.json",
+    "trainer_state.json",
+    "training_args.bin",
+    "random_states_0.pkl",
+    "zero_to_fp32.py",
+    "latest",
 ]
 
 

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,14 @@ def test_an_override_without_effect(tmp_path: Path) -> None:
         load_config(folder, overrides={"sliding_window": 7})
     assert load_config(folder, overrides={"sliding_window": 7, "use_sliding_window": True}).sliding_window == 7
     assert load_config(folder, overrides={"layer_types": None, "num_hidden_layers": 2}).num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("limit", ["[0.0, Infinity]", '[0.0, {"__float__": "Infinity"}]'])
+def test_infinity_in_either_form(tmp_path: Path, limit: str) -> None:
+    folder = write(tmp_path, f'{{"model_type": "mamba2", "time_step_limit": {limit}}}')
+    config = load_config(folder, overrides={"num_hidden_layers": 2})
+    assert tuple(config.time_step_limit) == tuple(AutoConfig.from_pretrained(folder).time_step_limit) == (0.0, inf)
+    assert read_config_json(folder)["time_step_limit"] == [0.0, inf]
 
 
 def test_unknown_override(llama_folder: Path) -> None:

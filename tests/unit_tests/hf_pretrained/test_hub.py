@@ -190,7 +190,7 @@ def test_only_pickled_weights(folder: Path, tmp_path: Path) -> None:
     with HubServer(folder, REPO) as hub:
         answer = download(hub, tmp_path / "home")
         assert "pytorch_model.bin" not in hub.downloads()
-    failure(answer, "CheckpointError", "no safetensors weights", "never loaded", "convert them")
+    failure(answer, "CheckpointError", "no safetensors weights", "never unpickled", f"from_pretrained('{REPO}'")
 
 
 def test_disk_errors_are_not_hub_errors(folder: Path, tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ MODELS = {
     "mimo-v2-flash": True,
     "llama4": False,
     "lfm2": True,
+    "mamba2": True,
+    "nemotron-h": True,
+    "bamba": True,
+    "falcon-h1": True,
+    "qwen3-next": True,
     "deepseek-v3.2": False,
 }
 
@@ -66,6 +71,16 @@ def test_each_prompt_is_continued_as_if_it_were_alone(name, mixes_lengths, tmp_p
     tolerance = max(reference(hf_model, torch.tensor([prompts[i] + found[i]]))[1] for i in range(len(prompts)))
     logits = torch.stack([step for step in steps if step is not None], dim=1)
     assert (logits - torch.stack([expected for _, expected in greedy])).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("name", ["llama", "deepseek-v3", "lfm2", "nemotron-h", "falcon-h1", "qwen3-next"])
+def test_nothing_is_computed_twice(name, tmp_path):
+    TINY_MODELS[name].save(tmp_path)
+    model = build(tmp_path)
+    sizes: list[int] = []
+    model[0].embedding.register_forward_hook(lambda module, args, output: sizes.append(output.shape[:2].numel()))
+    generate_batch(model, prompts_of(100), SamplingParams(max_new_tokens=4))
+    assert sum(sizes) == sum(LENGTHS) + 3 * len(LENGTHS)
 
 
 @pytest.mark.parametrize("layout", [{"tp": 2, "sequence_parallel": True}, {"pp": 2}])

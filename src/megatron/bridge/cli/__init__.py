@@ -1,5 +1,5 @@
 """The command line, `megatron-bridge`. Importing it, and every `--help`, imports neither torch nor megatron-core."""
 
-from megatron.bridge.cli.app import main
+from megatron.bridge.cli.app import main, run
 
-__all__ = ["main"]
+__all__ = ["main", "run"]

@@ -1,9 +1,10 @@
 """The command line put together: its commands in the order of the help, and how a run of one ends."""
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -32,6 +33,24 @@ app = typer.Typer(
 for _panel, _commands in _COMMANDS.items():
     for _name, _function in _commands.items():
         app.command(_name, rich_help_panel=_panel)(_function)
+
+
+def run() -> NoReturn:
+    """The program: `main`, and then the end of the process, with what is registered with `atexit` on the way.
+
+    After that, Python would take thousands of modules apart, which takes half a second.
+    """
+    codes: list[int] = []
+    atexit.register(_end, codes)  # the first to be registered, so the last to be called
+    codes.append(main())
+    sys.exit(codes[0])
+
+
+def _end(codes: list[int]) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for code in codes:  # none if an exception ended `main`
+        os._exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -71,6 +71,14 @@ def export(
             help="Quantise linear layers: fp8 (128 x 128 blocks), mxfp4 (fused experts) or source (the source's form).",
         ),
     ] = None,
+    strict: Annotated[
+        bool | None,
+        typer.Option(
+            "--strict/--no-strict",
+            help="Refuse, or allow and list, what differs from HF. Default: config fields may, tensors may not.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -98,6 +106,7 @@ def export(
         checkpoint,
         out,
         show_progress=output.show_progress(as_json),
+        strict=strict,
         torch_dtype=options.torch_dtype(dtype),
         resources=Resources(memory or Resources.memory, threads, part),
         quantization=quantization,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from megatron.bridge.discovery import facts
@@ -21,7 +24,9 @@ from megatron.bridge.models.conversion.registered import (
     RegisteredBridge,
     is_of_whole_model,
     registered_bridges,
+    supported_architecture,
 )
+from megatron.bridge.models.conversion.stored_names import ModuleTensor, as_stored, transformers_names
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -124,7 +129,8 @@ def match_family(config: LeveledConfig, names: Iterable[str]) -> FamilyMatch:
     stated = config.values.get("architectures")
     architectures = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
     family = FamilyMatch()
-    family.entry = next((bridges[name] for name in architectures if name in bridges), None)
+    supported = supported_architecture(architectures, config.values.get("model_type"))
+    family.entry = None if supported is None else bridges[supported]
     family.is_supported = family.entry is not None
     text_names = {text_name(name): name for name in names}
     if family.entry is None:
@@ -140,6 +146,9 @@ def match_family(config: LeveledConfig, names: Iterable[str]) -> FamilyMatch:
     if family.entry is not None:
         family.registry = _registry(family.entry, config)
         if names and family.registry is not None:
+            if family.is_supported:
+                where = partial(_where_in_transformers, config)
+                family.registry = as_stored(family.registry, text_names, where, family.entry.architecture)
             _apply_rules(family, family.registry, text_names)
     return family
 
@@ -148,6 +157,18 @@ def text_name(name: str) -> str:
     """The name that a tensor of a VLM's text model has in a checkpoint of the text model alone."""
     short = _TEXT_PREFIX.sub("model.", name)
     return short.removeprefix("model.") if short.startswith("model.lm_head") else short
+
+
+def _where_in_transformers(config: LeveledConfig, names: Collection[str]) -> dict[str, ModuleTensor]:
+    """See `transformers_names`, which needs torch: where this process has none, another one is asked."""
+    given = str(at_level(config.values, config.text_level or ()).get("model_type")), sorted(names)
+    if "torch" in sys.modules:
+        return transformers_names(*given)
+    code = f"import json, sys; from {transformers_names.__module__} import transformers_names as f; "
+    command = [sys.executable, "-c", f"{code}print(json.dumps(f(*json.load(sys.stdin))))"]
+    result = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True)
+    found = json.loads(result.stdout) if result.returncode == 0 else {name: (name, None) for name in names}
+    return {name: ModuleTensor(*tensor) for name, tensor in found.items()}
 
 
 def fields_of(entry: RegisteredBridge) -> set[str]:

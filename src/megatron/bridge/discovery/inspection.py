@@ -28,7 +28,7 @@ def inspect_model(path_or_repo_id: str | Path, *, revision: str | None = None) -
         revision: the branch, tag or commit of a hub id.
 
     Raises:
-        CheckpointError: there is no config, or a file is malformed.
+        CheckpointError: there is no config, a file is malformed, or the weights are of a model that wraps another.
         HubError: there is neither such a path nor such a model on the hub, or the hub cannot be reached.
     """
     model = read_model(str(path_or_repo_id), revision)

@@ -6,7 +6,8 @@ from megatron.bridge.discovery.hub_reading import read_hub_model
 from megatron.bridge.discovery.model_files import ModelFiles, WeightIndex, add_weights, file_header, weight_index
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, read_config_json
-from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, SINGLE_NAME
+from megatron.bridge.models.hf_pretrained.other_folders import adapter, what_it_holds
+from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, files_without_index
 
 
 def read_model(name: str, revision: str | None = None) -> ModelFiles:
@@ -29,10 +30,12 @@ def _read_folder(name: str, folder: Path) -> ModelFiles:
     index = (
         weight_index(folder / INDEX_NAME)
         if (folder / INDEX_NAME).is_file()
-        else WeightIndex(_weight_files(folder), None)
+        else WeightIndex(files_without_index(folder), None)
     )
     present = [filename for filename in index.filenames if (folder / filename).is_file()]
     add_weights(model, index, present, (file_header(folder / filename) for filename in present))
+    if held := adapter(folder) or ("" if present else what_it_holds(folder)):
+        model.problems.append(f"the folder {held}")
     return model
 
 
@@ -49,8 +52,3 @@ def _read_lone_config(name: str, path: Path) -> ModelFiles:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     shutil.copy(path, folder / CONFIG_NAME)
     return ModelFiles(name, "config.json", read_config_json(folder), folder)
-
-
-def _weight_files(folder: Path) -> list[str]:
-    names = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
-    return [SINGLE_NAME] if SINGLE_NAME in names else names

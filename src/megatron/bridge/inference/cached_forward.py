@@ -31,7 +31,7 @@ class CachedForward:
     The logits are those of a forward pass over each whole sequence. Where a rope scaling changes its frequencies with
     the length (longrope once, dynamic at each step past the original length), the whole sequence is computed again.
     transformers does that with `use_cache=False`; with its cache it mixes keys of different frequencies. Models with
-    linear or sparse attention, or Mamba layers, whose state is not kept, compute the whole sequence for each token.
+    sparse attention, whose indexer keeps nothing, compute the whole sequence for each token.
 
     The state of the model (training mode, sequence parallelism) changes only during a call.
 
@@ -144,8 +144,8 @@ class CachedForward:
 
 
 def has_cache(config: TransformerConfig) -> bool:
-    """Whether all layers keep what they need of earlier tokens."""
-    return config.experimental_attention_variant is None and getattr(config, "has_kv_cache", True)
+    """Whether all layers keep what they need of earlier tokens: all do but megatron-core's sparse attention."""
+    return config.experimental_attention_variant != "dsa"
 
 
 def needs_equal_lengths(model: MegatronModule | Sequence[MegatronModule]) -> bool:

@@ -1,7 +1,6 @@
 """`HybridProvider`: the config of a model whose layers are Mamba-2, attention, MLPs or mixtures of experts."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from megatron.core.extensions import transformer_engine
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -84,7 +83,6 @@ class HybridProvider(GPTModelProvider):
     mamba_dt_min: float = 0.0
     is_hybrid_model: bool = True
     position_embedding_type: str = "none"
-    has_kv_cache: ClassVar[bool] = False
     transformer_layer_spec: layer_specs.DecoderSpec | layer_specs.DecoderSpecBuilder = field(default=hybrid_stack_spec)
 
     def finalize(self) -> None:

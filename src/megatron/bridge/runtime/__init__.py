@@ -8,13 +8,16 @@ package changes nothing and imports no torch.
 def enter() -> None:
     """Redirects megatron-core's CUDA requests to the CPU, for the rest of this process.
 
-    Does nothing where CUDA is available, nor on a second call. Imports megatron-core, which takes a few seconds.
+    Imports megatron-core, whose functions for `torch.compile` are compiled when they are first called. Redirects
+    nothing where CUDA is available, nor on a second call.
     """
-    from megatron.bridge.runtime import capabilities
+    from megatron.bridge.runtime import capabilities, startup
 
     if capabilities.has_cuda():
+        startup.import_megatron_core()
         return
 
     from megatron.bridge.runtime import cpu
 
-    cpu.redirect()
+    with startup.lean_imports():
+        cpu.redirect()

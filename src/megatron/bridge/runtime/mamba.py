@@ -46,6 +46,7 @@ def chunk_scan(
     dt_bias: torch.Tensor | None = None,
     dt_softplus: bool = False,
     dt_limit: tuple[float, float] = NO_LIMIT,
+    memory: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`y_s = C_s h_s + D x_s` with `h_s = exp(dt_s A) h_{s-1} + dt_s B_s x_s`, gated by `silu(z)`; computed in fp32.
 
@@ -56,6 +57,7 @@ def chunk_scan(
         B, C: `[B, S, G, N]`; a group serves `A // G` heads.
         chunk_size: how many positions are computed at once; changes nothing but rounding.
         D: `[A]` or `[A, P]`.
+        memory: the state before, `[B, A, P, N]` in fp32; the state after is written into it. Default: zeros.
     """
     num_heads, length = x.shape[2], x.shape[1]
     steps = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
@@ -74,11 +76,13 @@ def chunk_scan(
     scores = torch.einsum("bcihn,bcjhn->bcijh", C, B) * between.masked_fill(future, float("-inf")).exp()
     y = torch.einsum("bcijh,bcjhp->bcihp", scores, inputs)
     added = torch.einsum("bcjhn,bcjh,bcjhp->bchpn", B, (total[:, :, -1:] - total).exp(), inputs)
-    state, states = torch.zeros_like(added[:, 0]), []
+    state, states = torch.zeros_like(added[:, 0]) if memory is None else memory, []
     for chunk in range(added.shape[1]):
         states.append(state)
         state = state * total[:, chunk, -1].exp()[..., None, None] + added[:, chunk]
     y = y + torch.einsum("bcihn,bcih,bchpn->bcihp", C, total.exp(), torch.stack(states, 1))
+    if memory is not None:
+        memory.copy_(state)
     y = y.flatten(1, 2)[:, :length]
     if D is not None:
         y = y + x.float() * (D.float()[:, None] if D.dim() == 1 else D.float())

@@ -1,5 +1,7 @@
 """Bamba: Mamba-2 or attention, followed by an MLP, in each layer."""
 
+from dataclasses import replace
+
 from megatron.bridge.models.conversion.blocks import LAYER
 from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 from megatron.bridge.models.conversion.param_mapping import AutoMapping, Dropped
@@ -25,7 +27,9 @@ class BambaBridge(MegatronModelBridge):
 
     PROVIDER_CLASS = "megatron.bridge.models.hybrid_provider.HybridProvider"
     CONFIG = (
-        *fields.decoder(num_hidden_layers=None, head_dim=None),
+        *fields.decoder(num_hidden_layers=None, head_dim=None, hidden_act=None),
+        # It is the mixers' too, and megatron-core's have this one.
+        replace(fields.activation(), fixed={"hidden_act": "silu"}),
         fields.PARTIAL_ROPE,
         fields.mamba("mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_chunk_size"),
         fields.STEP_LIMIT,

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from megatron.bridge.errors import BridgeError, CheckpointError
-from megatron.bridge.models.conversion.registered import find_bridge, registered_bridges
+from megatron.bridge.models.conversion.registered import find_bridge, registered_bridges, supported_architecture
 from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
 from megatron.bridge.models.hf_pretrained.config import load_config
+from megatron.bridge.models.hf_pretrained.dtypes import DtypeLike, requested_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +60,15 @@ class _ConfigOnly(PreTrainedCausalLM):
 
 
 def _as_read(hf_pretrained: PreTrainedCausalLM) -> PreTrainedCausalLM:
-    """The model as its family reads it: if the family changes weights, numbers of unknown meaning are left to it."""
-    bridge = find_bridge(hf_pretrained.config).bridge_class()
-    return hf_pretrained.with_unknown_numbers() if bridge.changes_loaded_weights else hf_pretrained
+    """The model as its family reads it: if the family changes weights, numbers of unknown meaning are left to it.
+
+    An architecture that follows from the `model_type` alone is stated, for exports and for transformers.
+    """
+    entry, config = find_bridge(hf_pretrained.config), hf_pretrained.config
+    if entry.architecture not in (config.architectures or ()):
+        config.architectures = [entry.architecture]
+    is_own = entry.bridge_class().changes_loaded_weights
+    return hf_pretrained.with_unknown_numbers() if is_own else hf_pretrained
 
 
 class AutoBridge:
@@ -100,8 +107,8 @@ class AutoBridge:
 
         Args:
             path: a folder or a hub id.
-            kwargs: those of `PreTrainedCausalLM.from_pretrained`: `trust_remote_code`, `revision`, `dtype`, and new
-                values for config fields.
+            kwargs: those of `PreTrainedCausalLM.from_pretrained`: `trust_remote_code`, `revision`, `dtype` (or
+                `torch_dtype`), and new values for config fields.
 
         Raises:
             UnsupportedModelError: there is no bridge for the architecture.
@@ -131,8 +138,9 @@ class AutoBridge:
 
     @staticmethod
     def supports(config: object) -> bool:
-        """Whether a config names an architecture that has a bridge."""
-        return any(name in registered_bridges() for name in getattr(config, "architectures", None) or ())
+        """Whether there is a bridge for a config."""
+        architectures = getattr(config, "architectures", None) or ()
+        return supported_architecture(architectures, getattr(config, "model_type", None)) is not None
 
     @classmethod
     def can_handle(cls, path: str | Path, trust_remote_code: bool = False) -> bool:
@@ -176,10 +184,10 @@ class AutoBridge:
         runtime.enter()
         provider = self._model_bridge.provider_bridge(self.hf_pretrained)
         if load_weights:
-            if not self._source(hf_path).has_weights:
-                raise CheckpointError(
-                    f"{self.hf_pretrained.model_name_or_path}: there are no weights to load; pass load_weights=False"
-                )
+            source = self._source(hf_path)
+            if not source.has_weights:
+                why = source.why_no_weights() or "there are no weights to load; pass load_weights=False"
+                raise CheckpointError(f"{source.model_name_or_path}: {why}")
             provider.perform_initialization = False
             provider.register_pre_wrap_hook(lambda chunks: self.load_hf_weights(chunks, hf_path), prepend=True)
         return provider
@@ -399,10 +407,11 @@ class AutoBridge:
         megatron_path: str | Path,
         *,
         low_memory_save: bool = False,
-        torch_dtype: "torch.dtype | None" = None,
+        torch_dtype: DtypeLike = None,
         show_progress: bool = False,
         resources: "Resources | None" = None,
         force: bool = False,
+        dtype: DtypeLike = None,
         **kwargs: Any,
     ) -> None:
         """Converts an HF model into a Megatron checkpoint, streamed: the model is never in memory.
@@ -411,7 +420,8 @@ class AutoBridge:
             hf_model_id: a folder or a hub id.
             megatron_path: a new folder.
             low_memory_save: accepted for clients that pass it; little memory is used in any case.
-            torch_dtype: convert the weights to this dtype; default: they keep the one they are stored in.
+            torch_dtype, dtype: convert the weights to this dtype (two names of one argument); default: they keep the
+                one they are stored in.
             resources: memory, threads and share of the work. By default, the ranks of torchrun share the files.
             force: convert even numbers that do not look like weights.
             kwargs: those of `from_hf_pretrained`.
@@ -423,18 +433,18 @@ class AutoBridge:
         Example: `AutoBridge.import_ckpt("Qwen/Qwen3-0.6B", "checkpoints/qwen3")`
         """
         cls.from_hf_pretrained(hf_model_id, **kwargs).write_megatron_checkpoint(
-            megatron_path, torch_dtype, show_progress, resources, force
+            megatron_path, requested_dtype(dtype, torch_dtype), show_progress, resources, force
         )
 
     def write_megatron_checkpoint(
         self,
         path: str | Path,
-        torch_dtype: "torch.dtype | None" = None,
+        torch_dtype: DtypeLike = None,
         show_progress: bool = False,
         resources: "Resources | None" = None,
         force: bool = False,
     ) -> None:
-        """Like `import_ckpt`, for a bridge that exists already."""
+        """Like `import_ckpt`, for a bridge that exists already. By default, the dtype is the one it was made with."""
         from megatron.bridge import runtime
 
         runtime.enter()
@@ -442,15 +452,16 @@ class AutoBridge:
         from megatron.bridge.models.transformer.decoder_config import set_dtype
         from megatron.bridge.transport import process_groups
 
+        dtype = requested_dtype(torch_dtype) or self.hf_pretrained.dtype
         provider = self.to_megatron_provider(load_weights=False)
-        if torch_dtype is not None:
-            set_dtype(provider, torch_dtype)
+        if dtype is not None:
+            set_dtype(provider, dtype)
         offline.import_checkpoint(
             self._model_bridge,
             self.hf_pretrained,
             provider,
             Path(path),
-            dtype=torch_dtype,
+            dtype=dtype,
             resources=resources,
             show_progress=show_progress,
             force=force,
@@ -464,9 +475,10 @@ class AutoBridge:
         show_progress: bool = False,
         strict: bool | None = None,
         source_path: str | Path | None = None,
-        torch_dtype: "torch.dtype | None" = None,
+        torch_dtype: DtypeLike = None,
         resources: "Resources | None" = None,
         quantization: str | None = None,
+        dtype: DtypeLike = None,
     ) -> None:
         """Converts a Megatron checkpoint, saved from any parallel layout, into an HF folder, streamed.
 
@@ -476,7 +488,8 @@ class AutoBridge:
             strict: see `save_hf_pretrained`.
             source_path: the folder or hub id to take the config, the tokenizer and the names of weight files from;
                 default: the bridge's.
-            torch_dtype: convert the weights to this dtype; default: they keep the one they are stored in.
+            torch_dtype, dtype: convert the weights to this dtype (two names of one argument); default: they keep the
+                one they are stored in.
             resources: memory, threads and share of the work. By default, the ranks of torchrun share the files.
             quantization: see `export_hf_weights`.
 
@@ -504,7 +517,7 @@ class AutoBridge:
             folder,
             Path(hf_path),
             exported=exported,
-            dtype=torch_dtype,
+            dtype=requested_dtype(dtype, torch_dtype),
             strict=strict,
             resources=resources,
             show_progress=show_progress,

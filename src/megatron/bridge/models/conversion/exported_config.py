@@ -156,7 +156,7 @@ def _unused_prefixes(provider: DecoderConfig) -> tuple[str, ...]:
         ("linear_conv_", "linear_key_", "linear_value_", "linear_num_"): variant != "gated_delta_net",
         ("mup_",): not provider.use_mup,
         ("rotary_", "rope_parameters"): provider.position_embedding_type == "none",
-        ("norm_bias",): provider.normalization != "LayerNorm",
+        ("norm_bias",): provider.normalization != "LayerNorm" and variant != "dsa",
         ("qk_layernorm_scope",): not provider.qk_layernorm,
     }
     return tuple(prefix for prefixes, is_unused in rules.items() if is_unused for prefix in prefixes)

@@ -9,7 +9,9 @@ from typing import BinaryIO, Protocol, TypedDict
 import torch
 from torch import Tensor
 
+from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.conversion.resources import Resources
+from megatron.bridge.models.hf_pretrained.causal_lm import PreTrainedCausalLM
 from megatron.bridge.models.hf_pretrained.config import JsonObject
 from megatron.bridge.models.hf_pretrained.hf_model import HFModel
 from megatron.bridge.models.hf_pretrained.safetensors_format import TensorInfo, encode_header
@@ -39,6 +41,19 @@ def main_dtype(shapes: Mapping[str, Shape], dtypes: "Mapping[str, torch.dtype]")
         if dtypes[name].is_floating_point and dtypes[name].itemsize > 1:
             num_elements[dtypes[name]] += prod(shape)
     return num_elements.most_common(1)[0][0] if num_elements else None
+
+
+def needed_tensor_infos(hf_pretrained: "HFModel") -> Mapping[str, TensorInfo]:
+    """Like `hf_tensor_infos`, for a conversion that needs weights.
+
+    Raises:
+        CheckpointError: there are none; says what there is instead.
+    """
+    infos = hf_tensor_infos(hf_pretrained)
+    if infos is None:
+        why = hf_pretrained.why_no_weights() if isinstance(hf_pretrained, PreTrainedCausalLM) else ""
+        raise CheckpointError(f"{hf_pretrained.model_name_or_path}: {why or 'there are no weights, only a config.'}")
+    return infos
 
 
 def output_shards(

@@ -3,10 +3,11 @@
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from megatron.bridge.errors import UnsupportedConfigError
-from megatron.bridge.models.conversion import stacked_experts
+from megatron.bridge.models.conversion import stored_names
 from megatron.bridge.models.conversion.fields.activations import activation_functions
 from megatron.bridge.models.conversion.fields.common import DECODER, FIXED_FIELDS, IRRELEVANT_FIELDS
 from megatron.bridge.models.conversion.fields.part import (
@@ -204,7 +205,7 @@ class MegatronModelBridge(ABC):
             provider_class = getattr(importlib.import_module(module), name)
         provider = provider_class(**self.hf_config_to_provider_kwargs(hf_config))
         provider.mtp_num_layers = self._num_mtp_layers(hf_pretrained, provider.mtp_num_layers)
-        set_dtype(provider, self.dtype_from_hf(hf_config))
+        set_dtype(provider, self.dtype_from_hf(hf_config, _stored_dtype(hf_pretrained)))
         return provider
 
     def megatron_to_hf_config(self, provider: "Provider") -> dict[str, Any]:
@@ -276,9 +277,10 @@ class MegatronModelBridge(ABC):
         return 1
 
     def registry(self, hf_pretrained: "HFModel | None" = None) -> MegatronMappingRegistry:
-        """The mappings, with experts mapped as `hf_pretrained` stores them, if it has weights.
+        """The mappings, under the names that `hf_pretrained` has for its tensors, if it has weights.
 
         Raises:
+            CheckpointError: the names are those of a model that wraps this one.
             UnsupportedConfigError: `hf_config`, on which mappings depend, has not been set.
         """
         if getattr(self, "hf_config", None) is None:
@@ -286,7 +288,8 @@ class MegatronModelBridge(ABC):
         registry = self.mapping_registry()
         if hf_pretrained is None or not getattr(hf_pretrained, "has_weights", False):
             return registry
-        return stacked_experts.as_stored(registry, hf_pretrained.tensor_names)
+        rename = partial(stored_names.transformers_names, type(self.hf_config).model_type)
+        return stored_names.as_stored(registry, hf_pretrained.tensor_names, rename, hf_pretrained.model_name_or_path)
 
     def _num_mtp_layers(self, hf_pretrained: "HFModel", stated: int | None) -> int | None:
         """The number of multi-token prediction layers in the checkpoint; without one, that of the config.
@@ -296,7 +299,7 @@ class MegatronModelBridge(ABC):
         if not getattr(hf_pretrained, "has_weights", False):
             return stated
         self.hf_config = hf_pretrained.config
-        projections = self.registry().get_mappings_by_pattern("mtp.layers.*.eh_proj.weight")
+        projections = self.registry(hf_pretrained).get_mappings_by_pattern("mtp.layers.*.eh_proj.weight")
         return sum(mapping.hf_param in hf_pretrained.tensor_names for mapping in projections) or None
 
     def _where(self, hf_config: "PretrainedConfig") -> str:
@@ -340,6 +343,13 @@ class MegatronModelBridge(ABC):
 
         self.hf_config = hf_pretrained.config
         return weight_stream.export(self, hf_pretrained, model, cpu=cpu, **kwargs)
+
+
+def _stored_dtype(hf_pretrained: "HFModel") -> "torch.dtype | None":
+    """The dtype that transformers takes for a model whose config states none: that of its first weight."""
+    if getattr(hf_pretrained.config, "dtype", None) is not None or not getattr(hf_pretrained, "has_weights", False):
+        return None
+    return next((info.dtype for info in hf_pretrained.state.infos.values() if info.dtype.is_floating_point), None)
 
 
 MegatronModelBridge._make_tables()

@@ -26,7 +26,7 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
     "precision, which the exported tensors state": (
         "fp16", "bf16", "params_dtype", "pipeline_dtype", "enable_autocast", "autocast_dtype", "first_last_layers_bf16",
         "num_layers_at_start_in_bf16", "num_layers_at_end_in_bf16", "quant_recipe", "fp32_residual_connection",
-        "attention_softmax_in_fp32", "apply_query_key_layer_scaling", "disable_bf16_reduced_precision_matmul",
+        "attention_softmax_in_fp32", "disable_bf16_reduced_precision_matmul",
         "norm_weight_in_fp32", "moe_router_dtype", "dsa_indexer_k_norm_fp32", "mamba_training_ssm_states_dtype",
         "deterministic_mode", "batch_invariant_mode", "dsa_indexer_rotate_activation",
     ),

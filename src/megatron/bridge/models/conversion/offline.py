@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron.bridge.errors import CheckpointError, PlanError
+from megatron.bridge.errors import PlanError
 from megatron.bridge.models.conversion import layout as layouts
 from megatron.bridge.models.conversion import quantized_export
 from megatron.bridge.models.conversion.export_report import ExportReport, compare_with_source
@@ -24,6 +24,7 @@ from megatron.bridge.models.conversion.hf_files import (
     TensorBlocks,
     hf_tensor_infos,
     main_dtype,
+    needed_tensor_infos,
     output_shards,
     weight_files,
     write_shared,
@@ -83,9 +84,7 @@ def import_checkpoint(
         CheckpointError: `out` already holds something, or numbers are outside of the range of `dtype`.
     """
     resources = resources or Resources()
-    infos, name = hf_tensor_infos(hf_pretrained), hf_pretrained.model_name_or_path
-    if infos is None:
-        raise CheckpointError(f"{name}: there are no weights to import, only a config")
+    infos, name = needed_tensor_infos(hf_pretrained), hf_pretrained.model_name_or_path
     parameters, config, objects = meta_placement(provider, name, len(infos))
     plan = build_plan(parameters, bridge.registry(hf_pretrained), config, infos, model_name=name)
     check_tied(plan, hf_pretrained.state)

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r".*?\.layers\.(\d+)\.")
 _EXPERT = re.compile(r".*\.experts\..*?(\d+)$")
 _MAX_PROBLEMS = 200
+_NEXT_STEP = (
+    "Check that config.json and the weight files belong together; a block that no family describes needs a mapping."
+)
+_PLACEHOLDERS = (
+    "There are tensors without elements, as DeepSpeed's ZeRO-3 leaves them where weights are saved ungathered. "
+    "`python zero_to_fp32.py . . --safe_serialization`, in the folder of the training checkpoint, puts them together."
+)
 
 
 class TensorInfo(Protocol):
@@ -170,7 +177,8 @@ def build_plan(
         unread, dropped = _unread(hf_tensors, read_names, registry, _ownership(parameters, config), allowed)
         problems += unread
     if problems:
-        raise _plan_error(model_name, problems)
+        are_empty = any(0 in info.shape for info in (hf_tensors or {}).values())
+        raise _plan_error(model_name, problems, _PLACEHOLDERS if are_empty else _NEXT_STEP)
     tied = {name: same_as for name, same_as in registry.tied().items() if name in dropped}
     return Plan(tasks, dropped, tied)
 
@@ -264,11 +272,11 @@ def _expert(name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def _plan_error(model_name: str, problems: list[str]) -> PlanError:
+def _plan_error(model_name: str, problems: list[str], next_step: str = _NEXT_STEP) -> PlanError:
     shown = problems[:_MAX_PROBLEMS]
     more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
     lines = "\n".join(f"  - {problem}" for problem in [*shown, *more])
     return PlanError(
         f"{model_name}: the two sides do not match, nothing was converted. {len(problems)} problem(s):\n{lines}\n"
-        "Check that config.json and the weight files belong together; a block that no family describes needs a mapping."
+        f"{next_step}"
     )

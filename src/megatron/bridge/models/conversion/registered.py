@@ -3,6 +3,7 @@
 import difflib
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,29 +61,47 @@ def registered_for(bridge_class: "type[BridgeHooks]") -> RegisteredBridge:
     raise UnsupportedModelError(f"{bridge_class.__name__} is not registered: decorate it with register_bridge")
 
 
+def supported_architecture(architectures: Iterable[str], model_type: object) -> str | None:
+    """The architecture, among those that have a bridge, as which a config is read; `None` if there is none.
+
+    The first that is named counts. If only the base model is named, or nothing, or the same in other letters
+    ("LLaMAForCausalLM"), the `model_type` decides, as for transformers' `AutoModelForCausalLM`.
+
+    Example: `supported_architecture(["LlamaModel"], "llama")` is `'LlamaForCausalLM'`.
+    """
+    bridges, names = registered_bridges(), list(architectures)
+    named = next((name for name in names if name in bridges), None)
+    of_type = [entry.architecture for entry in bridges.values() if entry.model_type == model_type]
+    if named is not None or len(of_type) != 1:
+        return named
+    causal = of_type[0].lower()
+    same = {causal, causal.replace("forcausallm", "model")}
+    return of_type[0] if all(name.lower() in same for name in names) else None
+
+
 def find_bridge(hf_config: "PretrainedConfig") -> RegisteredBridge:
-    """The bridge for the first architecture named in a config that has one.
+    """The bridge for a config (see `supported_architecture`).
 
     Raises:
-        UnsupportedModelError: no architecture is named, or none that is named has a bridge.
+        UnsupportedModelError: there is none.
         UnsupportedConfigError: the config is that of a model with several parts, of which the architecture is one.
 
     Example: `find_bridge(LlamaConfig(architectures=["LlamaForCausalLM"])).architecture` is `'LlamaForCausalLM'`.
     """
     bridges = registered_bridges()
     architectures = getattr(hf_config, "architectures", None) or []
-    for architecture in architectures:
-        if architecture in bridges:
-            entry = bridges[architecture]
-            if is_of_whole_model(hf_config, entry):
-                subject = " of ".join(filter(None, (type(hf_config).__name__, getattr(hf_config, "name_or_path", ""))))
-                raise UnsupportedConfigError(
-                    f"{subject}: {architecture} has the model_type {entry.model_type!r}, but config.json says "
-                    f"{hf_config.model_type!r}, with which transformers reads text_config alone. If this is a text "
-                    f"model alone, set model_type to {entry.model_type!r} in config.json."
-                )
-            return entry
-    raise no_bridge(architectures, getattr(hf_config, "name_or_path", ""), type(hf_config).__name__)
+    supported = supported_architecture(architectures, getattr(hf_config, "model_type", None))
+    if supported is None:
+        raise no_bridge(architectures, getattr(hf_config, "name_or_path", ""), type(hf_config).__name__)
+    entry = bridges[supported]
+    if is_of_whole_model(hf_config, entry):
+        subject = " of ".join(filter(None, (type(hf_config).__name__, getattr(hf_config, "name_or_path", ""))))
+        raise UnsupportedConfigError(
+            f"{subject}: {supported} has the model_type {entry.model_type!r}, but config.json says "
+            f"{hf_config.model_type!r}, with which transformers reads text_config alone. If this is a text "
+            f"model alone, set model_type to {entry.model_type!r} in config.json."
+        )
+    return entry
 
 
 def no_bridge(architectures: "Sequence[str]", name: str = "", config_class: str = "") -> UnsupportedModelError:

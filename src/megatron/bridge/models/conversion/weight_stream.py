@@ -11,9 +11,9 @@ from megatron.core import parallel_state
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from megatron.bridge.errors import BridgeError, PlanError
+from megatron.bridge.errors import PlanError
 from megatron.bridge.models.conversion import layout as layouts
-from megatron.bridge.models.conversion.hf_files import hf_tensor_infos
+from megatron.bridge.models.conversion.hf_files import hf_tensor_infos, needed_tensor_infos
 from megatron.bridge.models.conversion.hooks import Model, WeightHooks
 from megatron.bridge.models.conversion.layout import Layout, Sliceable
 from megatron.bridge.models.conversion.mapping_registry import copies_by_original
@@ -93,9 +93,7 @@ def load(
         QuantizationError: numbers that do not look like weights; no weight was changed.
     """
     chunks = unwrap_model(model)
-    infos = hf_tensor_infos(hf_pretrained)
-    if infos is None:
-        raise BridgeError(f"{_name(hf_pretrained)}: there are no weights to load, only a config")
+    infos = needed_tensor_infos(hf_pretrained)
     parameters = _read_parameters(chunks)
     plan = build_plan(
         parameters,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,6 @@ class FalconH1Provider(GPTModelProvider):
     mamba_norm_before_gate: bool = True
     mamba_chunk_size: int = 128
     mamba_dt_min: float = 0.0
-    has_kv_cache: ClassVar[bool] = False
 
     def modify_layer_spec(self, spec: ModuleSpec) -> None:
         layer, attention = layer_specs.layer_submodules(spec), layer_specs.attention_spec(spec)
@@ -77,7 +76,8 @@ class FalconH1Attention(SelfAttention):
         """Like the base class, without biases."""
         config = self.config
         attended, _ = super().forward(hidden_states * config.attention_in_multiplier, *args, **kwargs)
-        mixed, _ = self.mixer(hidden_states, packed_seq_params=kwargs.get("packed_seq_params"))
+        options = {name: kwargs.get(name) for name in ("inference_context", "packed_seq_params")}
+        mixed, _ = self.mixer(hidden_states, **options)
         return attended * config.attention_out_multiplier + mixed * config.ssm_out_multiplier, None
 
 

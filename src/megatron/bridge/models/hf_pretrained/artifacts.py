@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Files that say how the weights are quantised.
 _QUANTIZATION = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
-# Weights in any format, their indexes, and what a repository holds for its web page or for git.
+# Weights in any format, their indexes, what a trainer leaves, and what a repository holds for its web page or for git.
 _LEFT_OUT = (
     "*.safetensors",
     "*.bin",
@@ -29,7 +29,12 @@ _LEFT_OUT = (
     "*.onnx",
     "*.onnx_data",
     "*.npz",
+    "*.pkl",
     "*.index.json",
+    "adapter_config.json",
+    "trainer_state.json",
+    "zero_to_fp32.py",
+    "latest",
     "*.partial",
     "README*",
     "LICENSE*",
@@ -55,10 +60,10 @@ def copy_artifacts(
     """Copies everything in a model folder but its weights, so that the output loads like the source.
 
     The rule: every regular file at the top level of the folder is copied byte for byte, except weights and their
-    indexes, documents and pictures, and hidden files (`_LEFT_OUT`). So generation config, tokenizer, chat templates,
-    processor configs and custom code all come along, whatever they are called. The only folder that is copied is
-    `additional_chat_templates`. A symbolic link is followed if it leads into the folder, or into the blob store of the
-    Hugging Face cache that the folder is a snapshot of. One that leads elsewhere is an error, because a file that is
+    indexes, states of training, documents and pictures, and hidden files (`_LEFT_OUT`). So generation config,
+    tokenizer, chat templates, processor configs and custom code all come along, whatever they are called. The only
+    folder that is copied is `additional_chat_templates`. A symbolic link is followed if it leads into the folder, or
+    into the blobs of a model in the Hugging Face cache. One that leads elsewhere is an error, because a file that is
     not the model's could be published.
 
     Args:

@@ -10,8 +10,11 @@ from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained import hub
 from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts, state_dtype, state_quantization
 from megatron.bridge.models.hf_pretrained.config import JsonObject, load_config, remove_quantization
+from megatron.bridge.models.hf_pretrained.dtypes import DtypeLike, requested_dtype
+from megatron.bridge.models.hf_pretrained.other_folders import what_it_holds
 from megatron.bridge.models.hf_pretrained.quantization.source import DequantizedSource, open_weights
 from megatron.bridge.models.hf_pretrained.source import WeightSource, has_weights, indexed_names
+from megatron.bridge.runtime import startup
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +33,7 @@ class PreTrainedCausalLM:
         repo_id: the hub id that `path` is a snapshot of, or None.
         config: the config; may be changed or replaced.
         trust_remote_code: whether the folder's own Python code may run.
-        dtype: the dtype of `model`; None for that of the checkpoint.
+        dtype: the dtype that was asked for; None for that of the checkpoint.
         quantization_config: what `config.json` says about quantised weights; empty if nothing. `config` does not say
             it, because the weights are read as numbers.
         leaves_unknown_numbers: what `state` does with numbers that it cannot read: gives them as they are stored, for a
@@ -61,7 +64,8 @@ class PreTrainedCausalLM:
         path_or_repo_id: str | Path,
         trust_remote_code: bool = False,
         revision: str | None = None,
-        dtype: "torch.dtype | None" = None,
+        dtype: DtypeLike = None,
+        torch_dtype: DtypeLike = None,
         **config_overrides: Any,
     ) -> Self:
         """Finds the folder and loads its config. Weights are neither downloaded nor read yet.
@@ -72,22 +76,27 @@ class PreTrainedCausalLM:
             path_or_repo_id: a folder or a hub id.
             trust_remote_code: allow the folder's own Python code to run.
             revision: the branch, tag or commit of a hub id.
-            dtype: the dtype of `model`; None for that of the checkpoint.
+            dtype, torch_dtype: the dtype of the model (two names of one argument, as in transformers): a dtype, its
+                name, or "auto" for that of the checkpoint, which is the default.
             config_overrides: values to replace in the config (see `load_config`).
 
         Raises:
+            BridgeError: `dtype` is not one, or differs from `torch_dtype`.
             HubError: the id could not be resolved or downloaded.
             CheckpointError: there is no `config.json`, or it is malformed.
             UnsupportedModelError: transformers does not know the `model_type`, or custom code may not run.
             UnsupportedConfigError: transformers refuses a value, or an override names no field of the config.
         """
+        chosen = requested_dtype(dtype, torch_dtype)
         path = hub.resolve(path_or_repo_id, revision=revision, weights=False)
         config = load_config(path, trust_remote_code=trust_remote_code, overrides=config_overrides)
         repo_id = None if Path(path_or_repo_id).expanduser() == path else str(path_or_repo_id)
-        hf_pretrained = cls(path, config, repo_id=repo_id, trust_remote_code=trust_remote_code, dtype=dtype)
+        hf_pretrained = cls(path, config, repo_id=repo_id, trust_remote_code=trust_remote_code, dtype=chosen)
         hf_pretrained.quantization_config = remove_quantization(config)
         if not config_overrides:
             hf_pretrained._config_on_disk = config.to_dict()
+        if chosen is not None:
+            config.dtype = chosen  # so that Megatron's model has it too
         return hf_pretrained
 
     @property
@@ -99,6 +108,10 @@ class PreTrainedCausalLM:
     def has_weights(self) -> bool:
         """Whether there are safetensors weights, here or (for a hub id, not downloaded yet) in the repository."""
         return has_weights(self.path) or bool(self.repo_id and hub.listed_weights(self.repo_id, self.path.name))
+
+    def why_no_weights(self) -> str:
+        """What there is instead of weights, and the next step; empty if nothing is known."""
+        return hub.no_weights(self.repo_id) if self.repo_id else what_it_holds(self.path)
 
     @cached_property
     def state(self) -> WeightSource:
@@ -192,7 +205,8 @@ class PreTrainedCausalLM:
         import transformers
 
         architecture = (self.config.architectures or [""])[0]
-        model_class: Any = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+        with startup.lean_imports():
+            model_class: Any = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
         is_quantized = isinstance(self.state, DequantizedSource)
         loaded: tuple[PreTrainedModel, dict[str, Collection[object]]] = model_class.from_pretrained(
             None if is_quantized else self._resolve_weights(),

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from megatron.bridge.errors import CheckpointError, UnsupportedConfigError, UnsupportedModelError
 from megatron.bridge.models.hf_pretrained.config_aliases import known_config_type
 from megatron.bridge.models.hf_pretrained.config_overrides import check_in_force, merged
+from megatron.bridge.models.hf_pretrained.other_folders import what_it_holds
+from megatron.bridge.runtime import startup
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -45,19 +47,26 @@ def read_config_json(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG_NAME
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes(), object_hook=_special_float)
     except FileNotFoundError as error:
+        held = what_it_holds(Path(folder))
+        next_step = f"It {held}" if held else "Give the folder that `save_pretrained` wrote."
         raise CheckpointError(
-            f"{folder}: no {CONFIG_NAME}, so this is not a Hugging Face model folder. "
-            "Give the folder that `save_pretrained` wrote."
+            f"{folder}: no {CONFIG_NAME}, so this is not a Hugging Face model folder. {next_step}"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: malformed JSON: {error!s:.300}. Correct it, or fetch it again.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(values).__name__}. Fetch it again.")
     return values
 
 
+def _special_float(values: dict[str, Any]) -> object:
+    """What transformers writes for infinity, which JSON lacks, is `{"__float__": "Infinity"}`."""
+    return float(values["__float__"]) if values.keys() == {"__float__"} else values
+
+
+@startup.lean_imports()
 def load_config(
     path: str | Path, *, trust_remote_code: bool = False, overrides: JsonObject | None = None
 ) -> "PretrainedConfig":

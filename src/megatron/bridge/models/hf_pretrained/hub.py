@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron.bridge.errors import BridgeError, CheckpointError, HubError
+from megatron.bridge.models.hf_pretrained.other_folders import conversion
 from megatron.bridge.models.hf_pretrained.source import has_weights
 
 _TEXT_PATTERNS = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 _WEIGHT_PATTERNS = ["*.safetensors"]
 # Second copies of the weights, under other names, which some repositories hold and transformers does not read.
-_IGNORED_WEIGHTS = ["*/*.safetensors", "consolidated*.safetensors"]
+_IGNORED_WEIGHTS = ["*/*.safetensors", "consolidated*.safetensors", "adapter_*.safetensors"]
 
 
 def resolve(path_or_repo_id: str | Path, *, revision: str | None = None, weights: bool = True) -> Path:
@@ -43,11 +44,16 @@ def resolve(path_or_repo_id: str | Path, *, revision: str | None = None, weights
         raise HubError(f"{name}: a file. Give the folder that holds config.json and the weights.")
     snapshot = _download(name, revision, weights)
     if weights and not has_weights(snapshot):
-        raise CheckpointError(
-            f"{name}: the repository has no safetensors weights ({snapshot}). Pickled weights (*.bin) "
-            "are never loaded: convert them to safetensors, or give another repository."
-        )
+        raise CheckpointError(f"{name}: {no_weights(name)}")
     return snapshot
+
+
+def no_weights(repo_id: str) -> str:
+    """Says that a repository has no weights that can be read, and the next step."""
+    return (
+        "the repository has no safetensors weights. Pickled weights (*.bin) are never unpickled here: give another "
+        f"repository, or the folder that this writes: {conversion(repo_id, repo_id.rpartition('/')[2])}."
+    )
 
 
 def listed_weights(repo_id: str, commit: str) -> list[str]:

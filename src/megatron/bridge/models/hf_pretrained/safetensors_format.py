@@ -10,6 +10,7 @@ order of the metadata nor the name of a tensor with an unknown dtype. They are w
 only write a file whose tensors are all in memory.
 """
 
+import fnmatch
 import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+# Files in a model's folder that are not its weights: adapters, and second copies in the format of the model's makers.
+_OTHER_FILES = ("adapter_*", "consolidated*")
 
 # Codes in the order of the library's `Dtype` enum. `save_file` lays tensors out by descending code, then by name, so
 # that the widest dtypes come first and every tensor is aligned to the size of its elements.
@@ -230,6 +233,14 @@ def read_index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
             "The index must name files of its own folder."
         )
     return weight_map, metadata
+
+
+def files_without_index(folder: Path) -> list[str]:
+    """The weight files of a folder that has no index: `model.safetensors`, or else all that can belong to the model."""
+    names = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
+    if SINGLE_NAME in names:
+        return [SINGLE_NAME]
+    return [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in _OTHER_FILES)]
 
 
 def encode_header(infos: Iterable[TensorInfo], metadata: dict[str, str] | None) -> tuple[bytes, dict[str, int]]:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron.bridge.errors import CheckpointError
+from megatron.bridge.models.hf_pretrained.other_folders import adapter, what_it_holds
 from megatron.bridge.models.hf_pretrained.safetensors_format import (
     INDEX_NAME,
     SINGLE_NAME,
     TensorInfo,
+    files_without_index,
     read_header,
     read_index,
 )
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from megatron.bridge.models.hf_pretrained.quantization.tensor import QuantizedView
 
 __all__ = ["SafetensorsSource", "TensorInfo", "WeightSource"]
-
-_PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class WeightSource(Mapping[str, "torch.Tensor"]):
@@ -87,19 +87,23 @@ class SafetensorsSource(WeightSource):
     """The stored tensors of a folder, as a read-only mapping from names to CPU tensors.
 
     The files are those of `model.safetensors.index.json`; without an index, `model.safetensors`; without that, every
-    `*.safetensors` in the folder. The constructor reads the headers and checks them against the index and the sizes of
-    the files. A tensor is a view of its file's memory map, so reading one costs nothing until its bytes are used. The
-    map is private: writing into a tensor never changes the file, but it changes what later reads of it return.
+    `*.safetensors` in the folder but adapters and `consolidated*` files. The constructor reads the headers and checks
+    them against the index and the sizes of the files. A tensor is a view of its file's memory map, so reading one costs
+    nothing until its bytes are used. The map is private: writing into a tensor never changes the file, but it changes
+    what later reads of it return.
 
     `SafetensorsSource(folder)["lm_head.weight"][:10]` touches the bytes of ten rows.
 
     Raises:
-        CheckpointError: there are no safetensors weights; a file is absent, cut short or malformed; torch does not know
-            a tensor's dtype; or the index and the files disagree about which tensor is where.
+        CheckpointError: there are no safetensors weights, or an adapter beside them; a file is absent, cut short or
+            malformed; torch does not know a tensor's dtype; or the index and the files disagree about which tensor is
+            where.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        if found := adapter(self.folder):
+            raise CheckpointError(f"{self.folder}: {found}")
         self.index_metadata = None
         weight_map: dict[str, str] | None = None
         if (self.folder / INDEX_NAME).is_file():
@@ -148,7 +152,7 @@ class SafetensorsSource(WeightSource):
 def has_weights(folder: str | Path) -> bool:
     """Whether the folder itself holds a safetensors file or an index, complete or not."""
     folder = Path(folder)
-    return (folder / INDEX_NAME).is_file() or any(path.is_file() for path in folder.glob("*.safetensors"))
+    return (folder / INDEX_NAME).is_file() or bool(files_without_index(folder))
 
 
 def indexed_names(folder: str | Path) -> Collection[str] | None:
@@ -164,8 +168,8 @@ def indexed_names(folder: str | Path) -> Collection[str] | None:
 def check_inside(folder: Path, path: Path) -> None:
     """Makes sure that a file of a model folder is not a link to something else.
 
-    A link may lead into the folder, or into the blob store of the Hugging Face cache that the folder is a snapshot of:
-    `<cache>/models--org--name/snapshots/<commit>` has links into `../../blobs`.
+    A link may lead into the folder, or into the blobs of a model in the Hugging Face cache: those of the model that the
+    folder is a snapshot of, or those to which `huggingface-cli download --local-dir` linked large files until 2024.
 
     Raises:
         CheckpointError: the link leads elsewhere, so that a file that is not the model's could be published.
@@ -174,6 +178,8 @@ def check_inside(folder: Path, path: Path) -> None:
     if folder.parent.name == "snapshots":
         roots.append(folder.parent.parent.resolve() / "blobs")
     target = path.resolve()
+    if target.parent.name == "blobs" and target.parent.parent.name.startswith("models--"):
+        roots.append(target.parent)
     if not any(target.is_relative_to(root) for root in roots):
         raise CheckpointError(
             f"{path}: a link that leads outside the model's folder, to {target}. Replace it by the "
@@ -199,12 +205,13 @@ def _index_of(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     absent = [name for name in filenames if not is_file(folder / name)]
     if absent:
         raise CheckpointError(
-            f"{path}: {len(absent)} of {len(filenames)} files are absent: {', '.join(absent)!s:.2000}. Fetch them."
+            f"{path}: {len(absent)} of {len(filenames)} files are absent: {', '.join(absent)!s:.2000}. Fetch them"
+            + (f", or remove the index if {SINGLE_NAME} is the model." if (folder / SINGLE_NAME).is_file() else ".")
         )
     if (folder / SINGLE_NAME).is_file() and SINGLE_NAME not in filenames:
         raise CheckpointError(
             f"{folder}: holds both {SINGLE_NAME} and an index of other files ({INDEX_NAME}), two "
-            "sets of weights. Remove the one that is not the model."
+            f"sets of weights, of which transformers reads {SINGLE_NAME}. Remove the one that is not the model."
         )
     return weight_map, metadata
 
@@ -212,18 +219,11 @@ def _index_of(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
 def _files_without_index(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder.")
-    if (folder / SINGLE_NAME).is_file():
-        return [SINGLE_NAME]
-    filenames = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
-    if filenames:
-        return filenames
-    pickles = sorted(path.name for pattern in _PICKLE_PATTERNS for path in folder.glob(pattern))
-    if pickles:
-        raise CheckpointError(
-            f"{folder}: only pickled weights ({', '.join(pickles)}), which are never unpickled here. "
-            "Convert them to safetensors (for example with `save_pretrained` of transformers)."
-        )
-    raise CheckpointError(f"{folder}: no weights: expected {INDEX_NAME}, {SINGLE_NAME} or other *.safetensors files.")
+    filenames = files_without_index(folder)
+    if not filenames:
+        expected = f"no weights: expected {INDEX_NAME}, {SINGLE_NAME} or other *.safetensors files."
+        raise CheckpointError(f"{folder}: {what_it_holds(folder) or expected}")
+    return filenames
 
 
 def _check_index(folder: Path, weight_map: dict[str, str], infos: dict[str, TensorInfo]) -> None:
@@ -237,5 +237,6 @@ def _check_index(folder: Path, weight_map: dict[str, str], infos: dict[str, Tens
     ]
     if problems:
         raise CheckpointError(
-            f"{folder / INDEX_NAME}: the index and the files disagree: {'; '.join(problems)}. Fetch the folder again."
+            f"{folder / INDEX_NAME}: the index and the files disagree: {'; '.join(problems)}. Fetch the folder again; "
+            "or remove the index, if the *.safetensors files of the folder are the model."
         )

@@ -1,5 +1,7 @@
 """Nemotron-H and Nemotron 3: layers of Mamba-2, attention, MLP and experts."""
 
+from dataclasses import replace
+
 from megatron.bridge.models.conversion.family import MegatronMappingRegistry, MegatronModelBridge, blocks, fields
 from megatron.bridge.models.conversion.param_mapping import AutoMapping
 from megatron.bridge.models.nemotron.prediction_layers import prediction_layers
@@ -21,6 +23,10 @@ class NemotronHBridge(MegatronModelBridge):
     CONFIG = (
         *fields.decoder(
             rms_norm_eps="layer_norm_epsilon", hidden_act="mlp_hidden_act", num_hidden_layers=None, rope_parameters=None
+        ),
+        # transformers does not tie them, whatever the config says.
+        replace(
+            fields.same(tie_word_embeddings="share_embeddings_and_output_weights"), fixed={"tie_word_embeddings": False}
         ),
         *fields.DEEPSEEK_SIZES,
         fields.GROUPED_SIGMOID_ROUTER,

@@ -8,7 +8,8 @@ class OlmoeBridge(MegatronModelBridge):
     """Norms of q and k over all heads together, and experts in every layer."""
 
     CONFIG = (
-        *fields.DECODER,
+        *fields.decoder(head_dim=None),
+        fields.USUAL_HEAD_DIM,
         fields.ATTENTION_BIAS,
         fields.experts(moe_intermediate_size="intermediate_size"),
         fields.SOFTMAX_ROUTER,

@@ -11,7 +11,8 @@ class StableLmBridge(MegatronModelBridge):
     """LayerNorm and rope on part of each head; attention and MLP may be side by side, and each head may have norms."""
 
     CONFIG = (
-        *fields.decoder(rms_norm_eps="layer_norm_eps"),
+        *fields.decoder(rms_norm_eps="layer_norm_eps", head_dim=None),
+        fields.USUAL_HEAD_DIM,
         fields.PARTIAL_ROPE,
         fields.same("qk_layernorm", use_qkv_bias="add_qkv_bias", use_parallel_residual="parallel_attention_and_mlp"),
         # Megatron has one dropout for the outputs of attention and MLP; transformers applies it to the MLP's alone.

@@ -111,7 +111,6 @@ class DecoderConfig(TransformerConfig):
         qk_layernorm_scope: what `qk_layernorm` normalises: each "head"; the whole "projection"; "separate_heads", each
             with weights of its own; or "head_after_rope", each head after the rotary embedding.
         seed: for `provide_distributed_model`, if model parallelism is not initialised yet.
-        has_kv_cache: whether megatron-core's KV cache keeps everything that the layers need of earlier positions.
         has_relative_positions: whether attention depends only on how far tokens are apart, not on where they stand.
     """
 
@@ -156,7 +155,6 @@ class DecoderConfig(TransformerConfig):
     parallel_attention_and_mlp: bool = False
     qk_layernorm_scope: str = "head"
     seed: int = 0
-    has_kv_cache: ClassVar[bool] = True
     has_relative_positions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from megatron.core.models.gpt.experimental_attention_variant_module_specs import
     get_linear_attention_pattern,
     get_transformer_block_with_experimental_attention_variant_spec,
 )
-from megatron.core.ssm.gated_delta_net import GatedDeltaNet, GatedDeltaNetSubmodules
+from megatron.core.ssm.gated_delta_net import GatedDeltaNetSubmodules
 from megatron.core.tensor_parallel import layers as core_linear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.dot_product_attention import DotProductAttention as CoreDotProductAttention
@@ -35,6 +35,7 @@ from megatron.bridge.models.transformer import qk_norm
 from megatron.bridge.models.transformer.biased_experts import BiasedExpertLinear
 from megatron.bridge.models.transformer.core_attention import DotProductAttention
 from megatron.bridge.models.transformer.decoder_config import DecoderConfig
+from megatron.bridge.models.transformer.delta_net import GatedDeltaNet
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
 from megatron.bridge.models.transformer.multi_latent_attention import MultiLatentSelfAttention
 from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
@@ -208,7 +209,9 @@ def default_layer_spec(config: DecoderConfig, vp_stage: int | None = None) -> Tr
             delta_net = attention_spec(spec).submodules
             if not isinstance(delta_net, GatedDeltaNetSubmodules):
                 _vary(spec, config, with_transformer_engine=True)
-            elif not config.linear_out_norm_zero_centered:
+                continue
+            attention_spec(spec).module = GatedDeltaNet
+            if not config.linear_out_norm_zero_centered:
                 delta_net.out_norm = _DELTA_NET_NORM
         if not config.norm_bias:
             block.layer_norm = TorchNorm
@@ -233,6 +236,8 @@ def mtp_block_spec(
         layer_spec = usual_layer_spec(config)
     elif isinstance(layer_spec, TransformerBlockSubmodules) and not layer_spec.layer_specs:  # no decoder layer is here
         layer_spec = usual_layer_spec(config, is_moe=moe_layers(config)[-1])
+    if isinstance(layer_spec, ModuleSpec):  # megatron-core takes one alone only if it is of its own class
+        layer_spec = TransformerBlockSubmodules(layer_specs=[layer_spec])
     block: MultiTokenPredictionBlockSubmodules | None
     block = gpt_layer_specs.get_gpt_mtp_block_spec(config, layer_spec, use_transformer_engine, vp_stage=vp_stage)
     if block is not None and not use_transformer_engine:

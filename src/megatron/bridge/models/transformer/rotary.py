@@ -164,7 +164,8 @@ def apply_rope_parameters(model: "GPTModel | HybridModel") -> None:
         scalings[1] = attention_scaling(window_rope_parameters, config.head_dim(True), max_position_embeddings)
     for layer in model.decoder.layers:
         has_window = config.has_window(layer.layer_number)
-        layer.self_attention._yarn_concentration_factor = scalings[int(has_window)]
+        if hasattr(layer, "self_attention"):  # a HybridModel's layer may have none
+            layer.self_attention._yarn_concentration_factor = scalings[int(has_window)]
     for layer in model.mtp.layers if model.mtp_process else []:
         layer.mtp_model_layer.self_attention._yarn_concentration_factor = scalings[0]
 
@@ -176,7 +177,7 @@ def _rotary_embedding(
     assert isinstance(config, DecoderConfig)
     head_dim = config.head_dim(has_window)
     kwargs: dict[str, Any] = {
-        "rotary_percent": model.rotary_percent,
+        "rotary_percent": config.rotary_percent,
         "rotary_interleaved": config.rotary_interleaved,
         "use_cpu_initialization": config.use_cpu_initialization,
         "cp_group": model.pg_collection.cp,

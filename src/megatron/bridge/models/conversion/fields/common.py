@@ -1,7 +1,8 @@
 """Config fields that most decoders have."""
 
+from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.conversion.fields.activations import activation
-from megatron.bridge.models.conversion.fields.part import Part, Parts, Provider, Values, same
+from megatron.bridge.models.conversion.fields.part import HFConfig, Part, Parts, Provider, Values, same
 from megatron.bridge.models.conversion.fields.rope import ROPE
 
 # HF field -> the provider field with the same value, for decoder-only transformers.
@@ -58,6 +59,23 @@ def _unpadded_heads(provider: Provider) -> Values:
 
 
 DECODER = decoder()
+
+
+def _check_head_dim(hf_config: HFConfig) -> Values:
+    stated = getattr(hf_config, "head_dim", None)
+    expected = hf_config.hidden_size // hf_config.num_attention_heads
+    if stated not in (None, expected):
+        raise UnsupportedConfigError(
+            f"head_dim {stated!r:.100} cannot be represented: in models of this architecture, transformers computes "
+            f"with hidden_size / num_attention_heads; expected {expected}"
+        )
+    return {}
+
+
+# To be used with `decoder(head_dim=None)`, where transformers has no other size of heads.
+USUAL_HEAD_DIM = Part(
+    reads=("head_dim",), to_provider=_check_head_dim, to_hf=lambda provider: {"head_dim": provider.kv_channels}
+)
 
 # One switch for the biases of all four projections of attention.
 ATTENTION_BIAS = same(attention_bias=("add_qkv_bias", "attention_output_bias"))
