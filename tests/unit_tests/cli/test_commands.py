@@ -1,6 +1,8 @@
 """What the commands print, and how they end."""
 
 import json
+import re
+import shlex
 import shutil
 
 import pytest
@@ -11,6 +13,7 @@ from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained.source import SafetensorsSource
 from megatron.bridge.transport import launcher, process_groups
 from megatron.bridge.verification import compare_folders
+from tests.quantized import save_quantized
 from tests.tiny_models import TINY_MODELS
 
 
@@ -53,6 +56,31 @@ def test_import_then_export(hf_folder, tmp_path, capsys):
     result = compare_folders(hf_folder, tmp_path / "exported")
     assert result.passes
     assert result.num_tensors == len(SafetensorsSource(hf_folder))
+
+
+def test_the_next_commands_are_said_and_work(hf_folder, bare_folder, tmp_path, capsys):
+    save_quantized("llama", tmp_path / "fp8")
+    out, exported, bare = tmp_path / "a checkpoint", tmp_path / "exported", tmp_path / "bare"
+    runs = {
+        ("import", str(hf_folder), str(out)): [["verify", str(out), str(hf_folder)], ["generate", str(out)]],
+        ("export", str(out), str(exported)): [["verify", str(out), str(exported)], ["generate", str(exported)]],
+        ("import", str(bare_folder), str(bare), "--dtype", "bf16"): [["export", str(bare), f"{bare}-hf"]],
+        ("export", str(bare), f"{bare}-hf", "--dtype", "fp32"): [["inspect", f"{bare}-hf"]],
+        ("dequantize", str(tmp_path / "fp8"), str(tmp_path / "plain")): [
+            ["verify", str(tmp_path / "fp8"), str(tmp_path / "plain")],
+            ["inspect", str(tmp_path / "plain")],
+        ],
+    }
+    for argv, expected in runs.items():
+        assert main(list(argv)) == 0
+        said = re.findall(r"^Next: megatron-bridge (.*)$", capsys.readouterr().out, re.MULTILINE)
+        commands = [shlex.split(line) for line in said]
+        assert [words[: len(start)] for words, start in zip(commands, expected, strict=True)] == expected
+        for words in commands:
+            if words[0] != "export":  # which is the next of these
+                assert main([*words, *(["--max-new-tokens", "2"] if words[0] == "generate" else [])]) == 0, words
+                process_groups.destroy()
+        capsys.readouterr()
 
 
 def test_import_converts_the_dtype(hf_folder, tmp_path):
@@ -185,8 +213,6 @@ def errors() -> list:
 
 @pytest.mark.parametrize(("argv", "kind", "text"), errors())
 def test_bad_input_is_one_clean_message(argv, kind, text, hf_folder, bare_folder, tmp_path, capsys, monkeypatch):
-    import re
-
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(launcher, "launch", lambda *_, **__: pytest.fail("ranks were started"))
     places = {"missing": "no/such-model", "empty": tmp_path / "empty", "hf": hf_folder, "out": tmp_path / "out"}

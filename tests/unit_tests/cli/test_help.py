@@ -1,13 +1,16 @@
 """Help is instant: nothing heavy is imported for it."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import typer
 
 from megatron.bridge import __version__
 from megatron.bridge.cli import main
+from megatron.bridge.cli.app import app
 from tests.programs import TIMEOUT
 
 COMMANDS = (
@@ -74,6 +77,21 @@ def test_every_command_has_an_example_and_the_common_options(command, capsys):
     assert f"Example: megatron-bridge {command}" in text
     assert "--json" in text
     assert "--debug" in text
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_80_columns_and_breaks_no_sentence(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([command, "--help"] if command else ["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    group = typer.main.get_command(app)
+    shown = group.commands[command].params if command else list(group.commands.values())
+    for text in (shown_one.help for shown_one in shown):
+        first = text.split("\n\n")[0] if not command else text
+        for sentence in re.split(r"(?<=[.:;]) |\n+", first.strip()):
+            assert any(sentence in line for line in lines), sentence
+    assert not any("<bool>" in line for line in lines if "--help" not in line)
 
 
 def test_root_help_lists_every_command(capsys):

@@ -4,9 +4,10 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 from megatron.bridge import __version__
 from megatron.bridge.cli import convert, output, prove, quickstart, ranks, use
@@ -20,10 +21,21 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Use": {"generate": use.generate, "models": use.models},
 }
 
+
+class _Command(typer.core.TyperCommand):
+    """A command whose help does not list `--help`, which its reader knows: that leaves more room for the others."""
+
+    def get_help_option(self, ctx: Any) -> typer.core.TyperOption | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.hidden = True
+        return option
+
+
 app = typer.Typer(
     name="megatron-bridge",
     help="Takes Hugging Face models to Megatron-Core and back, with proof.",
-    epilog="Exit codes: 0 done, 1 a check failed, 2 bad input. `megatron-bridge CMD --help` shows an example.",
+    epilog="Exit codes: 0 done, 1 a check failed, 2 bad input.\n\n`megatron-bridge CMD --help` shows an example.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,7 +44,7 @@ app = typer.Typer(
 )
 for _panel, _commands in _COMMANDS.items():
     for _name, _function in _commands.items():
-        app.command(_name, rich_help_panel=_panel)(_function)
+        app.command(_name, cls=_Command, rich_help_panel=_panel)(_function)
 
 
 def run() -> NoReturn:
@@ -93,7 +105,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option(
+            "--version", metavar="", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass

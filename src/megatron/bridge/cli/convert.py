@@ -1,5 +1,6 @@
 """The commands that convert: import, export and dequantize."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,9 @@ def import_(
     memory: options.Memory = None,
     threads: options.Threads = 2,
     part: options.Part = None,
-    force: Annotated[bool, typer.Option("--force", help="Convert numbers that do not look like weights.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", metavar="", help="Convert numbers that do not look like weights.")
+    ] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -46,7 +49,7 @@ def import_(
         trust_remote_code=trust_remote_code,
         revision=revision,
     )
-    _report("Imported", hf, out, "iter_*/*.distcp", start, as_json)
+    _report("Imported", hf, out, "iter_*/*.distcp", start, as_json, None if dtype or revision else (out, hf))
 
 
 def export(
@@ -55,8 +58,7 @@ def export(
     hf: Annotated[
         str | None,
         typer.Option(
-            metavar="HF",
-            help="Model to take config, tokenizer and file layout from. Default: the one the checkpoint came from.",
+            metavar="HF", help="Take config, tokenizer and file names here.\n\nDefault: the model it was imported from."
         ),
     ] = None,
     dtype: options.ConvertDtype = None,
@@ -68,7 +70,8 @@ def export(
         str | None,
         typer.Option(
             metavar="FORM",
-            help="Quantise linear layers: fp8 (128 x 128 blocks), mxfp4 (fused experts) or source (the source's form).",
+            help="Quantise linear layers to this form.\n\nfp8: in blocks of 128 x 128.\n\nmxfp4: fused experts.\n\n"
+            "source: as they are in the source.",
         ),
     ] = None,
     strict: Annotated[
@@ -112,7 +115,8 @@ def export(
         quantization=quantization,
     )
     source = bridge.hf_pretrained.model_name_or_path
-    _report("Exported", str(checkpoint), out, "*.safetensors", start, as_json, hf=source)
+    compare = None if dtype or quantization else (checkpoint, out)
+    _report("Exported", str(checkpoint), out, "*.safetensors", start, as_json, compare, hf=source)
 
 
 def dequantize(
@@ -123,7 +127,7 @@ def dequantize(
         typer.Option(
             metavar="DTYPE",
             callback=options.dtype_name,
-            help="Dtype of the weights that were quantised: fp32, bf16 or fp16. Default: that of config.json.",
+            help="De-quantise to fp32, bf16 or fp16.\n\nDefault: the dtype in config.json.",
         ),
     ] = None,
     revision: options.Revision = None,
@@ -152,18 +156,43 @@ def dequantize(
         show_progress=output.show_progress(as_json),
     )
     formats = "; ".join(f"{count} x {name}" for name, count in weights.found.formats.items())
-    _report("De-quantised", hf, out, "*.safetensors", start, as_json, formats=formats)
+    _report(
+        "De-quantised",
+        hf,
+        out,
+        "*.safetensors",
+        start,
+        as_json,
+        None if dtype or revision else (hf, out),
+        formats=formats,
+    )
 
 
-def _report(verb: str, source: str, out: Path, files: str, start: float, as_json: bool, **more: str) -> None:
-    """Says what was written: the files of a pattern in `out`, since the time `start`."""
+def _report(
+    verb: str,
+    source: str,
+    out: Path,
+    files: str,
+    start: float,
+    as_json: bool,
+    compare: tuple[str | Path, str | Path] | None,
+    **more: str,
+) -> None:
+    """Says what was written, and the commands that one may run next.
+
+    Args:
+        files: the pattern of the files in `out` that hold weights.
+        start: when the work began.
+        compare: what must hold the same weights, bit for bit; `None` if the conversion changed them.
+    """
     from rich.markup import escape
 
     seconds = time.monotonic() - start
     num_bytes = sum(file.stat().st_size for file in out.glob(files))
+    commands = _next_commands(out, compare) if out.exists() else []
     if as_json:
         values = {"source": source, "out": str(out), "complete": out.exists(), "num_bytes": num_bytes}
-        values |= {"seconds": round(seconds, 3), **more, "peak_memory_bytes": output.peak_memory()}
+        values |= {"seconds": round(seconds, 3), **more, "peak_memory_bytes": output.peak_memory(), "next": commands}
         output.print_json(values)
     console = output.console(quiet=as_json)
     if not out.exists():
@@ -171,3 +200,18 @@ def _report(verb: str, source: str, out: Path, files: str, start: float, as_json
         return
     details = f"{output.size(num_bytes)} in {seconds:.1f} s, peak memory {output.size(output.peak_memory())}"
     console.print(f"{verb} [bold]{escape(source)}[/] to [bold]{escape(str(out))}[/]\n  {details}")
+    for command in commands:
+        console.print(f"Next: [bold]{escape(command)}[/]")
+
+
+def _next_commands(out: Path, compare: tuple[str | Path, str | Path] | None) -> list[str]:
+    """A proof of what was written, if there can be one, and a use of it."""
+    from megatron.bridge.models.hf_pretrained.artifacts import has_tokenizer_files
+
+    kept = list(out.glob("iter_*/tokenizer"))  # what a Megatron checkpoint has of its source
+    if any(has_tokenizer_files(folder) for folder in (out, *kept)):
+        use = ["generate", str(out), "--prompt", "Hello"]
+    else:
+        use = ["export", str(out), f"{out}-hf"] if kept else ["inspect", str(out)]
+    commands = [["verify", *map(str, compare)], use] if compare else [use]
+    return [shlex.join(["megatron-bridge", *words]) for words in commands]

@@ -1,6 +1,7 @@
 """Arguments and options that several commands share."""
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
@@ -67,56 +68,83 @@ def part(text: str) -> PartOfWork:
     return PartOfWork(int(match[1]), int(match[2]))
 
 
+def at_least(smallest: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `smallest`. Unlike typer's `min`, it leaves the column of the help narrow."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = smallest - 1
+        if number < smallest:
+            raise typer.BadParameter(f"{text!r} is not a whole number from {smallest}")
+        return number
+
+    return parse
+
+
 _PARALLEL = "Ranks"
 _RESOURCES = "Resources"
+_SOURCE = "Source"
 _COMMON = "Output"
 
+# Each sentence of a help text fits in a line of a terminal with 80 columns. An empty line makes it begin a new one.
 HFModel = Annotated[str, typer.Argument(metavar="HF", help="Hugging Face model: a folder or a hub id.")]
 ConvertDtype = Annotated[
     str | None,
     typer.Option(
-        metavar="DTYPE", callback=dtype_name, help="Convert weights to fp32, bf16 or fp16. Default: as stored."
+        metavar="DTYPE", callback=dtype_name, help="Convert weights to fp32, bf16 or fp16.\n\nDefault: as stored."
     ),
 ]
-ComputeDtype = Annotated[
-    str, typer.Option(metavar="DTYPE", callback=dtype_name, help="Dtype to compute in: fp32, bf16 or fp16.")
-]
+ComputeDtype = Annotated[str, typer.Option(metavar="DTYPE", callback=dtype_name, help="Compute in fp32, bf16 or fp16.")]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Allow Python code in the model's folder to run.")
+    bool,
+    typer.Option(
+        "--trust-remote-code", metavar="", help="Let Python code in the model's folder run.", rich_help_panel=_SOURCE
+    ),
 ]
-Revision = Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.")]
+Revision = Annotated[
+    str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.", rich_help_panel=_SOURCE)
+]
 Memory = Annotated[
     int | None,
     typer.Option(
         metavar="SIZE",
         parser=num_bytes,
-        help="Memory for buffers, such as 1GB. Default: 256MiB, however large the model is.",
+        help="Memory for buffers, such as 1GB.\n\nDefault: 256MiB, however large the model is.",
         rich_help_panel=_RESOURCES,
     ),
 ]
 Threads = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Files to write at the same time.", rich_help_panel=_RESOURCES)
+    int,
+    typer.Option(parser=at_least(1), metavar="N", help="Files to write at the same time.", rich_help_panel=_RESOURCES),
 ]
 Part = Annotated[
     PartOfWork | None,
     typer.Option(
         metavar="I/N",
         parser=part,
-        help="Write only part I of N, counting from 0. The process that finishes last publishes the folder.",
+        help="Write only part I of N, counting from 0.\n\nThe process that finishes last publishes the folder.",
         rich_help_panel=_RESOURCES,
     ),
 ]
 TensorParallel = Annotated[
-    int, typer.Option("--tp", min=1, metavar="N", help="Tensor-parallel size.", rich_help_panel=_PARALLEL)
+    int, typer.Option("--tp", parser=at_least(1), metavar="N", help="Tensor-parallel size.", rich_help_panel=_PARALLEL)
 ]
 PipelineParallel = Annotated[
-    int, typer.Option("--pp", min=1, metavar="N", help="Pipeline-parallel size.", rich_help_panel=_PARALLEL)
+    int,
+    typer.Option("--pp", parser=at_least(1), metavar="N", help="Pipeline-parallel size.", rich_help_panel=_PARALLEL),
 ]
 ExpertParallel = Annotated[
-    int, typer.Option("--ep", min=1, metavar="N", help="Expert-parallel size.", rich_help_panel=_PARALLEL)
+    int, typer.Option("--ep", parser=at_least(1), metavar="N", help="Expert-parallel size.", rich_help_panel=_PARALLEL)
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.", rich_help_panel=_COMMON)
+    bool,
+    typer.Option(
+        "--json", metavar="", help="Print one JSON object on stdout and nothing else.", rich_help_panel=_COMMON
+    ),
 ]
 # `main`, which handles the errors, reads it from the arguments; here every command accepts and documents it.
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings.", rich_help_panel=_COMMON)]
+Debug = Annotated[
+    bool, typer.Option("--debug", metavar="", help="Show tracebacks and warnings.", rich_help_panel=_COMMON)
+]

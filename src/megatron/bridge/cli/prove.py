@@ -66,8 +66,8 @@ def roundtrip(
     """Load a model, export it again, and compare bit for bit.
 
     The weights go through a model in Megatron-Core, sharded over the ranks.
-    Starts tp * pp * ep ranks on this machine, unless torchrun did. Exit code 1 if
-    a tensor differs.
+    Starts tp * pp * ep ranks on this machine, unless torchrun did.
+    Exit code 1 if a tensor differs.
 
     Example: [bold]megatron-bridge roundtrip Qwen/Qwen3-0.6B --tp 2[/bold]
     """
@@ -102,16 +102,18 @@ def roundtrip(
 def compare(
     context: typer.Context,
     hf: options.HFModel,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Text to compare on. Default: a sentence.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Text to compare on.\n\nDefault: a sentence.")
+    ] = None,
     seq_length: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Compare on N random tokens instead.")
+        int | None, typer.Option(parser=options.at_least(1), metavar="N", help="Compare on N random tokens instead.")
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Also compare N greedily generated tokens.")
+        int, typer.Option(parser=options.at_least(0), metavar="N", help="Also compare N greedy new tokens.")
     ] = 0,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, metavar="X", help="Largest difference allowed between logits. Default: measured."),
+        typer.Option(metavar="X", help="Largest difference of logits allowed.\n\nDefault: measured."),
     ] = None,
     dtype: options.ComputeDtype = "fp32",
     tp: options.TensorParallel = 1,
@@ -124,14 +126,16 @@ def compare(
 ) -> None:
     """Compare Megatron-Core's logits with those of transformers.
 
-    Starts tp * pp * ep ranks on this machine, unless torchrun did. Exit code 1 if
-    a difference exceeds the tolerance: by default 1e-5, or twice what
-    transformers' own rounding makes of this model.
+    Starts tp * pp * ep ranks on this machine, unless torchrun did.
+    Exit code 1 if a difference exceeds the tolerance: by default 1e-5, or twice
+    what transformers' own rounding makes of this model.
 
     Example: [bold]megatron-bridge compare Qwen/Qwen3-0.6B --tp 2[/bold]
     """
     if prompt is not None and seq_length is not None:
         raise typer.BadParameter("give either --prompt or --seq-length")
+    if tolerance is not None and not tolerance >= 0:
+        raise typer.BadParameter(f"--tolerance {tolerance} is not a number from 0")
     layout = ParallelLayout(tp, pp, ep)
     ranks.join(context.obj, layout, hf, revision)
     from megatron.bridge import verification

@@ -58,16 +58,34 @@ def generate(
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The text to answer or to continue.", show_default=False)],
     chat: Annotated[
         bool | None,
-        typer.Option("--chat/--no-chat", help="Use the tokenizer's chat template. Default: if there is one."),
+        typer.Option(
+            "--chat/--no-chat",
+            metavar="",
+            help="Use the tokenizer's chat template.\n\nDefault: if there is one.",
+            rich_help_panel="Chat",
+        ),
     ] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message for the chat template.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Stop after N tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0, metavar="T", help="0 takes the most likely token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0, metavar="K", help="Sample from the top K tokens; 0 for all.")] = 0,
-    top_p: Annotated[float, typer.Option(metavar="P", help="Sample from top tokens that sum to probability P.")] = 1.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.")] = 0,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System message for the chat template.", rich_help_panel="Chat")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(parser=options.at_least(1), metavar="N", help="Stop after N tokens.")
+    ] = 256,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", help="0 takes the most likely token.", rich_help_panel="Sampling")
+    ] = 0.0,
+    top_k: Annotated[
+        int, typer.Option(metavar="K", help="Sample from the top K tokens; 0 for all.", rich_help_panel="Sampling")
+    ] = 0,
+    top_p: Annotated[
+        float,
+        typer.Option(metavar="P", help="Sample from top tokens that sum to probability P.", rich_help_panel="Sampling"),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.", rich_help_panel="Sampling")] = 0,
     dtype: options.ConvertDtype = None,
-    hf: Annotated[str | None, typer.Option(metavar="HF", help="Take the tokenizer from here. Default: MODEL.")] = None,
+    hf: Annotated[
+        str | None, typer.Option(metavar="HF", help="Take the tokenizer from here.\n\nDefault: MODEL.")
+    ] = None,
     tp: options.TensorParallel = 1,
     pp: options.PipelineParallel = 1,
     trust_remote_code: options.TrustRemoteCode = False,

@@ -50,6 +50,13 @@ _LEFT_OUT = (
     ".*",
 )
 
+_TOKENIZER = ("*token*", "vocab*", "*.model", "*.tiktoken")
+
+
+def has_tokenizer_files(folder: Path) -> bool:
+    """Whether a folder has files that look like a tokenizer's."""
+    return any(next(folder.glob(pattern), None) for pattern in _TOKENIZER)
+
 
 def copy_artifacts(
     source_folder: str | Path,

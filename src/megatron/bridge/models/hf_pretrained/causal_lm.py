@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from megatron.bridge.errors import CheckpointError
 from megatron.bridge.models.hf_pretrained import hub
-from megatron.bridge.models.hf_pretrained.artifacts import copy_artifacts, state_dtype, state_quantization
+from megatron.bridge.models.hf_pretrained.artifacts import (
+    copy_artifacts,
+    has_tokenizer_files,
+    state_dtype,
+    state_quantization,
+)
 from megatron.bridge.models.hf_pretrained.config import JsonObject, load_config, remove_quantization
 from megatron.bridge.models.hf_pretrained.dtypes import DtypeLike, requested_dtype
 from megatron.bridge.models.hf_pretrained.other_folders import what_it_holds
@@ -21,8 +26,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from megatron.bridge.models.hf_pretrained.hf_model import HFModel
-
-_TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "*.tiktoken")
 
 
 class PreTrainedCausalLM:
@@ -170,8 +173,8 @@ class PreTrainedCausalLM:
             settings = {"trust_remote_code": self.trust_remote_code, **kwargs}
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path, **settings)
         except (OSError, ValueError) as error:
-            has_files = any(next(self.path.glob(pattern), None) for pattern in _TOKENIZER_FILES)
-            reason = f" that transformers can load ({' '.join(str(error).split()):.300})" if has_files else ""
+            told = " ".join(str(error).split())
+            reason = f" that transformers can load ({told:.300})" if has_tokenizer_files(self.path) else ""
             raise CheckpointError(f"{self.path}: no tokenizer{reason}; {hint}") from error
         # For a folder without a tokenizer, transformers makes one that knows special tokens and nothing else.
         if tokenizer.get_vocab().keys() <= {*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}:
