@@ -112,8 +112,7 @@ def compare(
         int, typer.Option(parser=options.at_least(0), metavar="N", help="Also compare N greedy new tokens.")
     ] = 0,
     tolerance: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Largest difference of logits allowed.\n\nDefault: measured."),
+        float | None, typer.Option(metavar="X", help="Largest difference of logits allowed.\n\nDefault: measured.")
     ] = None,
     dtype: options.ComputeDtype = "fp32",
     tp: options.TensorParallel = 1,
