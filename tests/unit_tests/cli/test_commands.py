@@ -1,11 +1,13 @@
 """What the commands print, and how they end."""
 
+import dataclasses
 import json
 import re
 import shlex
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 from megatron.bridge.cli import main, output
@@ -81,6 +83,36 @@ def test_the_next_commands_are_said_and_work(hf_folder, bare_folder, tmp_path, c
                 assert main([*words, *(["--max-new-tokens", "2"] if words[0] == "generate" else [])]) == 0, words
                 process_groups.destroy()
         capsys.readouterr()
+
+
+def test_verify_of_different_models_groups_layers_and_experts(tmp_path, capsys):
+    tiny = TINY_MODELS["qwen3-moe"]
+    dataclasses.replace(tiny, config={**tiny.config, "num_hidden_layers": 3}).save(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    weights = load_file(tmp_path / "b" / "model.safetensors")
+    number = iter(range(10_000))
+    for name in [name for name in weights if "experts" in name or "q_proj" in name]:
+        weights[name].view(-1)[next(number)] += 1  # each of them at another place
+    del weights["model.layers.0.mlp.experts.2.up_proj.weight"], weights["model.layers.2.self_attn.k_norm.weight"]
+    del weights["model.layers.0.self_attn.k_norm.weight"]
+    save_file(weights, tmp_path / "b" / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.endswith("42 different")
+    starts = [line.strip().partition(": ")[0] for line in lines]
+    layer = "model.layers.0-2"
+    assert sorted(starts[:-1]) == sorted(
+        [
+            "model.layers.0.mlp.experts.2.up_proj.weight",
+            "model.layers.*.self_attn.k_norm.weight (2 tensors)",
+            f"{layer}.self_attn.q_proj.weight (3 tensors)",
+            f"{layer}.mlp.experts.0-3.down_proj.weight (12 tensors)",
+            f"{layer}.mlp.experts.0-3.gate_proj.weight (12 tensors)",
+            "model.layers.*.mlp.experts.*.up_proj.weight (11 tensors)",
+        ]
+    )
+    assert sum("values: the first of them: 1 of " in line for line in lines) == 4
 
 
 def test_import_converts_the_dtype(hf_folder, tmp_path):
@@ -235,6 +267,9 @@ def test_bad_input_is_one_clean_message(argv, kind, text, hf_folder, bare_folder
     [
         (["compare", "x", "--dtype", "int8"], "fp32, bf16 and fp16"),
         (["compare", "x", "--tp", "0"], "--tp"),
+        (["compare", "x", "--tp", "two"], "'two' is not a whole number from 1"),
+        (["compare", "x", "--tolerance", "-1"], "is not a number from 0"),
+        (["compare", "x", "--tolerance", "nan"], "is not a number from 0"),
         (["compare", "x", "--prompt", "a", "--seq-length", "3"], "either --prompt or --seq-length"),
         (["generate", "x"], "--prompt"),
         (["nonsense"], "nonsense"),

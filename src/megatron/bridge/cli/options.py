@@ -83,9 +83,22 @@ def at_least(smallest: int) -> Callable[[str], int]:
     return parse
 
 
+def not_negative(number: float | None) -> float | None:
+    """The number, if there is one.
+
+    Raises:
+        typer.BadParameter: it is negative, or no number.
+    """
+    if number is not None and not number >= 0:
+        raise typer.BadParameter(f"{number} is not a number from 0")
+    return number
+
+
 _PARALLEL = "Ranks"
 _RESOURCES = "Resources"
 _SOURCE = "Source"
+_CHAT = "Chat"
+_SAMPLING = "Sampling"
 _COMMON = "Output"
 
 # Each sentence of a help text fits in a line of a terminal with 80 columns. An empty line makes it begin a new one.
@@ -97,6 +110,12 @@ ConvertDtype = Annotated[
     ),
 ]
 ComputeDtype = Annotated[str, typer.Option(metavar="DTYPE", callback=dtype_name, help="Compute in fp32, bf16 or fp16.")]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X", callback=not_negative, help="Largest difference of logits allowed.\n\nDefault: measured."
+    ),
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(
@@ -138,6 +157,29 @@ PipelineParallel = Annotated[
 ExpertParallel = Annotated[
     int, typer.Option("--ep", parser=at_least(1), metavar="N", help="Expert-parallel size.", rich_help_panel=_PARALLEL)
 ]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        metavar="",
+        help="Use the tokenizer's chat template.\n\nDefault: if there is one.",
+        rich_help_panel=_CHAT,
+    ),
+]
+System = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="System message for the chat template.", rich_help_panel=_CHAT)
+]
+Temperature = Annotated[
+    float, typer.Option(metavar="T", help="0 takes the most likely token.", rich_help_panel=_SAMPLING)
+]
+TopK = Annotated[
+    int, typer.Option(metavar="K", help="Sample from the top K tokens; 0 for all.", rich_help_panel=_SAMPLING)
+]
+TopP = Annotated[
+    float,
+    typer.Option(metavar="P", help="Sample from top tokens that sum to probability P.", rich_help_panel=_SAMPLING),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.", rich_help_panel=_SAMPLING)]
 Json = Annotated[
     bool,
     typer.Option(

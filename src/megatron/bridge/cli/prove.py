@@ -13,6 +13,8 @@ from megatron.bridge.transport.parallel_sizes import ParallelLayout
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from megatron.bridge.verification import Difference
+
 _MAX_LINES = 20
 
 
@@ -42,7 +44,7 @@ def verify(
     verdict = "bit for bit the same" if result.equal else f"{len(result.differences)} different"
     counts = f"{result.num_tensors} tensors compared, {output.size(result.num_bytes)}"
     console.print(f"{counts}: {output.mark(result.equal)} {verdict}")
-    _print_some(console, [str(difference) for difference in result.differences])
+    _print_some(console, _grouped(result.differences))
     for name, reason in result.ignored.items():
         console.print(f"  not compared: {name}: {reason}", markup=False)
     console.print(f"  {seconds:.1f} s")
@@ -111,9 +113,7 @@ def compare(
     max_new_tokens: Annotated[
         int, typer.Option(parser=options.at_least(0), metavar="N", help="Also compare N greedy new tokens.")
     ] = 0,
-    tolerance: Annotated[
-        float | None, typer.Option(metavar="X", help="Largest difference of logits allowed.\n\nDefault: measured.")
-    ] = None,
+    tolerance: options.Tolerance = None,
     dtype: options.ComputeDtype = "fp32",
     tp: options.TensorParallel = 1,
     pp: options.PipelineParallel = 1,
@@ -133,8 +133,6 @@ def compare(
     """
     if prompt is not None and seq_length is not None:
         raise typer.BadParameter("give either --prompt or --seq-length")
-    if tolerance is not None and not tolerance >= 0:
-        raise typer.BadParameter(f"--tolerance {tolerance} is not a number from 0")
     layout = ParallelLayout(tp, pp, ep)
     ranks.join(context.obj, layout, hf, revision)
     from megatron.bridge import verification
@@ -178,6 +176,26 @@ def _heading(command: str, subject: str, layout: ParallelLayout) -> str:
     from rich.markup import escape
 
     return f"[bold]{command}[/] {escape(subject)} at {layout}"
+
+
+def _grouped(differences: "Sequence[Difference]") -> list[str]:
+    """A line for each difference, or for those of one kind in tensors that only differ by layer and expert."""
+    from megatron.bridge.discovery.formatting import alike_names, in_one_name
+
+    by_kind: dict[str, dict[str, Difference]] = {}
+    for difference in differences:
+        by_kind.setdefault(difference.kind, {})[difference.name] = difference
+    lines = []
+    for kind, named in by_kind.items():
+        for names in alike_names(named):
+            first = named[names[0]]
+            if len(names) == 1:
+                lines.append(str(first))
+                continue
+            same = all(named[name].detail == first.detail for name in names)
+            detail = first.detail if same else f"the first of them: {first.detail}"
+            lines.append(f"{in_one_name(names)} ({len(names)} tensors): {kind}{': ' if detail else ''}{detail}")
+    return lines
 
 
 def _print_some(console: "Console", lines: Sequence[str]) -> None:

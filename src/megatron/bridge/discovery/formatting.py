@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
+from math import prod
 
 from megatron.bridge.discovery.layouts import ParallelLayout, ParallelLayouts
 from megatron.bridge.discovery.report import ModelReport, Support
@@ -48,12 +49,34 @@ def value(content: object) -> str:
 
 def by_pattern(names: Mapping[str, int]) -> dict[str, int]:
     """Merges names that differ only in numbers into patterns, and adds up their counts."""
+    return {
+        _DIGITS.sub("*", alike[0]) if len(alike) > 1 else alike[0]: sum(names[name] for name in alike)
+        for alike in alike_names(names)
+    }
+
+
+def alike_names(names: Iterable[str]) -> list[list[str]]:
+    """The names in groups that differ only in numbers: those of layers and experts."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(_DIGITS.sub("*", name), []).append(name)
-    return {
-        pattern if len(group) > 1 else group[0]: sum(names[name] for name in group) for pattern, group in alike.items()
-    }
+    return list(alike.values())
+
+
+def in_one_name(names: list[str]) -> str:
+    """Names that differ only in numbers as one, such as `model.layers.3-60.mlp.experts.0-255.up_proj.weight`.
+
+    Numbers that are no complete range, or not combined in every way, are written as `*`.
+    """
+    numbers = [sorted(set(map(int, column))) for column in zip(*map(_DIGITS.findall, names), strict=True)]
+    is_complete = len(names) == prod(map(len, numbers))
+    written = iter(
+        str(column[0]) if len(column) == 1
+        else f"{column[0]}-{column[-1]}" if is_complete and len(column) == column[-1] - column[0] + 1
+        else "*"
+        for column in numbers
+    )  # fmt: skip
+    return _DIGITS.sub(lambda _: next(written), names[0])
 
 
 def layer_runs(layers: Iterable[Layer]) -> list[tuple[str, str, int, int]]:
