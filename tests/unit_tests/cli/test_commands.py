@@ -220,6 +220,10 @@ def errors() -> list:
         pytest.param(["import", "{empty}", "{out}"], "CheckpointError", "config.json", id="no_config"),
         pytest.param(["import", "{hf}", "{hf}"], "CheckpointError", "not empty", id="out_is_not_empty"),
         pytest.param(["export", "{empty}", "{out}"], "CheckpointError", "no Megatron checkpoint", id="no_checkpoint"),
+        pytest.param(
+            ["export", "{hf}", "{out}"], "CheckpointError", "`megatron-bridge import` converts", id="hf_export"
+        ),
+        pytest.param(["inspect", ""], "HubError", "an empty name", id="empty_name"),
         pytest.param(["generate", "{empty}", "--prompt", "x"], "CheckpointError", "neither", id="neither_kind"),
         pytest.param(["generate", "{hf}", "--prompt", "x", "--chat"], "BridgeError", "--no-chat|chat=False", id="chat"),
         pytest.param(["generate", "{hf}", "--prompt", "x", "--top-p", "2"], "BridgeError", "top_p", id="top_p"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from megatron.bridge.discovery.hub_reading import read_hub_model
 from megatron.bridge.discovery.model_files import ModelFiles, WeightIndex, add_weights, file_header, weight_index
-from megatron.bridge.errors import CheckpointError
+from megatron.bridge.errors import CheckpointError, HubError
 from megatron.bridge.models.hf_pretrained.config import CONFIG_NAME, read_config_json
 from megatron.bridge.models.hf_pretrained.other_folders import adapter, what_it_holds
 from megatron.bridge.models.hf_pretrained.safetensors_format import INDEX_NAME, files_without_index
@@ -17,8 +17,10 @@ def read_model(name: str, revision: str | None = None) -> ModelFiles:
         CheckpointError: there is no config, or a file is malformed.
         HubError: the name is neither a local path nor a model of the hub.
     """
+    if not name:  # pathlib would take it for the current folder
+        raise HubError("an empty name: give a model's folder, its config.json or its hub id (org/name).")
     path = Path(name).expanduser()
-    if name and path.is_dir():
+    if path.is_dir():
         return _read_folder(name, path)
     if path.is_file():
         return _read_lone_config(name, path)

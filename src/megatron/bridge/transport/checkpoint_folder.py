@@ -31,5 +31,9 @@ def iteration_folder(path: str | Path) -> Path:
         raise CheckpointError(f"{tracker}: names iteration {text}, but {folder} does not exist")
     iterations = sorted(child for child in path.glob("iter_*") if _ITERATION.fullmatch(child.name))
     if not iterations:
-        raise CheckpointError(f"{path}: no Megatron checkpoint (no {TRACKER_NAME}, iter_NNNNNNN or metadata.json)")
+        is_hf = (path / "config.json").is_file()
+        hint = ". It is a Hugging Face model, which `megatron-bridge import` converts" if is_hf else ""
+        raise CheckpointError(
+            f"{path}: no Megatron checkpoint (no {TRACKER_NAME}, iter_NNNNNNN or metadata.json){hint}"
+        )
     return iterations[-1]

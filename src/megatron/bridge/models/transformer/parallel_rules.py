@@ -133,13 +133,16 @@ def _pipeline_problems(fields: Mapping[str, Any], pp: int, vpp: int | None) -> l
 
 
 def _even_problems(num_layers: int, pp: int, chunks: int, num_counted: int) -> list[str]:
-    if (num_layers + num_counted) % (pp * chunks) == 0:
+    total = num_layers + num_counted
+    if total % (pp * chunks) == 0:
         return []
     each = f" of {chunks} chunks each" if chunks > 1 else ""
     counted = f" and {num_counted} counted as layers" if num_counted else ""
+    evenly = [size for size in divisors(total, _MAX_SHOWN) if total % (size * chunks) == 0]
+    possible = ", ".join(str(size) for size in evenly if size > 1 or chunks == 1)
     return [
-        f"{num_layers} layers{counted} cannot be split over {pp} pipeline stages (pp){each} evenly; set {_FIRST} / "
-        f"{_LAST}, or another pipeline size"
+        f"{num_layers} layers{counted} cannot be split over {pp} pipeline stages (pp){each} evenly; it can be "
+        f"{possible or 'none'}, or others with {_FIRST} and {_LAST}"
     ]
 
 
