@@ -74,14 +74,7 @@ def export(
             "source: as they are in the source.",
         ),
     ] = None,
-    strict: Annotated[
-        bool | None,
-        typer.Option(
-            "--strict/--no-strict",
-            help="Refuse, or allow and list, what differs from HF. Default: config fields may, tensors may not.",
-            show_default=False,
-        ),
-    ] = None,
+    strict: options.Strict = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:

@@ -157,6 +157,16 @@ PipelineParallel = Annotated[
 ExpertParallel = Annotated[
     int, typer.Option("--ep", parser=at_least(1), metavar="N", help="Expert-parallel size.", rich_help_panel=_PARALLEL)
 ]
+Strict = Annotated[
+    bool | None,
+    typer.Option(
+        "--strict/--no-strict",
+        metavar="",
+        help="Refuse, or list, what differs from HF.\n\nDefault: config fields may, tensors may not.",
+        show_default=False,
+        rich_help_panel="Differences",
+    ),
+]
 Chat = Annotated[
     bool | None,
     typer.Option(
