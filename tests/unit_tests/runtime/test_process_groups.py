@@ -173,6 +173,28 @@ def test_launched_ranks_form_the_layout(tmp_path):
     assert [(tmp_path / f"rank{rank}").read_text() for rank in range(2)] == ["[0, 1] 1 yes"] * 2
 
 
+@pytest.mark.proof
+def test_ranks_of_a_module_start_with_megatron_core(tmp_path, monkeypatch):
+    script(
+        tmp_path,
+        """
+        import os, pathlib, signal, sys
+        found = "megatron.core" in sys.modules, "torch._dynamo" in sys.modules, __name__, sys.argv[1:]
+        from megatron.bridge.transport import process_groups
+        process_groups.initialize(tp=2)
+        ranks = process_groups.all_gather_object(process_groups.rank())
+        pathlib.Path(sys.argv[1], os.environ["RANK"]).write_text(repr((*found, ranks)))
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGKILL) if process_groups.rank() == 1 else process_groups.destroy()
+        """,
+    )
+    (tmp_path / "script.py").rename(tmp_path / "a_rank_module.py")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    assert process_groups.launch(["-m", "a_rank_module", str(tmp_path)], 2) == 128 + signal.SIGKILL
+    expected = repr((True, False, "__main__", [str(tmp_path)], [0, 1]))
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == [expected] * 2
+
+
 def test_a_failing_rank_ends_the_launch(tmp_path):
     path = script(
         tmp_path,
