@@ -79,9 +79,10 @@ class TorchNorm(torch.nn.Module):
         shape = (self.hidden_size,)
         if self.zero_centered:
             return F.rms_norm(x.float(), shape, 1.0 + self.weight.float(), self.eps).to(x.dtype)
-        if self.weight_in_fp32:
-            return F.rms_norm(x, shape, self.weight, self.eps)
-        return self.weight * F.rms_norm(x, shape, None, self.eps)
+        if self.weight_in_fp32 or x.dtype == torch.float32:
+            dtype = torch.promote_types(x.dtype, self.weight.dtype)
+            return F.rms_norm(x.to(dtype), shape, self.weight.to(dtype), self.eps).to(x.dtype)
+        return (self.weight * F.rms_norm(x, shape, None, self.eps)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.normalization}, {self.hidden_size}, eps={self.eps}, zero_centered={self.zero_centered}"

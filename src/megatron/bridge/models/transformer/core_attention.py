@@ -110,8 +110,8 @@ class DotProductAttention(CoreDotProductAttention):
             attention_mask: broadcast to `[B, A, Sq, Sk]`, true where nothing is seen; default: each query sees the
                 keys up to its own position. A window holds besides.
         """
-        unusual = (kwargs.get(name) for name in ("attention_bias", "packed_seq_params"))
-        if not self.has_kernel or any(value is not None for value in unusual):
+        is_usual = kwargs.get("attention_bias") is None and kwargs.get("packed_seq_params") is None
+        if not (self.has_kernel and is_usual):
             output: torch.Tensor = super().forward(query, key, value, attention_mask, *args, **kwargs)
             return output
         num_queries, num_keys, mask = query.shape[0], key.shape[0], attention_mask
@@ -129,13 +129,16 @@ class DotProductAttention(CoreDotProductAttention):
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor | None, is_causal: bool
     ) -> torch.Tensor:
-        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        batch_size, num_heads, num_queries, _ = query.shape
-        num_groups = key.shape[1]
-        if num_queries == 1 and (visible is None or visible.dim() < 3 or visible.shape[-3] == 1):
+        num_queries, batch_size, num_heads, _ = query.shape
+        num_groups = key.shape[2]
+        key, value = key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3)
+        is_token = num_queries == 1 and (visible is None or visible.dim() < 3 or visible.shape[-3] == 1)
+        if is_token:
             # The heads of a group are like queries at one position, so that the group's keys are read once.
             query = query.reshape(batch_size, num_groups, num_heads // num_groups, -1)
-        elif visible is not None and num_groups < num_heads:  # no fused kernel for CUDA has both groups and a mask
+        else:
+            query = query.permute(1, 2, 0, 3)
+        if not is_token and visible is not None and num_groups < num_heads:  # no fused kernel for CUDA has both
             key, value = (x.repeat_interleave(num_heads // num_groups, dim=1) for x in (key, value))
         dropout = self.attention_dropout.p if self.training else 0.0
         is_split = dropout and not self.config.sequence_parallel  # over heads: each rank drops other probabilities
@@ -150,4 +153,6 @@ class DotProductAttention(CoreDotProductAttention):
                 scale=self.softmax_scale * (self.scale_mask_softmax.scale or 1.0),
                 enable_gqa=query.shape[1] != key.shape[1],
             )
-        return output.reshape(batch_size, num_heads, num_queries, -1).permute(2, 0, 1, 3).flatten(2)
+        if is_token:
+            return output.reshape(1, batch_size, -1)
+        return output.permute(2, 0, 1, 3).flatten(2)

@@ -37,6 +37,7 @@ from megatron.bridge.models.transformer.core_attention import DotProductAttentio
 from megatron.bridge.models.transformer.decoder_config import DecoderConfig
 from megatron.bridge.models.transformer.delta_net import GatedDeltaNet
 from megatron.bridge.models.transformer.layer_rope import LayerRopeSelfAttention
+from megatron.bridge.models.transformer.mlp import MLP
 from megatron.bridge.models.transformer.multi_latent_attention import MultiLatentSelfAttention
 from megatron.bridge.models.transformer.parallel_layer import ParallelTransformerLayer
 from megatron.bridge.models.transformer.parallel_linear import ColumnParallelLinear, RowParallelLinear
@@ -158,6 +159,8 @@ def local_layer_spec(config: DecoderConfig, is_moe: bool | None = None, is_linea
         attention.core_attention = DotProductAttention
     _lighten_linears(attention, mlp_submodules(layer))
     spec.module = TransformerLayer
+    if not is_moe:
+        layer.mlp = partial(MLP.as_mlp_submodule, **mlp_arguments(layer))
     if is_moe:
         # In a checkpoint, the norm before experts keeps its name, as with Transformer Engine, because there is no
         # single linear layer that it could be part of.

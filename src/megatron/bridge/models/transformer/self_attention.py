@@ -39,7 +39,8 @@ class KeepsRotatedKeys:
             return adjusted
         if rotary_pos_emb is not None:
             how = (rotary_pos_emb[0], self.config.rotary_interleaved, attention._yarn_concentration_factor)
-            query, key = (inference_context.rotate(x, *how) for x in (query, key))
+            heads = inference_context.rotate(torch.cat([query, key], dim=2), *how)
+            query, key = heads.split([query.shape[2], key.shape[2]], dim=2)
         key, value = inference_context.remember(self.layer_number, key, value)
         kind = AttnMaskType.no_mask if inference_context.decode_mode else attention.attn_mask_type
         return query, key, value, None, kind, None
