@@ -59,7 +59,10 @@ def launch(argv: Sequence[str], num_ranks: int, env: Mapping[str, str] | None = 
 
 def _main(num_ranks: int, argv: list[str]) -> int:
     """Starts the ranks; returns their exit code, as `launch` does. In a rank, runs what it is for."""
+    # While this process imports, there is nothing to clean up: a Ctrl-C just ends it, without a traceback.
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     device = _import_engine() if argv[0] == "-m" and sys.platform == "linux" else None
+    signal.signal(signal.SIGINT, handler)
     server = socket.create_server((_HOST, 0), backlog=num_ranks)
     port = server.getsockname()[1]
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # until whoever is to receive them is there
