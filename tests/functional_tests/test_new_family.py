@@ -91,7 +91,7 @@ def test_a_new_family_touches_no_other_file(project: Path) -> None:
     shared = ["tests/unit_tests/models/test_families.py", "-k", "toy"]
     options = ["-n", "0", "-m", "proof or not proof", "--record-proof", "-p", "no:cacheprovider"]
     printed = run(project, "-m", "pytest", *folders, *shared, *options)
-    assert "9 passed" in printed, printed
+    assert "10 passed" in printed, printed
     after = contents(project)
     assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {RECORD}
     layouts = ["pp2", "tp1", "tp2", "tp2-sp"]

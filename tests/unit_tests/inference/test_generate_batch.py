@@ -89,7 +89,7 @@ def test_on_ranks(layout, tmp_path):
     prompts = prompts_of(131)
     expected = [hf_greedy(hf_model, prompt, NUM_NEW, use_cache=True)[0] for prompt in prompts]
     sizes = {name: layout.get(name, 1) for name in ("tp", "pp")}
-    assert run_ranks(batch_on_rank, 2, tmp_path, layout, prompts, timeout=60, **sizes) == [expected, expected]
+    assert run_ranks(batch_on_rank, 2, tmp_path, layout, prompts, **sizes) == [expected, expected]
 
 
 def test_as_transformers_with_left_padding(tmp_path):
