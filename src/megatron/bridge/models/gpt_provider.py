@@ -1,5 +1,6 @@
 """`GPTModelProvider`: a Megatron config that can build its model."""
 
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,10 +12,14 @@ from megatron.core.pipeline_parallel.utils import (
     is_vp_last_stage,
 )
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import LayerNormImpl, TransformerBlockSubmodules
 
 from megatron.bridge.models.model_provider import ModelProviderMixin
+from megatron.bridge.models.transformer import hybrid_layers
 from megatron.bridge.models.transformer.decoder_config import DecoderConfig, padded_vocab_size, set_dtype
 from megatron.bridge.models.transformer.gpt_model import GPTModel
+from megatron.bridge.models.transformer.hybrid_model import HybridModel
 from megatron.bridge.models.transformer.layer_specs import (
     DecoderSpec,
     DecoderSpecBuilder,
@@ -22,9 +27,11 @@ from megatron.bridge.models.transformer.layer_specs import (
     default_layer_spec,
     local_layer_spec,
     mtp_block_spec,
+    prediction_layer_spec,
     transformer_engine_layer_spec,
 )
 from megatron.bridge.models.transformer.rotary import apply_rope_parameters
+from megatron.bridge.models.transformer.sparse_attention import check_index_sharing
 
 __all__ = [
     "GPTModelProvider",
@@ -41,12 +48,13 @@ class GPTModelProvider(ModelProviderMixin[LanguageModule], DecoderConfig):
     """A `DecoderConfig` that builds a GPTModel.
 
     Attributes:
-        model_class: the class of the model; not a field.
+        gpt_class, hybrid_class: what `model_class` stands for; not fields.
         transformer_layer_spec: a spec, or a function of the provider (and of `vp_stage`, if it has such a parameter)
             that makes one.
     """
 
-    model_class: ClassVar[type[GPTModel]] = GPTModel
+    gpt_class: ClassVar[type[GPTModel]] = GPTModel
+    hybrid_class: ClassVar[type[HybridModel]] = HybridModel
 
     transformer_layer_spec: DecoderSpec | DecoderSpecBuilder = field(default=default_layer_spec)
 
@@ -60,14 +68,35 @@ class GPTModelProvider(ModelProviderMixin[LanguageModule], DecoderConfig):
                 the pipeline rank and `vp_stage`.
             vp_stage: the index of the model chunk on this rank.
         """
-        layer_spec = self._layer_spec(vp_stage)
-        model = self.model_class(
-            transformer_layer_spec=layer_spec,
-            mtp_block_spec=mtp_block_spec(self, layer_spec, vp_stage),
-            **self._model_arguments(pre_process, post_process, vp_stage),
-        )
+        model: GPTModel | HybridModel
+        if self.experimental_attention_variant == "dsa":
+            check_index_sharing(self, vp_stage)
+        arguments = self._model_arguments(pre_process, post_process, vp_stage)
+        if self.model_class == "hybrid":
+            model = self._hybrid_model(arguments)
+        else:
+            layer_spec = self._layer_spec(vp_stage)
+            prediction = mtp_block_spec(self, layer_spec, vp_stage)
+            model = self.gpt_class(transformer_layer_spec=layer_spec, mtp_block_spec=prediction, **arguments)
         apply_rope_parameters(model)
         return model
+
+    def _hybrid_model(self, arguments: dict[str, Any]) -> HybridModel:
+        """This rank's part of the model as a HybridModel, given the arguments of every language model."""
+        whole = copy(self)
+        whole.reset_layout()  # the spec of a stack is that of all layers
+        block = built_spec(self.transformer_layer_spec, whole, None)
+        if isinstance(block, ModuleSpec):
+            norm: Any = LayerNormImpl  # as a TransformerBlock chooses it
+            block = TransformerBlockSubmodules(layer_specs=[block] * self.num_layers, layer_norm=norm)
+        specs = block.layer_specs or []
+        prediction = prediction_layer_spec(self, specs[-1]) if self.mtp_num_layers else None
+        return self.hybrid_class(
+            hybrid_stack_spec=hybrid_layers.stack_spec(self, block, prediction),
+            hybrid_layer_pattern=hybrid_layers.layer_pattern(self, specs, prediction),
+            letters_per_layer=2 if hybrid_layers.are_split(self, specs) else 1,
+            **arguments,
+        )
 
     def _model_arguments(
         self, pre_process: bool | None, post_process: bool | None, vp_stage: int | None

@@ -1,6 +1,7 @@
 """`HybridProvider`: the config of a model whose layers are Mamba-2, attention, MLPs or mixtures of experts."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 from megatron.core.extensions import transformer_engine
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -81,8 +82,10 @@ class HybridProvider(GPTModelProvider):
     mtp_hybrid_override_pattern: str | None = None
     mamba_chunk_size: int = 128
     mamba_dt_min: float = 0.0
+    model_class: Literal["gpt", "hybrid"] = "hybrid"
     is_hybrid_model: bool = True
     position_embedding_type: str = "none"
+    has_own_pattern: ClassVar[bool] = True
     transformer_layer_spec: layer_specs.DecoderSpec | layer_specs.DecoderSpecBuilder = field(default=hybrid_stack_spec)
 
     def finalize(self) -> None:

@@ -74,15 +74,18 @@ def load_megatron_weights(model: "Sequence[MegatronModule]", path: str | Path) -
 
     from megatron.bridge.models.model_building import config_of, unwrap_model
     from megatron.bridge.models.placement import read_entries
+    from megatron.bridge.models.stored_places import StoredPlaces
     from megatron.bridge.transport.torch_dist import TorchDistReader
 
     chunks = _named(unwrap_model(model))
     folder = iteration_folder(path)
     reader = TorchDistReader(folder)
+    places = StoredPlaces(reader.tensors, config_of(unwrap_model(model)[0]))
     request = {}
     lost: set[str] = set()
     for chunk_name, chunk in chunks.items():
         state = chunk.sharded_state_dict()
+        places.retarget(state, getattr(chunk, "letters_per_layer", None) or 1)
         objects = [name for name, entry in state.items() if _is_object(entry)]
         # Extra states are Transformer Engine's: a checkpoint made without it has none, and the model's own are right.
         for name in objects:
@@ -91,7 +94,7 @@ def load_megatron_weights(model: "Sequence[MegatronModule]", path: str | Path) -
         if config_of(chunk).unpadded_query_groups is not None:
             _allow_other_padding(state)
         # One parameter may be several entries of a checkpoint: the projection of a gated delta net is.
-        wanted_keys = {shard.key for parameter in read_entries(state) for shard in parameter.shards}
+        wanted_keys = {shard.key for parameter in read_entries(chunk, state) for shard in parameter.shards}
         lost |= wanted_keys - reader.tensors.keys()
         request[chunk_name] = state
     if lost:

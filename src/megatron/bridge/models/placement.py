@@ -50,8 +50,8 @@ class Parameter:
     """A Megatron parameter or persistent buffer on this rank.
 
     Attributes:
-        name: the global name, in which layers and experts are counted over the whole model, as in the Transformer
-            Engine spec.
+        name: the global name, in which layers and experts are counted over the whole model, as in a GPTModel with the
+            Transformer Engine spec.
         param_name: the name in this rank's (unwrapped) model chunk.
         shape: the shape of the whole, unsharded weight.
         tensor: the rank's own data, perhaps on the meta device; `None` if only other ranks hold some.
@@ -72,13 +72,20 @@ def read_placement(chunks: Sequence["MegatronModule"]) -> list[Parameter]:
     Args:
         chunks: unwrapped model chunks, one per virtual pipeline stage.
     """
-    states = [chunk.sharded_state_dict() for chunk in chunks]
-    return [parameter for vp_stage, state in enumerate(states) for parameter in read_entries(state, vp_stage)]
+    return [
+        parameter
+        for vp_stage, chunk in enumerate(chunks)
+        for parameter in read_entries(chunk, chunk.sharded_state_dict(), vp_stage)
+    ]
 
 
-def read_entries(state: Mapping[str, object], vp_stage: int = 0) -> list[Parameter]:
+def read_entries(chunk: "MegatronModule", state: Mapping[str, object], vp_stage: int = 0) -> list[Parameter]:
     """The parameters of one model chunk, from its `sharded_state_dict()`."""
-    return [parameter for name, entry in state.items() for parameter in _read_entry(name, entry, vp_stage)]
+    parameters = [parameter for name, entry in state.items() for parameter in _read_entry(name, entry, vp_stage)]
+    if hasattr(chunk, "canonical_name"):  # a model of another class than GPTModel
+        for parameter in parameters:
+            parameter.name = chunk.canonical_name(parameter.name)  # type: ignore[operator]  # a method
+    return parameters
 
 
 def _read_entry(param_name: str, entry: object, vp_stage: int) -> Iterable[Parameter]:

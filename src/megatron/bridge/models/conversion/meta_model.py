@@ -79,8 +79,9 @@ def meta_placement(
             setattr(provider, field, value)
         provider.finalize()
         with torch.device("meta"):
-            state = provider.provide(pre_process=True, post_process=True).sharded_state_dict()
-        return read_entries(state), provider, _objects(state)
+            model = provider.provide(pre_process=True, post_process=True)
+            state = model.sharded_state_dict()
+        return read_entries(model, state), provider, _objects(state)
     except BridgeError as error:
         raise type(error)(f"{name}: {error}") from error
     except _REFUSALS as error:

@@ -54,8 +54,9 @@ _BY_REASON: dict[str, tuple[str, ...]] = {
         "mlp_chunks_for_training", "clone_scatter_output_in_embedding", "disable_parameter_transpose_cache",
         "use_inference_optimized_layers", "moe_pad_experts_for_cuda_graph_inference", "nccl_all_reduce_for_prefill",
         "barrier_with_L1_time", "timers", "config_logger_dir", "test_mode", "external_cuda_graph", "enable_cuda_graph",
-        "high_priority_a2a_comm_stream", "is_hybrid_model",
+        "high_priority_a2a_comm_stream",
     ),
+    "the class that the model is built as": ("model_class", "hybrid_layers", "is_hybrid_model"),
     "what is kept, recomputed, moved or sent when": (
         "recompute_granularity", "recompute_method", "recompute_num_layers", "recompute_modules",
         "distribute_saved_activations", "moe_layer_recompute", "num_microbatches_with_partial_activation_checkpoints",

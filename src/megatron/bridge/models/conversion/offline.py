@@ -44,6 +44,7 @@ from megatron.bridge.models.hf_pretrained.source import WeightSource
 from megatron.bridge.models.model_provider import Provider
 from megatron.bridge.models.placement import Shard
 from megatron.bridge.models.run_config import provider_as_data, write_run_config
+from megatron.bridge.models.stored_places import StoredPlaces
 from megatron.bridge.transport import torch_dist
 from megatron.bridge.transport.boxes import Box, common_box
 from megatron.bridge.transport.checkpoint_folder import TOKENIZER_FOLDER, TRACKER_NAME
@@ -278,6 +279,8 @@ class CheckpointWeights:
         self.files = self._reader.files
         num_chunks = sum(len(tensor.chunks) for tensor in self._reader.tensors.values())
         parameters, config, _ = meta_placement(provider, str(folder), num_chunks)
+        places = StoredPlaces(self._reader.tensors, config)
+        parameters = [places.located(parameter) for parameter in parameters]
         registry = bridge.registry(hf_pretrained)
         self.plan = build_plan(parameters, registry, config, None, model_name=str(folder))
         _check_tensors(self._reader, self.plan, config, folder)

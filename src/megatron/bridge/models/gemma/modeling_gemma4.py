@@ -8,9 +8,10 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.bridge.models.gemma.modeling_gemma4_config import Gemma4Config
 from megatron.bridge.models.gemma.modeling_gemma4_layer import Gemma4SelfAttention, Gemma4TransformerLayer
 from megatron.bridge.models.gemma.modeling_gemma4_moe import make_experts_parallel
-from megatron.bridge.models.gemma.modeling_gemma4_per_layer import Gemma4Model
+from megatron.bridge.models.gemma.modeling_gemma4_per_layer import Gemma4HybridModel, Gemma4Model
 from megatron.bridge.models.gpt_provider import GPTModelProvider
 from megatron.bridge.models.transformer.gpt_model import GPTModel
+from megatron.bridge.models.transformer.hybrid_model import HybridModel
 from megatron.bridge.models.transformer.layer_specs import attention_spec, layer_submodules
 
 
@@ -18,7 +19,8 @@ from megatron.bridge.models.transformer.layer_specs import attention_spec, layer
 class Gemma4Provider(Gemma4Config, GPTModelProvider):
     """A `Gemma4Config` that builds its model."""
 
-    model_class: ClassVar[type[GPTModel]] = Gemma4Model
+    gpt_class: ClassVar[type[GPTModel]] = Gemma4Model
+    hybrid_class: ClassVar[type[HybridModel]] = Gemma4HybridModel
 
     def modify_layer_spec(self, spec: ModuleSpec) -> None:
         spec.module = Gemma4TransformerLayer

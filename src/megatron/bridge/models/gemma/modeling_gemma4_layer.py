@@ -28,7 +28,7 @@ class Gemma4TransformerLayer(TransformerLayer):
     """A TransformerLayer that may read an input of its own, and whose output is multiplied by a stored constant.
 
     Attributes:
-        hands_over_context: whether the context goes to the next pipeline stage, as further columns of hidden states.
+        hands_over_context: whether the context goes on as further columns of hidden states, as to the next stage.
     """
 
     config: Gemma4Config

@@ -4,7 +4,7 @@ S is the sequence length (S' on this rank with sequence parallelism), B the batc
 of layers, P the size of a layer's input. Source: transformers 5.23, `Gemma4TextModel.project_per_layer_inputs`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
@@ -15,14 +15,22 @@ from megatron.core.typed_torch import apply_module
 from megatron.bridge.errors import ParallelLayoutError
 from megatron.bridge.models.gemma.modeling_gemma4_config import Gemma4Config
 from megatron.bridge.models.transformer.gpt_model import GPTModel
+from megatron.bridge.models.transformer.hybrid_model import HybridModel
+from megatron.bridge.models.transformer.model_extras import ModelExtras
 from megatron.bridge.runtime.norm import TorchNorm
 from megatron.bridge.runtime.replicated_linear import ReplicatedLinear
 
 
-class Gemma4Model(GPTModel):
-    """A GPTModel that makes the inputs of its layers, and whose stages hand on more than hidden states."""
+class Gemma4Extras(ModelExtras):
+    """For a model of either class: makes the inputs of its layers; its stages hand on more than hidden states.
+
+    Attributes:
+        passes_context: whether its decoder passes a context from layer to layer. If not, it is further columns of the
+            hidden states there too, as it is between stages.
+    """
 
     config: Gemma4Config
+    passes_context: ClassVar[bool]
 
     def __init__(self, config: Gemma4Config, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -35,6 +43,8 @@ class Gemma4Model(GPTModel):
                     "Gemma4Model: a pipeline stage has no layers, but with hidden_size_per_layer_input or "
                     "num_kv_shared_layers it is layers that hand on more than hidden states; give each stage one"
                 )
+            for layer in self.decoder.layers[-1:] if self.passes_context else self.decoder.layers:
+                layer.hands_over_context = True
             self.decoder.layers[-1].hands_over_context = not self.post_process
 
     @property
@@ -58,9 +68,24 @@ class Gemma4Model(GPTModel):
             if decoder_input is None:
                 decoder_input = self.embedding(input_ids=input_ids, position_ids=position_ids)
             context = self.per_layer_embedding(input_ids, decoder_input)
-            kwargs["extra_block_kwargs"] = {**(kwargs.get("extra_block_kwargs") or {}), "context": context}
-        # Declared as tensors, the mask and the decoder's input may be None.
-        return super().forward(input_ids, position_ids, attention_mask, decoder_input, *args, **kwargs)  # type: ignore[arg-type]
+            if self.passes_context:
+                kwargs["extra_block_kwargs"] = {**(kwargs.get("extra_block_kwargs") or {}), "context": context}
+            else:
+                decoder_input = torch.cat([decoder_input, context], dim=-1)
+        output: torch.Tensor = super().forward(input_ids, position_ids, attention_mask, decoder_input, *args, **kwargs)
+        return output
+
+
+class Gemma4Model(Gemma4Extras, GPTModel):
+    """A GPTModel with `Gemma4Extras`."""
+
+    passes_context = True
+
+
+class Gemma4HybridModel(Gemma4Extras, HybridModel):
+    """A HybridModel with `Gemma4Extras`."""
+
+    passes_context = False
 
 
 class PerLayerEmbedding(MegatronModule):

@@ -110,7 +110,12 @@ class DecoderConfig(TransformerConfig):
         parallel_attention_and_mlp: both read the output of `input_layernorm`, and their outputs are added together.
         qk_layernorm_scope: what `qk_layernorm` normalises: each "head"; the whole "projection"; "separate_heads", each
             with weights of its own; or "head_after_rope", each head after the rotary embedding.
+        model_class: the class of megatron-core's that the decoder is built as: GPTModel ("gpt") or HybridModel.
+        hybrid_layers: of a HybridModel: "split" makes two of the stack's layers of each of the decoder's, attention and
+            then its MLP; "whole" one. `num_layers` counts the decoder's in either case. Those of a class of their own,
+            such as layers whose attention and MLP are parallel, are always whole.
         seed: for `provide_distributed_model`, if model parallelism is not initialised yet.
+        has_own_pattern: whether the model's layers are those of a HybridStack, which no GPTModel could be; not a field.
         has_relative_positions: whether attention depends only on how far tokens are apart, not on where they stand.
     """
 
@@ -155,6 +160,9 @@ class DecoderConfig(TransformerConfig):
     parallel_attention_and_mlp: bool = False
     qk_layernorm_scope: str = "head"
     seed: int = 0
+    model_class: Literal["gpt", "hybrid"] = "gpt"
+    hybrid_layers: Literal["split", "whole"] = "split"
+    has_own_pattern: ClassVar[bool] = False
     has_relative_positions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

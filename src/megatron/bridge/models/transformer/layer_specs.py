@@ -44,7 +44,7 @@ from megatron.bridge.models.transformer.parallel_linear import ColumnParallelLin
 from megatron.bridge.models.transformer.residual import POST_NORM_KEYS, BiasDropoutAdd
 from megatron.bridge.models.transformer.router import GeneralTopKRouter, needs_general_router
 from megatron.bridge.models.transformer.self_attention import SelfAttention
-from megatron.bridge.models.transformer.sparse_attention import check_index_sharing, sparse_attention
+from megatron.bridge.models.transformer.sparse_attention import sparse_attention
 from megatron.bridge.models.transformer.transformer_layer import TransformerLayer
 from megatron.bridge.runtime import capabilities
 from megatron.bridge.runtime.norm import TorchNorm
@@ -199,8 +199,6 @@ def default_layer_spec(config: DecoderConfig, vp_stage: int | None = None) -> Tr
     """The specs of this rank's decoder layers: what the machine offers, with the modules that the config asks for."""
     first = get_transformer_layer_offset(config, vp_stage=vp_stage)
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    if config.experimental_attention_variant == "dsa":
-        check_index_sharing(config, first, num_layers)
     if capabilities.has_transformer_engine():
         if config.experimental_attention_variant == "gated_delta_net":
             block = get_transformer_block_with_experimental_attention_variant_spec(config, vp_stage=vp_stage)
@@ -227,20 +225,12 @@ def default_layer_spec(config: DecoderConfig, vp_stage: int | None = None) -> Tr
 def mtp_block_spec(
     config: DecoderConfig, layer_spec: DecoderSpec, vp_stage: int | None = None
 ) -> MultiTokenPredictionBlockSubmodules | None:
-    """The specs of the multi-token prediction layers on this rank; `None` if there are none.
-
-    They are like the last decoder layer or, in models with gated delta nets, like a layer with attention and experts.
-    """
+    """The specs of the multi-token prediction layers on this rank; `None` if there are none."""
     if not config.mtp_num_layers:
         return None
     use_transformer_engine = capabilities.has_transformer_engine()
-    usual_layer_spec = transformer_engine_layer_spec if use_transformer_engine else local_layer_spec
-    if config.experimental_attention_variant == "gated_delta_net":
-        layer_spec = usual_layer_spec(config)
-    elif isinstance(layer_spec, TransformerBlockSubmodules) and not layer_spec.layer_specs:  # no decoder layer is here
-        layer_spec = usual_layer_spec(config, is_moe=moe_layers(config)[-1])
-    if isinstance(layer_spec, ModuleSpec):  # megatron-core takes one alone only if it is of its own class
-        layer_spec = TransformerBlockSubmodules(layer_specs=[layer_spec])
+    # A single spec would have to be of megatron-core's own class of layers, one in a block need not.
+    layer_spec = TransformerBlockSubmodules(layer_specs=[prediction_layer_spec(config, layer_spec)])
     block: MultiTokenPredictionBlockSubmodules | None
     block = gpt_layer_specs.get_gpt_mtp_block_spec(config, layer_spec, use_transformer_engine, vp_stage=vp_stage)
     if block is not None and not use_transformer_engine:
@@ -248,6 +238,21 @@ def mtp_block_spec(
             for name in ("enorm", "hnorm", "layer_norm"):
                 setattr(layer.submodules, name, TorchNorm)
     return block
+
+
+def prediction_layer_spec(config: DecoderConfig, layer_spec: DecoderSpec) -> ModuleSpec:
+    """The spec of the layer in a multi-token prediction layer.
+
+    It is like the last decoder layer or, in models with gated delta nets, like a layer with attention and experts.
+    """
+    usual_layer_spec = transformer_engine_layer_spec if capabilities.has_transformer_engine() else local_layer_spec
+    if config.experimental_attention_variant == "gated_delta_net":
+        return usual_layer_spec(config)
+    if isinstance(layer_spec, ModuleSpec):
+        return layer_spec
+    if layer_spec.layer_specs:
+        return layer_spec.layer_specs[-1]
+    return usual_layer_spec(config, is_moe=moe_layers(config)[-1])  # no decoder layer is on this rank
 
 
 def hybrid_mtp_block_spec() -> ModuleSpec:

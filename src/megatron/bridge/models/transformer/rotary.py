@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.transformer.attention import Attention
 
 from megatron.bridge.errors import UnsupportedConfigError
 from megatron.bridge.models.transformer.decoder_config import DecoderConfig, RopeParameters
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from megatron.core.models.hybrid.hybrid_model import HybridModel
     from transformers import LlamaConfig
 
+# The attribute of attention modules by which megatron-core scales cos and sin.
+_SCALING = "_yarn_concentration_factor"
 # Kinds whose frequencies depend on the length of the sequence.
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
 
@@ -162,12 +165,15 @@ def apply_rope_parameters(model: "GPTModel | HybridModel") -> None:
         both = LayerRotaryEmbedding(model.rotary_pos_emb, window)
         model.rotary_pos_emb = both  # type: ignore[assignment]  # it has the methods that the model calls
         scalings[1] = attention_scaling(window_rope_parameters, config.head_dim(True), max_position_embeddings)
-    for layer in model.decoder.layers:
-        has_window = config.has_window(layer.layer_number)
-        if hasattr(layer, "self_attention"):  # a HybridModel's layer may have none
-            layer.self_attention._yarn_concentration_factor = scalings[int(has_window)]
-    for layer in model.mtp.layers if model.mtp_process else []:
-        layer.mtp_model_layer.self_attention._yarn_concentration_factor = scalings[0]
+    for attention in _attentions(model.decoder):
+        has_window = config.has_window(attention.layer_number)
+        setattr(attention, _SCALING, scalings[int(has_window)])
+    for attention in _attentions(model.mtp) if model.mtp_process else ():
+        setattr(attention, _SCALING, scalings[0])
+
+
+def _attentions(module: torch.nn.Module) -> list[Attention]:
+    return [part for part in module.modules() if isinstance(part, Attention)]
 
 
 def _rotary_embedding(
