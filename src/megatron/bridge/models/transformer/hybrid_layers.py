@@ -140,7 +140,8 @@ def _has_experts(spec: ModuleSpec) -> bool:
 
 
 def _attention_kind(config: DecoderConfig, spec: ModuleSpec) -> str:
-    if layer_specs.attention_spec(spec).module is GatedDeltaNet:
+    module = layer_specs.attention_spec(spec).module
+    if isinstance(module, type) and issubclass(module, GatedDeltaNet):
         return "gdn_layer"
     if config.experimental_attention_variant == "dsa":
         return "dsa_layer"
