@@ -167,7 +167,7 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def run_on(layout: dict[str, Any], fn: Callable[..., Any], *args: Any) -> list[Any]:
     """What `fn` returns on each rank of a layout."""
-    sizes = {name: layout[name] for name in ("tp", "pp", "ep", "etp") if name in layout}
+    sizes = {name: layout[name] for name in ("tp", "pp", "vpp", "ep", "etp") if name in layout}
     return run_ranks(fn, num_ranks(layout), *args, **sizes)
 
 
@@ -185,6 +185,9 @@ def build_on(bridge: AutoBridge, layout: dict[str, Any]) -> list[Any]:
     provider.expert_tensor_parallel_size = layout.get("etp")
     provider.pad_query_groups = layout.get("pad_query_groups", False)
     provider.sequence_parallel = layout.get("sequence_parallel", False)
+    provider.virtual_pipeline_model_parallel_size = layout.get("vpp")
+    for name in ("model_class", "hybrid_layers"):
+        setattr(provider, name, layout.get(name, getattr(provider, name)))
     provider.finalize()
     return provider.provide_distributed_model(wrap_with_ddp=False)
 

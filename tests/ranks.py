@@ -164,7 +164,7 @@ def _rank_main(rank, num_ranks, folder, sender, layout, fn, args) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(AGE)  # ends this rank even if the parent is killed
     try:
-        torch.set_num_threads(1)
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         os.environ["LOCAL_RANK"] = os.environ["RANK"] = str(rank)
         os.environ["WORLD_SIZE"] = str(num_ranks)
         forget_groups()
