@@ -33,25 +33,28 @@ def logits(model: Any, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reference(model: Any, tokens: Tensor, compute: Callable[[Any, Tensor], Tensor] = logits) -> tuple[Tensor, float]:
+def reference(
+    model: Any, tokens: Tensor, compute: Callable[[Any, Tensor], Tensor] = logits, num_inputs: int = NUM_INPUTS
+) -> tuple[Tensor, float]:
     """What a model of transformers (or a tuple of them) computes, and how far others may be from it.
 
     Args:
         tokens: `[B, S]`.
         compute: what is compared, of a model and tokens; default: the logits.
+        num_inputs: on how many it is measured.
     """
     wide, results, allowed = in_float64(model), [], 0.0
-    for other in inputs_like(tokens):
+    for other in inputs_like(tokens, num_inputs):
         results.append(compute(model, other))
         with Float64():
             allowed = max(allowed, tolerance(results[-1], compute(wide, other)))
     return results[0], allowed
 
 
-def inputs_like(tokens: Tensor) -> list[Tensor]:
+def inputs_like(tokens: Tensor, num_inputs: int = NUM_INPUTS) -> list[Tensor]:
     """The tokens `[B, S]`, and the same in some other orders."""
     generator = torch.Generator().manual_seed(0)
-    orders = [torch.randperm(tokens.shape[1], generator=generator) for _ in range(NUM_INPUTS - 1)]
+    orders = [torch.randperm(tokens.shape[1], generator=generator) for _ in range(num_inputs - 1)]
     return [tokens, *(tokens[:, order] for order in orders)]
 
 

@@ -1,7 +1,9 @@
 """Loading the `config.json` of a Hugging Face model folder."""
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +99,11 @@ def load_config(
     if known_class is not None:
         config = make_config(str(folder / CONFIG_NAME), lambda: known_class.from_dict(values, name_or_path=str(folder)))
     else:
-        config = make_config(
-            str(folder / CONFIG_NAME), lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        )
+        with _one_process_at_a_time():
+            config = make_config(
+                str(folder / CONFIG_NAME),
+                lambda: AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code),
+            )
     if overrides:
         where = str(folder / CONFIG_NAME)
         new_values = merged(values, config, overrides, where)
@@ -109,6 +113,17 @@ def load_config(
         )
         check_in_force(config, overrides, where)
     return config
+
+
+@contextmanager
+def _one_process_at_a_time() -> Iterator[None]:
+    """For custom code, which transformers copies into a folder of its cache: another rank could import half a copy."""
+    from filelock import FileLock
+    from transformers.utils import HF_MODULES_CACHE
+
+    os.makedirs(HF_MODULES_CACHE, exist_ok=True)
+    with FileLock(os.path.join(HF_MODULES_CACHE, "megatron-bridge.lock")):
+        yield
 
 
 def quantization_config(values: JsonObject) -> dict[str, Any]:
