@@ -13,7 +13,12 @@ from megatron.core.pipeline_parallel.utils import (
 )
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import LayerNormImpl, TransformerBlockSubmodules
+from megatron.core.transformer.transformer_block import (
+    LayerNormImpl,
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron.bridge.models.model_provider import ModelProviderMixin
 from megatron.bridge.models.transformer import hybrid_layers
@@ -70,7 +75,8 @@ class GPTModelProvider(ModelProviderMixin[LanguageModule], DecoderConfig):
         """
         model: GPTModel | HybridModel
         if self.experimental_attention_variant == "dsa":
-            check_index_sharing(self, vp_stage)
+            first = get_transformer_layer_offset(self, vp_stage=vp_stage)
+            check_index_sharing(self, first, get_num_layers_to_build(self, vp_stage=vp_stage))
         arguments = self._model_arguments(pre_process, post_process, vp_stage)
         if self.model_class == "hybrid":
             model = self._hybrid_model(arguments)

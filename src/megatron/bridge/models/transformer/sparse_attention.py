@@ -8,8 +8,6 @@ from megatron.core.transformer.experimental_attention_variant.dsa import (
     source_dsa_compute_layer,
 )
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import get_num_layers_to_build
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron.bridge.errors import ParallelLayoutError
 from megatron.bridge.models.transformer.decoder_config import DecoderConfig
@@ -28,10 +26,13 @@ def sparse_attention(linear: type, norm: type) -> ModuleSpec:
     )
 
 
-def check_index_sharing(config: DecoderConfig, vp_stage: int | None) -> None:
-    """Raises `ParallelLayoutError` if a layer of this pipeline stage uses the indices of a layer of another stage."""
-    first = get_transformer_layer_offset(config, vp_stage=vp_stage)
-    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+def check_index_sharing(config: DecoderConfig, first: int, num_layers: int) -> None:
+    """Raises `ParallelLayoutError` if a layer of a pipeline stage uses the indices of a layer of another stage.
+
+    Args:
+        first: the stage's first layer, counted from 0.
+        num_layers: the number of its layers.
+    """
     for layer in range(first, first + num_layers):
         source = source_dsa_compute_layer(layer + 1, config.dsa_indexer_skip_topk_offset, config.dsa_indexer_topk_freq)
         if source - 1 < first:
