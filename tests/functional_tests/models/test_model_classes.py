@@ -10,8 +10,12 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 
 from megatron.bridge import AutoBridge
+from megatron.bridge.errors import UnsupportedConfigError
+from megatron.bridge.inference.generate import generate_tokens
+from megatron.bridge.inference.sampling import SamplingParams
 from megatron.bridge.models.live_checkpoint import load_megatron_weights, save_megatron_model
 from megatron.bridge.models.placement import read_placement
+from megatron.bridge.models.stored_places import StoredPlaces
 from tests.parity import LAYOUTS, build_on, changed_tensors, convert_and_run, parity, run_on
 from tests.ranks import run_ranks
 from tests.rounding import reference
@@ -79,6 +83,44 @@ def test_names_are_those_of_a_gpt_model(name: str) -> None:
         chunks = provider.provide_distributed_model(wrap_with_ddp=False, init_model_with_meta_device=True)
         found.append({(parameter.name, parameter.shape) for parameter in read_placement(chunks)})
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [("llama", "model_class", "hybird"), ("llama", "hybrid_layers", "both"), ("nemotron-h", "model_class", "gpt")],
+)
+def test_a_class_that_cannot_be(name: str, field: str, value: str) -> None:
+    bridge = AutoBridge.from_hf_config(TINY_MODELS[name].hf_config())
+    provider = bridge.to_megatron_provider(load_weights=False)
+    setattr(provider, field, value)
+    with pytest.raises(UnsupportedConfigError, match=f"{field} must be .*, found '{value}'"):
+        provider.finalize()
+
+
+def test_more_layers_than_the_config_has_are_not_halves() -> None:
+    provider = AutoBridge.from_hf_config(TINY_MODELS["llama"].hf_config()).to_megatron_provider(load_weights=False)
+    provider.num_layers = 2
+    parts = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
+    keys = [f"decoder.layers.{layer}.{part}" for layer in range(4) for part in parts]
+    assert {name: place.key for name, place in StoredPlaces(keys, provider).places.items()} == {
+        key: key for key in keys
+    }
+    halves = [f"decoder.layers.{layer}.{parts[layer % 2]}" for layer in range(4)]
+    assert StoredPlaces(halves, provider).places["decoder.layers.1.mlp.linear_fc2.weight"].key == halves[3]
+
+
+@pytest.mark.parametrize("name", ["llama", "deepseek-v3", "qwen3-moe"])
+def test_generation_gives_the_same_tokens(name: str, tmp_path: Path) -> None:
+    hf_model = TINY_MODELS[name].save(tmp_path)
+    prompt = torch.arange(4, 14)[None]
+    expected = hf_model.generate(prompt, max_new_tokens=8, do_sample=False)[0, prompt.shape[1] :].tolist()
+    for fields in ({}, *FORMS.values()):
+        assert run_ranks(_generate, 1, tmp_path, prompt[0].tolist(), fields) == [expected], fields
+
+
+def _generate(folder: Path, prompt: list[int], fields: dict[str, Any]) -> list[int]:
+    model = build_on(AutoBridge.from_hf_pretrained(folder), fields)
+    return list(generate_tokens(model, prompt, SamplingParams(max_new_tokens=8, temperature=0.0)))
 
 
 PER_LAYER = {"non_homogeneous_layers": True}

@@ -6,12 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.programs import TIMEOUT
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the launcher imports nothing")
 def test_ctrl_c_while_the_launcher_imports_is_quiet():
     command = [sys.executable, "-m", "megatron.bridge.transport.launcher", "2", "-m", "megatron.bridge", "models"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

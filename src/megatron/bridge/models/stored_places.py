@@ -22,6 +22,16 @@ _NUMBERED = re.compile(r"(?:^|\.)decoder\.layers\.(\d+)\.")
 _NUMBER = re.compile(r"(?<=decoder\.layers\.)\d+")
 
 
+def _are_split(keys: Iterable[str], num_layers: int) -> bool:
+    """Whether layers stand one by one and each is two, of which one is attention and the other an MLP."""
+    halves: dict[int, set[bool]] = {}
+    for key in keys:
+        if found := _NUMBERED.search(key):
+            is_mlp = key[found.end() :].startswith(("mlp.", "pre_mlp_layernorm."))
+            halves.setdefault(int(found[1]), set()).add(is_mlp)
+    return max(halves, default=0) >= num_layers and all(len(kinds) == 1 for kinds in halves.values())
+
+
 class Place(NamedTuple):
     """The key of a weight, and where it stands on the axes that are stacked before its own."""
 
@@ -41,8 +51,7 @@ class StoredPlaces:
     def __init__(self, keys: Iterable[str], config: "DecoderConfig") -> None:
         self.places: dict[str, Place] = {}
         keys = list(keys)
-        highest = max((int(found[1]) for key in keys if (found := _NUMBERED.search(key))), default=0)
-        letters = 2 if highest >= config.num_layers else 1
+        letters = 2 if _are_split(keys, config.num_layers) else 1
         for key in keys if not config.has_own_pattern else ():  # whose checkpoints have one form
             if _STACKED.search(key):
                 for layer in range(config.num_layers):

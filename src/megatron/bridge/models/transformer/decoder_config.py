@@ -208,6 +208,12 @@ class DecoderConfig(TransformerConfig):
         if problems:
             hint = "; pad_query_groups allows any tp for heads and groups" if "num_query_groups" in problems[0] else ""
             raise ParallelLayoutError(f"{type(self).__name__}: {'; '.join(problems)}{hint}")
+        classes = ("hybrid",) if self.has_own_pattern else ("gpt", "hybrid")
+        for name, known in (("model_class", classes), ("hybrid_layers", ("split", "whole"))):
+            if getattr(self, name) not in known:
+                raise UnsupportedConfigError(
+                    f"{type(self).__name__}: {name} must be {' or '.join(known)}, found {getattr(self, name)!r}"
+                )
         if self.qk_layernorm_scope not in QK_LAYERNORM_SCOPES:
             raise UnsupportedConfigError(
                 f"{type(self).__name__}: qk_layernorm_scope must be one of {', '.join(QK_LAYERNORM_SCOPES)}, found "
